@@ -1,0 +1,8 @@
+// SPDX-License-Identifier: MIT
+// Front header of the core floor: index types, positions, errors, workspace.
+#pragma once
+
+#include "heed/core/config.hpp"
+#include "heed/core/errors.hpp"
+#include "heed/core/types.hpp"
+#include "heed/core/workspace.hpp"

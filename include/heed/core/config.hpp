@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: MIT
+// The library's version and every macro it defines: assertions, inlining hints, the error handler.
+//
+// HEED_ASSERT(condition)   internal invariant; assert() unless the user defines it first.
+// HEED_INLINE              asks the compiler to inline a hot function even where its own heuristics
+//                          would not; a vendor attribute in standard syntax, ignored elsewhere.
+// HEED_NOINLINE            keeps a kernel out of line, so that its registers are its own.
+// HEED_HAS_EXCEPTIONS      1 unless compiled with -fno-exceptions.
+#pragma once
+
+#include <cassert>
+
+#define HEED_VERSION_MAJOR 0
+#define HEED_VERSION_MINOR 1
+#define HEED_VERSION_PATCH 0
+
+#ifndef HEED_ASSERT
+#define HEED_ASSERT(condition) assert(condition)
+#endif
+
+#if defined(__GNUC__) || defined(__clang__)
+#define HEED_INLINE [[gnu::always_inline]] inline
+#define HEED_NOINLINE [[gnu::noinline]]
+#else
+#define HEED_INLINE inline
+#define HEED_NOINLINE
+#endif
+
+#if defined(__cpp_exceptions) || defined(_CPPUNWIND)
+#define HEED_HAS_EXCEPTIONS 1
+#else
+#define HEED_HAS_EXCEPTIONS 0
+#endif
