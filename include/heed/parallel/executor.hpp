@@ -1,0 +1,59 @@
+// SPDX-License-Identifier: MIT
+// Who runs the tasks of a kernel: the executor concept, and the serial executor.
+//
+// An executor runs `body(worker)` for worker = 0 .. workers-1, each once, possibly at the same time,
+// and returns when all have ended. Kernels hand out their tasks among workers themselves (see
+// `for_each_task`), so that an executor stays three lines over anybody's thread pool and each worker
+// has scratch of its own.
+#pragma once
+
+#include <atomic>
+#include <concepts>
+
+#include "heed/core/config.hpp"
+#include "heed/core/types.hpp"
+
+namespace heed {
+
+namespace detail {
+struct probe_body {
+  void operator()(index) const noexcept {}
+};
+}  // namespace detail
+
+/// `concurrency()`: how many workers are worth starting, at least 1.
+/// `run(workers, body)`: as above. `body` does not throw.
+template <class E>
+concept executor = requires(E& e, index workers, detail::probe_body body) {
+  { e.concurrency() } -> std::convertible_to<index>;
+  e.run(workers, body);
+};
+
+/// Runs everything on the calling thread.
+struct serial_executor {
+  [[nodiscard]] static constexpr index concurrency() noexcept { return 1; }
+  template <class Body>
+  static void run(index workers, Body&& body) {
+    for (index w = 0; w < workers; ++w) body(w);
+  }
+};
+
+/// Runs `task(worker, t)` for t = 0 .. tasks-1 on at most `workers` workers. Tasks start in order;
+/// each runs once. Which worker takes a task must not change its result.
+template <executor E, class Task>
+void for_each_task(E& e, index workers, index tasks, Task&& task) {
+  if (workers > tasks) workers = tasks;
+  if (workers <= 1) {
+    for (index t = 0; t < tasks; ++t) task(index{0}, t);
+    return;
+  }
+  std::atomic<index> next{0};
+  e.run(workers, [&](index worker) {
+    for (index t = next.fetch_add(1, std::memory_order_relaxed); t < tasks;
+         t = next.fetch_add(1, std::memory_order_relaxed)) {
+      task(worker, t);
+    }
+  });
+}
+
+}  // namespace heed

@@ -1,0 +1,33 @@
+// SPDX-License-Identifier: MIT
+// OpenMP as an executor, and the executor used where none is given.
+//
+// Without an executor argument heed runs serially, or through OpenMP where the user compiles with it
+// (-fopenmp): the threads are then the user's own choice.
+#pragma once
+
+#include "heed/parallel/executor.hpp"
+
+#if defined(_OPENMP)
+#include <omp.h>
+
+namespace heed {
+
+struct openmp_executor {
+  [[nodiscard]] static index concurrency() noexcept {
+    return omp_in_parallel() != 0 ? 1 : static_cast<index>(omp_get_max_threads());
+  }
+  template <class Body>
+  static void run(index workers, Body&& body) {
+#pragma omp parallel for schedule(static, 1) num_threads(static_cast<int>(workers))
+    for (index w = 0; w < workers; ++w) body(w);
+  }
+};
+
+using default_executor = openmp_executor;
+
+}  // namespace heed
+#else
+namespace heed {
+using default_executor = serial_executor;
+}  // namespace heed
+#endif

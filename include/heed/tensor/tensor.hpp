@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: MIT
+// An owning row-major tensor over a pluggable storage.
+//
+// A storage is any type with `data()` and `size()` (in elements). Supplied: `owned_storage`
+// (Eigen-backed, 64-byte aligned) here, and `mapped_file` in heed/tensor/mapped_file.hpp.
+#pragma once
+
+#include <Eigen/Core>
+
+#include <array>
+#include <concepts>
+#include <cstdint>
+#include <utility>
+
+#include "heed/core/workspace.hpp"
+#include "heed/tensor/tensor_like.hpp"
+
+namespace heed {
+
+template <class S, class T>
+concept tensor_storage = requires(S& s) {
+  { s.data() } -> std::convertible_to<const T*>;
+  { s.size() } -> std::convertible_to<index>;
+};
+
+/// An Eigen array, over-allocated so that data() stands at a 64-byte boundary on every target.
+template <class T>
+class owned_storage {
+ public:
+  owned_storage() = default;
+  /// `size` zeros.
+  explicit owned_storage(index size) : array_(size + pad), size_(size) {
+    Eigen::Map<Eigen::Array<T, Eigen::Dynamic, 1>>(data(), size).setConstant(T(0));
+  }
+  owned_storage(const owned_storage& other) : array_(other.size_ + pad), size_(other.size_) {
+    for (index i = 0; i < size_; ++i) data()[i] = other.data()[i];
+  }
+  owned_storage(owned_storage&& other) noexcept
+      : array_(std::move(other.array_)), size_(std::exchange(other.size_, 0)) {}
+  owned_storage& operator=(owned_storage other) noexcept {
+    array_.swap(other.array_);
+    std::swap(size_, other.size_);
+    return *this;
+  }
+  ~owned_storage() = default;
+
+  [[nodiscard]] T* data() noexcept { return align(array_.data()); }
+  [[nodiscard]] const T* data() const noexcept { return align(array_.data()); }
+  [[nodiscard]] index size() const noexcept { return size_; }
+
+ private:
+  static constexpr index pad = static_cast<index>(cache_line / sizeof(T));
+
+  template <class P>
+  static P* align(P* p) noexcept {
+    const auto address = reinterpret_cast<std::uintptr_t>(p);
+    const auto up = (address + cache_line - 1) / cache_line * cache_line;
+    return p + static_cast<index>((up - address) / sizeof(T));
+  }
+
+  Eigen::Array<T, Eigen::Dynamic, 1> array_;
+  index size_ = 0;
+};
+
+template <class T, int Rank, class Storage = owned_storage<T>>
+class tensor {
+  static_assert(tensor_storage<Storage, T>, "heed: a tensor's storage offers data() and size()");
+
+ public:
+  using scalar = T;
+  static constexpr int rank = Rank;
+  using extents_type = typename view<T, Rank>::extents_type;
+
+  tensor() = default;
+
+  /// Zeros.
+  explicit tensor(const extents_type& extents)
+    requires std::constructible_from<Storage, index>
+      : tensor(extents, Storage(view<T, Rank>(nullptr, extents).size())) {}
+
+  /// Takes the storage. Throws shape_error when it holds fewer elements than the extents ask for.
+  tensor(const extents_type& extents, Storage storage)
+      : extents_(extents), storage_(std::move(storage)) {
+    const index need = view<T, Rank>(nullptr, extents).size();
+    if (static_cast<index>(storage_.size()) < need) {
+      fail<shape_error>("tensor of extents " + format_extents(extents) + " needs " +
+                        std::to_string(need) + " elements, its storage has " +
+                        std::to_string(static_cast<index>(storage_.size())));
+    }
+  }
+
+  [[nodiscard]] auto data() noexcept { return storage_.data(); }
+  [[nodiscard]] auto data() const noexcept { return storage_.data(); }
+  [[nodiscard]] const extents_type& extents() const noexcept { return extents_; }
+  [[nodiscard]] index extent(int axis) const noexcept {
+    return extents_[static_cast<std::size_t>(axis)];
+  }
+  [[nodiscard]] index size() const noexcept { return cview().size(); }
+  [[nodiscard]] Storage& storage() noexcept { return storage_; }
+  [[nodiscard]] const Storage& storage() const noexcept { return storage_; }
+
+  template <class... I>
+  [[nodiscard]] decltype(auto) operator()(I... at) noexcept {
+    return tensor_traits<tensor>::to_view(*this)(at...);
+  }
+  template <class... I>
+  [[nodiscard]] decltype(auto) operator()(I... at) const noexcept {
+    return cview()(at...);
+  }
+
+ private:
+  [[nodiscard]] view<const T, Rank> cview() const noexcept { return {storage_.data(), extents_}; }
+
+  extents_type extents_{};
+  Storage storage_{};
+};
+
+template <class T, int R, class S>
+struct tensor_traits<tensor<T, R, S>> {
+  static constexpr bool owns_memory = true;
+  static auto to_view(const tensor<T, R, S>& t) { return view<const T, R>(t.data(), t.extents()); }
+  static auto to_view(tensor<T, R, S>& t) {
+    using pointee = std::remove_pointer_t<decltype(t.data())>;
+    return view<pointee, R>(t.data(), t.extents());
+  }
+  static tensor<T, R, S> make(const std::array<index, static_cast<std::size_t>(R)>& extents)
+    requires std::constructible_from<S, index>
+  {
+    return tensor<T, R, S>(extents);
+  }
+};
+
+/// What `like` returns for a tensor type: the type itself where it can be made, else heed::tensor.
+namespace detail {
+template <class T, class Scalar>
+auto make_like(const typename view_of<T>::extents_type& extents) {
+  if constexpr (makeable_tensor<T> && std::is_same_v<Scalar, scalar_of<T>>) {
+    return tensor_traits<std::remove_cvref_t<T>>::make(extents);
+  } else if constexpr (requires { tensor_traits<std::remove_cvref_t<T>>::make_owning(extents); }) {
+    return tensor_traits<std::remove_cvref_t<T>>::make_owning(extents);
+  } else {
+    return tensor<Scalar, rank_of<T>>(extents);
+  }
+}
+}  // namespace detail
+
+/// A new tensor of the same family as T: `result_like<MatrixXf>({n, d})` is a MatrixXf.
+template <tensor_like T>
+[[nodiscard]] auto result_like(const typename view_of<T>::extents_type& extents) {
+  return detail::make_like<T, scalar_of<T>>(extents);
+}
+
+}  // namespace heed
