@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: MIT
+// Packets, exponentials on packets, conversions: the only place where a target's instructions show.
+#pragma once
+
+#include "heed/simd/convert.hpp"
+#include "heed/simd/exponential.hpp"
+#include "heed/simd/packet.hpp"

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: MIT
+// The widest packets of float and double that the target has, over Eigen's packet math.
+//
+// `packet<A>` holds `lanes<A>` numbers: 16 floats with AVX-512, 8 with AVX, 4 with SSE2 or NEON,
+// one where Eigen is told not to vectorise. Every function has Eigen's generic fallback, so that
+// each kernel runs on all of them. Loads and stores take any alignment.
+#pragma once
+
+#include <Eigen/Core>
+
+#include "heed/core/config.hpp"
+#include "heed/core/types.hpp"
+
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
+namespace heed::simd {
+
+template <class A>
+using packet = typename Eigen::internal::packet_traits<A>::type;
+
+template <class A>
+inline constexpr index lanes =
+    static_cast<index>(Eigen::internal::unpacket_traits<packet<A>>::size);
+
+/// Vector registers a kernel may count on. With 32, a kernel keeps 24 packets of sums; with 16, 12.
+#if defined(__AVX512F__) || defined(__ARM_NEON) || defined(__aarch64__)
+inline constexpr index vector_registers = 32;
+#else
+inline constexpr index vector_registers = 16;
+#endif
+
+template <class A>
+HEED_INLINE packet<A> load(const A* p) noexcept {
+  return Eigen::internal::ploadu<packet<A>>(p);
+}
+template <class A, class P>
+HEED_INLINE void store(A* p, const P& x) noexcept {
+  Eigen::internal::pstoreu<A, P>(p, x);
+}
+template <class A>
+HEED_INLINE packet<A> broadcast(A x) noexcept {
+  return Eigen::internal::pset1<packet<A>>(x);
+}
+template <class A>
+HEED_INLINE packet<A> zero() noexcept {
+  return Eigen::internal::pset1<packet<A>>(A(0));
+}
+
+template <class P>
+HEED_INLINE P add(const P& a, const P& b) noexcept {
+  return Eigen::internal::padd(a, b);
+}
+template <class P>
+HEED_INLINE P sub(const P& a, const P& b) noexcept {
+  return Eigen::internal::psub(a, b);
+}
+template <class P>
+HEED_INLINE P mul(const P& a, const P& b) noexcept {
+  return Eigen::internal::pmul(a, b);
+}
+template <class P>
+HEED_INLINE P div(const P& a, const P& b) noexcept {
+  return Eigen::internal::pdiv(a, b);
+}
+/// a b + c, with one rounding where the target has a fused multiply-add.
+template <class P>
+HEED_INLINE P fmadd(const P& a, const P& b, const P& c) noexcept {
+  return Eigen::internal::pmadd(a, b, c);
+}
+/// The larger; which operand a NaN yields is unspecified.
+template <class P>
+HEED_INLINE P max(const P& a, const P& b) noexcept {
+  return Eigen::internal::pmax(a, b);
+}
+template <class P>
+HEED_INLINE P abs(const P& a) noexcept {
+  return Eigen::internal::pabs(a);
+}
+/// All bits where a < b, none elsewhere; for `select` and `both`.
+template <class P>
+HEED_INLINE P less(const P& a, const P& b) noexcept {
+  return Eigen::internal::pcmp_lt(a, b);
+}
+template <class P>
+HEED_INLINE P equal(const P& a, const P& b) noexcept {
+  return Eigen::internal::pcmp_eq(a, b);
+}
+template <class P>
+HEED_INLINE P select(const P& mask, const P& a, const P& b) noexcept {
+  return Eigen::internal::pselect(mask, a, b);
+}
+/// Bitwise and.
+template <class P>
+HEED_INLINE P both(const P& a, const P& b) noexcept {
+  return Eigen::internal::pand(a, b);
+}
+template <class P>
+HEED_INLINE auto sum(const P& a) noexcept {
+  return Eigen::internal::predux(a);
+}
+
+/// Asks for the cache line at `p`, which need not be a valid address.
+HEED_INLINE void prefetch(const void* p) noexcept {
+#if defined(__GNUC__) || defined(__clang__)
+  __builtin_prefetch(p);
+#else
+  (void)p;
+#endif
+}
+
+/// lanes x lanes numbers at `src` (rows `src_stride` apart) written transposed at `dst`.
+template <class A>
+HEED_INLINE void transpose(const A* src, index src_stride, A* dst, index dst_stride) noexcept {
+  constexpr index w = lanes<A>;
+  if constexpr (w == 1) {
+    *dst = *src;
+  } else {
+    Eigen::internal::PacketBlock<packet<A>, static_cast<int>(w)> block;
+    for (index r = 0; r < w; ++r) block.packet[r] = load(src + r * src_stride);
+    Eigen::internal::ptranspose(block);
+    for (index r = 0; r < w; ++r) store(dst + r * dst_stride, packet<A>(block.packet[r]));
+  }
+}
+
+}  // namespace heed::simd
