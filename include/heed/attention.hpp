@@ -1,0 +1,6 @@
+// SPDX-License-Identifier: MIT
+// Exact softmax attention.
+#pragma once
+
+#include "heed/attention/naive.hpp"
+#include "heed/attention/options.hpp"

@@ -1,0 +1,165 @@
+// SPDX-License-Identifier: MIT
+// The textbook: scores, softmax, weighted sum, every score materialised. The oracle of every
+// kernel.
+//
+//   s_ij = scale q_i.k_j -> softcap -> score modifiers -> bias -> mask (-inf)
+//   p_ij = exp(s_ij - max_j s_ij) / sum_j exp(s_ij - max_j s_ij),   out_i = sum_j p_ij v_j
+//
+// Accumulates in the accumulator type, in the order of the keys; relative error of the sums is at
+// most (head dim + keys) eps. A masked pair contributes nothing whatever k and v hold; an unmasked
+// NaN propagates; a row without a visible key gives 0 and log-sum-exp -inf. A score of -inf weighs
+// nothing, as if masked.
+// Cost per head: 4 N M D FLOPs; N M scores of scratch a worker. Rows of k and v past `lengths` are
+// never read. Vaswani et al. 2017, arXiv 1706.03762, equation 1.
+// Throws shape_error, option_error, std::bad_alloc, before anything is written.
+#pragma once
+
+#include "heed/attention/door.hpp"
+#include "heed/kernel/softmax_state.hpp"
+
+namespace heed {
+
+/// The scores of a call at every stage, [batch, heads, queries, keys], and the result.
+template <class A>
+struct attention_stages {
+  tensor<A, 4> scaled;         ///< scale q.k, of masked pairs too
+  tensor<A, 4> softcapped;     ///< after softcap
+  tensor<A, 4> masked;         ///< after score modifiers, bias and masks; -inf where masked
+  tensor<A, 4> probabilities;  ///< after softmax (dropout and probability modifiers included)
+  tensor<A, 4> output;
+  tensor<A, 3> log_sum_exp;
+};
+
+namespace detail {
+
+/// Scores and output of one head, in full view of the reader. `scores` holds queries x keys, `sums`
+/// a row of the output; `stages` may be null.
+template <class Call, class A>
+void naive_head(const Call& call, index b, index h, A* scores, A* sums,
+                attention_stages<A>* stages) noexcept {
+  const score_extents e = call.extents();
+  const index kv = h / call.group();
+  const index keys = call.source.length(b);
+  const index offset = call.options.offset[b];
+  const index kc = call.source.key_channel_stride();
+  const index vc = call.source.value_channel_stride();
+  constexpr A masked = softmax_state<A>::empty_max;
+
+  for (index i = 0; i < e.queries; ++i) {
+    A* s = scores + i * keys;
+    for (index j = 0; j < keys; ++j) {
+      const position p{b, h, kv, offset + i, j, i};
+      const bool visible = call.program.visible(p);
+      if (!visible && stages == nullptr) {
+        s[j] = masked;
+        continue;
+      }
+      const auto* k = call.source.keys(b, kv, j).data;
+      A dot = A(0);
+      for (index c = 0; c < call.q.extent(3); ++c) {
+        dot += static_cast<A>(call.q(b, h, i, c)) * static_cast<A>(k[c * kc]);
+      }
+      const A scaled = dot * call.scale;
+      const A capped = call.program.softcapped(scaled, p);
+      s[j] = visible ? call.program.modified(capped, p) : masked;
+      if (stages != nullptr) {
+        stages->scaled(b, h, i, j) = scaled;
+        stages->softcapped(b, h, i, j) = capped;
+        stages->masked(b, h, i, j) = s[j];
+      }
+    }
+  }
+
+  for (index i = 0; i < e.queries; ++i) {
+    const A* s = scores + i * keys;
+    softmax_state<A> state{call.program.sink_logit(h), A(0)};
+    for (index j = 0; j < keys; ++j) state.max = !(s[j] <= state.max) ? s[j] : state.max;
+    if constexpr (Call::program_type::template has<stage::sink>) {
+      const A sink = call.program.sink_logit(h);
+      if (sink != masked) state.sum = std::exp(sink - state.max);
+    }
+    for (index j = 0; j < keys; ++j) {
+      if (s[j] != masked) state.sum += std::exp(s[j] - state.max);
+    }
+    for (index c = 0; c < call.out.extent(3); ++c) sums[c] = A(0);
+    for (index j = 0; j < keys; ++j) {
+      const position p{b, h, kv, offset + i, j, i};
+      A weight = A(0);
+      if (s[j] != masked) {
+        weight = std::exp(s[j] - state.max) * state.normaliser() * call.program.dropout_factor(p);
+      }
+      weight = call.program.changed_probability(weight, p);
+      if (stages != nullptr) stages->probabilities(b, h, i, j) = weight;
+      if (s[j] == masked && weight == A(0)) continue;
+      const auto* v = call.source.values(b, kv, j).data;
+      for (index c = 0; c < call.out.extent(3); ++c) sums[c] += weight * static_cast<A>(v[c * vc]);
+    }
+    using TO = typename Call::output_scalar;
+    for (index c = 0; c < call.out.extent(3); ++c) {
+      call.out(b, h, i, c) = static_cast<TO>(sums[c]);
+    }
+    if (call.lse.data() != nullptr) call.lse(b, h, i) = state.log_sum_exp();
+  }
+}
+
+struct naive_kernel {
+  template <class E, class Call>
+  static void run(E& exec, const Call& call, attention_stages<typename Call::A>* stages = nullptr) {
+    using A = typename Call::A;
+    const score_extents e = call.extents();
+    const index tasks = e.batch * e.heads;
+    const index workers = worker_count(exec, tasks);
+    workspace own;
+    workspace& memory = call.options.scratch != nullptr ? *call.options.scratch : own;
+    const auto carve = [&](carver c, A*& scores, A*& sums) {
+      scores = c.take<A>(e.queries * e.keys);
+      sums = c.take<A>(call.out.extent(3));
+      return c.used();
+    };
+    A* scores = nullptr;
+    A* sums = nullptr;
+    const std::size_t each = carve(carver(), scores, sums);
+    std::byte* const block = memory.reserve(each * static_cast<std::size_t>(workers));
+    for_each_task(exec, workers, tasks, [&](index worker, index t) {
+      A* s = nullptr;
+      A* row = nullptr;
+      (void)carve(carver(block + static_cast<std::size_t>(worker) * each), s, row);
+      naive_head(call, t / e.heads, t % e.heads, s, row, stages);
+    });
+  }
+};
+
+}  // namespace detail
+
+/// naive_attention([executor,] q, k, v, options = {}, modifiers...) -> a tensor of q's family
+inline constexpr detail::returning_form<detail::naive_kernel> naive_attention{};
+/// naive_attention_into([executor,] out | into(out, lse), q, k, v, options = {}, modifiers...)
+inline constexpr detail::writing_form<detail::naive_kernel> naive_attention_into{};
+/// naive_attention_with_lse([executor,] q, k, v, options = {}, modifiers...) -> attention_result
+inline constexpr detail::lse_form<detail::naive_kernel> naive_attention_with_lse{};
+
+/// The same, with every stage of the scores.
+template <class Q, class K, class V, class... M>
+[[nodiscard]] auto naive_attention_stages(const Q& q, const K& k, const V& v,
+                                          const attention_options& options = {},
+                                          const M&... modifiers) {
+  using A = accumulate_t<scalar_of<const Q&>>;
+  tensor<A, rank_of<const Q&>> out(detail::result_extents(q, v));
+  auto lse = detail::make_lse(q);
+  auto call = detail::open_call(into(out, lse), q, k, v, options, modifiers...);
+  const score_extents e = call.extents();
+  const std::array<index, 4> scores{e.batch, e.heads, e.queries, e.keys};
+  attention_stages<A> stages{tensor<A, 4>(scores),
+                             tensor<A, 4>(scores),
+                             tensor<A, 4>(scores),
+                             tensor<A, 4>(scores),
+                             tensor<A, 4>({e.batch, e.heads, e.queries, call.out.extent(3)}),
+                             tensor<A, 3>({e.batch, e.heads, e.queries})};
+  call.out = as_view(stages.output);
+  call.lse = as_view(stages.log_sum_exp);
+  serial_executor exec;
+  detail::naive_kernel::run(exec, call, &stages);
+  return stages;
+}
+
+}  // namespace heed
