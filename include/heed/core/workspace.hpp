@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: MIT
 // Scratch memory that a caller may keep between calls, aligned to a cache line.
 //
-// The first touch of a fresh page costs the operating system's zeroing of it; a kernel that runs for
-// less than a millisecond would spend more on that than on arithmetic. A kept workspace pays once.
+// The first touch of a fresh page costs the operating system's zeroing of it; a kernel that runs
+// for less than a millisecond would spend more on that than on arithmetic. A kept workspace pays
+// once.
 #pragma once
 
 #include <cstddef>
 #include <memory>
 #include <new>
+#include <utility>
 
 #include "heed/core/types.hpp"
 
@@ -18,7 +20,7 @@ inline constexpr std::size_t cache_line = 64;
 namespace detail {
 struct aligned_delete {
   void operator()(std::byte* p) const noexcept {
-    ::operator delete(p, std::align_val_t{cache_line});
+    ::operator delete (p, std::align_val_t{cache_line});
   }
 };
 }  // namespace detail
@@ -34,7 +36,7 @@ class workspace {
   [[nodiscard]] std::byte* reserve(std::size_t bytes) {
     if (bytes > size_) {
       std::unique_ptr<std::byte, detail::aligned_delete> grown(
-          static_cast<std::byte*>(::operator new(bytes, std::align_val_t{cache_line})));
+          static_cast<std::byte*>(::operator new (bytes, std::align_val_t{cache_line})));
       memory_ = std::move(grown);
       size_ = bytes;
     }

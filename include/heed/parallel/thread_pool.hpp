@@ -2,11 +2,12 @@
 // Eigen's thread pool as an executor.
 #pragma once
 
-#include <unsupported/Eigen/CXX11/ThreadPool>
-
+#include <algorithm>
 #include <atomic>
 #include <memory>
+#include <string>
 #include <thread>
+#include <unsupported/Eigen/CXX11/ThreadPool>
 
 #include "heed/core/errors.hpp"
 #include "heed/parallel/executor.hpp"
@@ -19,14 +20,15 @@ namespace heed {
 class thread_pool {
  public:
   explicit thread_pool(index threads = hardware_threads())
-      : threads_(checked(threads)), pool_(static_cast<int>(threads > 1 ? threads - 1 : 1)) {}
+      : threads_(checked(threads)), pool_(static_cast<int>(threads - 1)) {}
 
   [[nodiscard]] index concurrency() const noexcept { return threads_; }
 
+  /// Terminates when no memory is left for the tasks: some may have begun by then.
   template <class Body>
-  void run(index workers, Body&& body) {
+  void run(index workers, Body&& body) noexcept {
     if (workers <= 0) return;
-    if (threads_ == 1) {
+    if (threads_ == 1 || workers == 1) {
       serial_executor::run(workers, body);
       return;
     }
@@ -46,7 +48,7 @@ class thread_pool {
         }
       }
     };
-    for (index w = 1; w < workers; ++w) pool_.Schedule(work);
+    for (index t = 1; t < std::min(workers, threads_); ++t) pool_.Schedule(work);
     work();
     for (index d = state->done.load(std::memory_order_acquire); d < workers;
          d = state->done.load(std::memory_order_acquire)) {
@@ -62,7 +64,8 @@ class thread_pool {
  private:
   static index checked(index threads) {
     if (threads < 1) {
-      fail<option_error>("thread_pool has " + std::to_string(threads) + " threads, needs at least 1");
+      fail<option_error>("thread_pool has " + std::to_string(threads) +
+                         " threads, needs at least 1");
     }
     return threads;
   }

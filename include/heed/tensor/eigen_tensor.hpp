@@ -5,7 +5,6 @@
 #pragma once
 
 #include <Eigen/Core>
-
 #include <array>
 
 #include "heed/tensor/tensor_like.hpp"
@@ -26,7 +25,7 @@ auto eigen_tensor_view(Tensor& t) {
   typename view<pointee, Rank>::extents_type extents;
   typename view<pointee, Rank>::extents_type strides;
   for (std::size_t a = 0; a < static_cast<std::size_t>(Rank); ++a) {
-    extents[a] = static_cast<index>(t.dimension(a));
+    extents[a] = static_cast<index>(t.dimensions()[a]);
   }
   strides = view<pointee, Rank>::packed(extents);
   if constexpr (!RowMajor) {
@@ -69,7 +68,8 @@ struct tensor_traits<Eigen::TensorMap<Eigen::Tensor<Scalar, Rank, Options, I>, M
 };
 
 template <class Scalar, int Rank, int Options, class I, int MapOptions, template <class> class P>
-struct tensor_traits<Eigen::TensorMap<const Eigen::Tensor<Scalar, Rank, Options, I>, MapOptions, P>> {
+struct tensor_traits<
+    Eigen::TensorMap<const Eigen::Tensor<Scalar, Rank, Options, I>, MapOptions, P>> {
   using self = Eigen::TensorMap<const Eigen::Tensor<Scalar, Rank, Options, I>, MapOptions, P>;
   static constexpr bool owns_memory = false;
   static auto to_view(const self& t) {

@@ -2,7 +2,8 @@
 // A file as a tensor's storage: mapped into memory and read-only, so that weights or a cache larger
 // than one wants to load are paged in as they are touched.
 //
-//   heed::tensor<float, 2, heed::mapped_file<float>> weights({rows, cols}, heed::mapped_file<float>(path, offset));
+//   heed::tensor<float, 2, heed::mapped_file<float>> weights({rows, cols},
+//   heed::mapped_file<float>(path, offset));
 //
 // Needs POSIX mmap; where it is missing this header declares nothing.
 #pragma once
@@ -13,6 +14,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <cstddef>
 #include <string>
 #include <system_error>
@@ -22,9 +24,9 @@
 
 namespace heed {
 
-/// Maps the bytes of `path` from `offset` (a multiple of alignof(T)) to the end. Moves, does not copy.
-/// Throws std::system_error naming the file when it cannot be opened or mapped, shape_error when the
-/// offset lies outside it or is not aligned for T.
+/// Maps the bytes of `path` from `offset` (a multiple of alignof(T)) to the end. Moves, does not
+/// copy. Throws std::system_error naming the file when it cannot be opened or mapped, shape_error
+/// when the offset lies outside it or is not aligned for T.
 template <class T>
 class mapped_file {
  public:
@@ -79,8 +81,9 @@ class mapped_file {
   }
 
   [[nodiscard]] const T* data() const noexcept {
-    return map_ == nullptr ? nullptr
-                           : reinterpret_cast<const T*>(static_cast<const std::byte*>(map_) + offset_);
+    return map_ == nullptr
+               ? nullptr
+               : reinterpret_cast<const T*>(static_cast<const std::byte*>(map_) + offset_);
   }
   [[nodiscard]] std::ptrdiff_t size() const noexcept {
     return static_cast<std::ptrdiff_t>((bytes_ - offset_) / sizeof(T));

@@ -6,10 +6,11 @@
 #pragma once
 
 #include <Eigen/Core>
-
 #include <array>
 #include <concepts>
 #include <cstdint>
+#include <string>
+#include <type_traits>
 #include <utility>
 
 #include "heed/core/workspace.hpp"
@@ -72,10 +73,22 @@ class tensor {
   using extents_type = typename view<T, Rank>::extents_type;
 
   tensor() = default;
+  tensor(const tensor&) = default;
+  tensor& operator=(const tensor&) = default;
+  ~tensor() = default;
+
+  /// The source is left with extents of zero, so that nobody reads what it no longer owns.
+  tensor(tensor&& other) noexcept(std::is_nothrow_move_constructible_v<Storage>)
+      : extents_(std::exchange(other.extents_, extents_type{})),
+        storage_(std::move(other.storage_)) {}
+  tensor& operator=(tensor&& other) noexcept(std::is_nothrow_move_assignable_v<Storage>) {
+    storage_ = std::move(other.storage_);
+    extents_ = std::exchange(other.extents_, extents_type{});
+    return *this;
+  }
 
   /// Zeros.
-  explicit tensor(const extents_type& extents)
-    requires std::constructible_from<Storage, index>
+  explicit tensor(const extents_type& extents) requires std::constructible_from<Storage, index>
       : tensor(extents, Storage(view<T, Rank>(nullptr, extents).size())) {}
 
   /// Takes the storage. Throws shape_error when it holds fewer elements than the extents ask for.
@@ -123,31 +136,25 @@ struct tensor_traits<tensor<T, R, S>> {
     using pointee = std::remove_pointer_t<decltype(t.data())>;
     return view<pointee, R>(t.data(), t.extents());
   }
-  static tensor<T, R, S> make(const std::array<index, static_cast<std::size_t>(R)>& extents)
-    requires std::constructible_from<S, index>
-  {
+  static tensor<T, R, S> make(const std::array<index, static_cast<std::size_t>(R)>&
+                                  extents) requires std::constructible_from<S, index> {
     return tensor<T, R, S>(extents);
   }
 };
 
-/// What `like` returns for a tensor type: the type itself where it can be made, else heed::tensor.
-namespace detail {
-template <class T, class Scalar>
-auto make_like(const typename view_of<T>::extents_type& extents) {
-  if constexpr (makeable_tensor<T> && std::is_same_v<Scalar, scalar_of<T>>) {
-    return tensor_traits<std::remove_cvref_t<T>>::make(extents);
-  } else if constexpr (requires { tensor_traits<std::remove_cvref_t<T>>::make_owning(extents); }) {
-    return tensor_traits<std::remove_cvref_t<T>>::make_owning(extents);
-  } else {
-    return tensor<Scalar, rank_of<T>>(extents);
-  }
-}
-}  // namespace detail
-
-/// A new tensor of the same family as T: `result_like<MatrixXf>({n, d})` is a MatrixXf.
+/// A new tensor of the same family as T: T itself where its traits can make one, the owning type
+/// behind a map or block (`result_like<Eigen::Map<Eigen::MatrixXf>>({n, d})` is a MatrixXf), else a
+/// heed::tensor.
 template <tensor_like T>
 [[nodiscard]] auto result_like(const typename view_of<T>::extents_type& extents) {
-  return detail::make_like<T, scalar_of<T>>(extents);
+  using traits = tensor_traits<std::remove_cvref_t<T>>;
+  if constexpr (makeable_tensor<T>) {
+    return traits::make(extents);
+  } else if constexpr (requires { traits::make_owning(extents); }) {
+    return traits::make_owning(extents);
+  } else {
+    return tensor<scalar_of<T>, rank_of<T>>(extents);
+  }
 }
 
 }  // namespace heed
