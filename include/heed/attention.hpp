@@ -4,3 +4,4 @@
 
 #include "heed/attention/naive.hpp"
 #include "heed/attention/options.hpp"
+#include "heed/attention/tiled.hpp"

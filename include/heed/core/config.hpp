@@ -4,6 +4,7 @@
 // HEED_ASSERT(condition)   internal invariant; assert() unless the user defines it first.
 // HEED_INLINE              asks the compiler to inline a hot function even where its own heuristics
 //                          would not; a vendor attribute in standard syntax, ignored elsewhere.
+// HEED_INLINE_LAMBDA       the same for a lambda, between its parameters and its body.
 // HEED_NOINLINE            keeps a kernel out of line, so that its registers are its own.
 // HEED_HAS_EXCEPTIONS      1 unless compiled with -fno-exceptions.
 #pragma once
@@ -20,9 +21,11 @@
 
 #if defined(__GNUC__) || defined(__clang__)
 #define HEED_INLINE [[gnu::always_inline]] inline
+#define HEED_INLINE_LAMBDA __attribute__((always_inline))
 #define HEED_NOINLINE [[gnu::noinline]]
 #else
 #define HEED_INLINE inline
+#define HEED_INLINE_LAMBDA
 #define HEED_NOINLINE
 #endif
 

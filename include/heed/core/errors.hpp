@@ -20,7 +20,8 @@ struct shape_error : std::invalid_argument {
   using std::invalid_argument::invalid_argument;
 };
 
-/// A bounded resource (a cache) is full; nothing was changed. The message names capacity and request.
+/// A bounded resource (a cache) is full; nothing was changed. The message names capacity and
+/// request.
 struct capacity_error : std::length_error {
   using std::length_error::length_error;
 };

@@ -12,8 +12,8 @@ using index = std::ptrdiff_t;
 /// Where one score stands, for score modifiers and masks.
 ///
 /// `query` is the position `p = offset[batch] + row` on the key axis, so that `query - key` is a
-/// distance whatever the alignment; `row` is the row of the query tensor. With the default offset of
-/// 0 the two are equal.
+/// distance whatever the alignment; `row` is the row of the query tensor. With the default offset
+/// of 0 the two are equal.
 struct position {
   index batch = 0;
   index head = 0;     ///< query head

@@ -4,17 +4,12 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "heed/simd/packet.hpp"
 #include "heed/tensor/scalar.hpp"
 
 namespace heed::simd {
-
-/// One stored number in the accumulator type, exactly.
-template <class A, class T>
-HEED_INLINE A widen(const T& x) noexcept {
-  return static_cast<A>(x);
-}
 
 /// `count` consecutive numbers of `src` widened to `dst`. Exact.
 template <class T, class A>
@@ -54,7 +49,26 @@ HEED_INLINE void widen_row(const T* src, A* dst, index count) noexcept {
     }
   }
 #endif
-  for (; c < count; ++c) dst[c] = widen<A>(src[c]);
+  for (; c < count; ++c) dst[c] = static_cast<A>(src[c]);
+}
+
+/// `count` consecutive numbers of `src` rounded to nearest even into `dst`.
+template <class A, class T>
+HEED_INLINE void narrow_row(const A* src, T* dst, index count) noexcept {
+  if constexpr (std::is_same_v<T, A>) {
+    widen_row(src, dst, count);
+  } else {
+    index c = 0;
+#if defined(__AVX512F__)
+    if constexpr (std::is_same_v<T, half>) {
+      for (; c + 16 <= count; c += 16) {
+        const __m256i bits = _mm512_cvtps_ph(load(src + c), _MM_FROUND_TO_NEAREST_INT);
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(dst + c), bits);
+      }
+    }
+#endif
+    for (; c < count; ++c) dst[c] = static_cast<T>(src[c]);
+  }
 }
 
 }  // namespace heed::simd

@@ -31,8 +31,7 @@ struct exp2_constants<float> {
   using bits = std::int32_t;
   static constexpr int mantissa = 23;
   static constexpr float round = 12582912.0F;  // 1.5 * 2^23: adding it rounds to an integer
-  static constexpr float lowest = -126.0F;     // below this the result is not normal
-  static constexpr float vanishing = -160.0F;  // 2^this is zero
+  static constexpr float vanishing = -127.0F;  // the exponent field of 2^this is empty
   static constexpr float p[] = {1.0F,
                                 0.6931469670660415684F,
                                 0.24022119724158729912F,
@@ -46,8 +45,7 @@ struct exp2_constants<double> {
   using bits = std::int64_t;
   static constexpr int mantissa = 52;
   static constexpr double round = 6755399441055744.0;  // 1.5 * 2^52
-  static constexpr double lowest = -1022.0;
-  static constexpr double vanishing = -1100.0;
+  static constexpr double vanishing = -1023.0;
   static constexpr double p[] = {1.0,
                                  0.69314718055994533046,
                                  0.24022650695910156204,
@@ -62,7 +60,8 @@ struct exp2_constants<double> {
                                  4.4352818921179420508e-10};
 };
 
-/// p 2^n for an integer-valued n >= `lowest`, where `shifted` = n + round: its low bits hold n.
+/// p 2^n where `shifted` = n + round, whose low bits hold n. Exactly 0 for p = 1 and n =
+/// `vanishing`.
 template <class A, class P>
 HEED_INLINE P scale_by_exponent(const P& p, const P& shifted) noexcept {
   using bits = typename exp2_constants<A>::bits;
@@ -83,45 +82,36 @@ HEED_INLINE P scale_by_exponent(const P& p, const P& shifted) noexcept {
   }
 }
 
+/// The larger of x and the bound; a NaN stays.
+template <class P>
+HEED_INLINE P at_least(const P& x, const P& bound) noexcept {
+  return select(less(x, bound), bound, x);
+}
+
 #if defined(__AVX512F__)
-// The masked forms: the plain ones read an undefined register by g++ 12's own warning.
-HEED_INLINE __m512 scale_by_power(__m512 p, __m512 n) noexcept {
-  return _mm512_maskz_scalef_ps(0xFFFF, p, n);
-}
-HEED_INLINE __m512d scale_by_power(__m512d p, __m512d n) noexcept {
-  return _mm512_maskz_scalef_pd(0xFF, p, n);
-}
+// The instruction returns its second operand where either is a NaN.
+HEED_INLINE __m512 at_least(__m512 x, __m512 bound) noexcept { return _mm512_max_ps(bound, x); }
+HEED_INLINE __m512d at_least(__m512d x, __m512d bound) noexcept { return _mm512_max_pd(bound, x); }
 #endif
 
 }  // namespace detail
 
-/// exp(x) for x <= 0; exp(-inf) is exactly 0; a NaN gives NaN. Results below the smallest normal
-/// number may be flushed to zero.
+/// exp(x) for x <= 0; exp(-inf) is exactly 0, exp(0) exactly 1; a NaN gives NaN. Where the result
+/// is not normal its absolute error is below the smallest normal number.
 template <class A>
 HEED_INLINE packet<A> exp_nonpositive(packet<A> x) noexcept {
   using c = detail::exp2_constants<A>;
   constexpr A log2e = A(1.4426950408889634073599246810018921L);
   const packet<A> scaled = mul(x, broadcast(log2e));
-#if defined(__AVX512F__)
-  constexpr A floor_at = c::vanishing;
-#else
-  constexpr A floor_at = c::lowest;
-#endif
-  // The comparison is false for a NaN, which so stays.
-  const packet<A> t = select(less(scaled, broadcast(floor_at)), broadcast(floor_at), scaled);
+  const packet<A> t = detail::at_least(scaled, broadcast(c::vanishing));
   const packet<A> shifted = add(t, broadcast(c::round));
   const packet<A> n = sub(shifted, broadcast(c::round));
   const packet<A> f = sub(t, n);
   constexpr int degree = static_cast<int>(std::size(c::p)) - 1;
   packet<A> p = broadcast(c::p[degree]);
-  for (int i = degree - 1; i >= 0; --i) p = fmadd(p, f, broadcast(c::p[i]));
-#if defined(__AVX512F__)
-  if constexpr (lanes<A> * static_cast<index>(sizeof(A)) == 64) {
-    return detail::scale_by_power(p, n);
-  }
-#endif
-  const packet<A> y = detail::scale_by_exponent<A>(p, shifted);
-  return select(less(scaled, broadcast(c::lowest)), zero<A>(), y);
+  unroll<degree>([&](auto i)
+                     HEED_INLINE_LAMBDA { p = fmadd(p, f, broadcast(c::p[degree - 1 - i])); });
+  return detail::scale_by_exponent<A>(p, shifted);
 }
 
 /// tanh(x), within a few units in the last place.

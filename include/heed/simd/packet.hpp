@@ -7,6 +7,9 @@
 #pragma once
 
 #include <Eigen/Core>
+#include <bit>
+#include <type_traits>
+#include <utility>
 
 #include "heed/core/config.hpp"
 #include "heed/core/types.hpp"
@@ -101,6 +104,16 @@ HEED_INLINE auto sum(const P& a) noexcept {
   return Eigen::internal::predux(a);
 }
 
+/// f(0), f(1), ... f(N - 1), each index a compile-time constant, so that arrays of packets become
+/// registers without asking the compiler to unroll (at -O2 g++ does not).
+template <int N, class F>
+HEED_INLINE void unroll(F&& f) noexcept {
+  [&]<int... I>(std::integer_sequence<int, I...>) HEED_INLINE_LAMBDA {
+    (f(std::integral_constant<int, I>{}), ...);
+  }
+  (std::make_integer_sequence<int, N>{});
+}
+
 /// Asks for the cache line at `p`, which need not be a valid address.
 HEED_INLINE void prefetch(const void* p) noexcept {
 #if defined(__GNUC__) || defined(__clang__)
@@ -110,17 +123,35 @@ HEED_INLINE void prefetch(const void* p) noexcept {
 #endif
 }
 
-/// lanes x lanes numbers at `src` (rows `src_stride` apart) written transposed at `dst`.
+namespace detail {
+/// a0 b0 a1 b1 ... of the lower half (First = 0) or the upper half (First = lanes / 2).
+template <int First, class P, int... I>
+HEED_INLINE P interleave(const P& a, const P& b, std::integer_sequence<int, I...>) noexcept {
+  constexpr int w = static_cast<int>(sizeof...(I));
+  return __builtin_shufflevector(a, b, (First + I / 2 + (I % 2 == 0 ? 0 : w))...);
+}
+}  // namespace detail
+
+/// lanes x lanes numbers at `src` (rows `src_stride` apart) written transposed at `dst`:
+/// log2(lanes) rounds in which row r meets row r + lanes / 2.
 template <class A>
 HEED_INLINE void transpose(const A* src, index src_stride, A* dst, index dst_stride) noexcept {
-  constexpr index w = lanes<A>;
+  constexpr int w = static_cast<int>(lanes<A>);
   if constexpr (w == 1) {
     *dst = *src;
   } else {
-    Eigen::internal::PacketBlock<packet<A>, static_cast<int>(w)> block;
-    for (index r = 0; r < w; ++r) block.packet[r] = load(src + r * src_stride);
-    Eigen::internal::ptranspose(block);
-    for (index r = 0; r < w; ++r) store(dst + r * dst_stride, packet<A>(block.packet[r]));
+    using order = std::make_integer_sequence<int, w>;
+    packet<A> row[std::size_t{w}];
+    packet<A> next[std::size_t{w}];
+    unroll<w>([&](auto r) HEED_INLINE_LAMBDA { row[r] = load(src + r * src_stride); });
+    unroll<std::bit_width(std::size_t{w}) - 1>([&](auto) HEED_INLINE_LAMBDA {
+      unroll<w / 2>([&](auto r) HEED_INLINE_LAMBDA {
+        next[2 * r] = detail::interleave<0>(row[r], row[r + w / 2], order{});
+        next[2 * r + 1] = detail::interleave<w / 2>(row[r], row[r + w / 2], order{});
+      });
+      unroll<w>([&](auto r) HEED_INLINE_LAMBDA { row[r] = next[r]; });
+    });
+    unroll<w>([&](auto r) HEED_INLINE_LAMBDA { store(dst + r * dst_stride, row[r]); });
   }
 }
 

@@ -1,0 +1,190 @@
+// SPDX-License-Identifier: MIT
+// A group of queries across the lanes, and what one block of keys does to it.
+//
+//   scores -> modifiers -> mask -> running maximum and sum -> weighted values
+//
+// The group's output is kept transposed and not divided by the sum; `finish` does that once.
+// Dao 2023, arXiv 2307.08691, algorithm 1, with queries in the lanes instead of a warp.
+#pragma once
+
+#include <cmath>
+
+#include "heed/core/workspace.hpp"
+#include "heed/kernel/modify_tile.hpp"
+#include "heed/kernel/register_tile.hpp"
+
+namespace heed {
+
+/// Rows of keys and values in the accumulator type, channels next to each other.
+template <class A>
+struct key_block {
+  const A* k = nullptr;
+  const A* v = nullptr;
+  index k_stride = 0;
+  index v_stride = 0;
+};
+
+template <class A>
+struct query_group {
+  using plan = tile_plan<A>;
+
+  A* q = nullptr;    // [head dim][group], scaled
+  A* out = nullptr;  // [value dim][group]
+  A* max = nullptr;  // [group]
+  A* sum = nullptr;  // [group]
+  tile where;        // its queries; keys: all that any of them may see
+
+  void carve(carver& c, index head_dim, index value_dim) noexcept {
+    q = c.take<A>(head_dim * plan::group);
+    out = c.take<A>(value_dim * plan::group);
+    max = c.take<A>(plan::group);
+    sum = c.take<A>(plan::group);
+  }
+
+  void start(index value_dim) noexcept {
+    for (index i = 0; i < value_dim * plan::group; ++i) out[i] = A(0);
+    for (index i = 0; i < plan::group; ++i) max[i] = softmax_state<A>::empty_max;
+    for (index i = 0; i < plan::group; ++i) sum[i] = A(0);
+  }
+
+  [[nodiscard]] softmax_state<A> state(index i) const noexcept { return {max[i], sum[i]}; }
+
+  /// The sink joins the denominator; the output is divided.
+  void finish(index value_dim, A sink) noexcept {
+    alignas(cache_line) A factor[plan::group];
+    for (index i = 0; i < plan::group; ++i) {
+      softmax_state<A> s = state(i);
+      A rescale = A(1);
+      if (sink != softmax_state<A>::empty_max) rescale = s.merge({sink, A(1)}).self;
+      factor[i] = rescale * s.normaliser();
+      max[i] = s.max;
+      sum[i] = s.sum;
+    }
+    for (index c = 0; c < value_dim; ++c) {
+      for (index i = 0; i < plan::group; i += plan::lanes) {
+        A* const at = out + c * plan::group + i;
+        simd::store(at, simd::mul(simd::load(at), simd::load(factor + i)));
+      }
+    }
+  }
+};
+
+namespace detail {
+
+/// Whether count numbers are all finite: 0 x is 0 for a finite x and NaN otherwise.
+template <class A>
+[[nodiscard]] bool all_finite(const A* x, index rows, index stride, index columns) noexcept {
+  auto probe = simd::zero<A>();
+  A rest = A(0);
+  for (index r = 0; r < rows; ++r, x += stride) {
+    index c = 0;
+    for (; c + simd::lanes<A> <= columns; c += simd::lanes<A>) {
+      probe = simd::fmadd(simd::load(x + c), simd::zero<A>(), probe);
+    }
+    for (; c < columns; ++c) rest += x[c] * A(0);
+  }
+  return simd::sum(probe) + rest == A(0);
+}
+
+/// Softmax and values of a tile one pair at a time, leaving out what is hidden: taken where v holds
+/// a NaN or an infinity that a weight of 0 would not silence.
+template <class A, class Program>
+HEED_NOINLINE void attend_pairwise(query_group<A>& g, const Program& program, const tile& t,
+                                   const A* s, const key_block<A>& block,
+                                   index value_dim) noexcept {
+  constexpr index group = tile_plan<A>::group;
+  for (index i = 0; i < t.queries.size(); ++i) {
+    for (index j = 0; j < t.keys.size(); ++j) {
+      const A score = s[j * group + i];
+      if (score == softmax_state<A>::empty_max) continue;
+      softmax_state<A> state = g.state(i);
+      const auto w = state.merge({score, A(1)});
+      g.max[i] = state.max;
+      g.sum[i] = state.sum;
+      const position p{t.batch,           t.head, t.kv_head, t.queries.begin + i, t.keys.begin + j,
+                       t.rows().begin + i};
+      const A weight = w.other * program.dropout_factor(p);
+      for (index c = 0; c < value_dim; ++c) {
+        A& o = g.out[c * group + i];
+        o = w.self * o + weight * block.v[j * block.v_stride + c];
+      }
+    }
+  }
+}
+
+/// The tile's scores are in `s`: the rest of the step. `maximum` are theirs.
+template <class A, int Packets, class Program>
+HEED_INLINE void accumulate_tile(query_group<A>& g, const Program& program, const tile& t, A* s,
+                                 const simd::packet<A>* maximum, const key_block<A>& block,
+                                 index value_dim) noexcept {
+  using P = simd::packet<A>;
+  P shift[std::size_t{Packets}];
+  P rescale[std::size_t{Packets}];
+  P sum[std::size_t{Packets}];
+  for (int p = 0; p < Packets; ++p) {
+    A* const at = g.max + p * tile_plan<A>::lanes;
+    const simd::block_maximum<A> m(simd::load(at), maximum[p]);
+    simd::store(at, m.max);
+    shift[p] = m.shift;
+    rescale[p] = m.rescale;
+    sum[p] = simd::mul(simd::load(g.sum + p * tile_plan<A>::lanes), rescale[p]);
+  }
+  exponential_tile<A, Packets>(s, t.keys.size(), shift, sum);
+  for (int p = 0; p < Packets; ++p) simd::store(g.sum + p * tile_plan<A>::lanes, sum[p]);
+  if constexpr (Program::template has<stage::dropout>) drop_tile(program, t, s);
+  value_tile<A, Packets>(s, block.v, block.v_stride, t.keys.size(), value_dim, rescale, g.out);
+}
+
+template <class A, int Packets>
+HEED_INLINE void tile_maximum(const A* s, index keys, simd::packet<A>* maximum) noexcept {
+  for (int p = 0; p < Packets; ++p) maximum[p] = simd::broadcast(softmax_state<A>::empty_max);
+  for (index j = 0; j < keys; ++j) {
+    for (int p = 0; p < Packets; ++p) {
+      maximum[p] =
+          simd::max(maximum[p], simd::load(s + j * tile_plan<A>::group + p * tile_plan<A>::lanes));
+    }
+  }
+}
+
+}  // namespace detail
+
+/// What a group needs to know of a call.
+struct head_dims {
+  index head_dim = 0;
+  index value_dim = 0;
+};
+
+/// One group against the keys of `t`, at most a block of them; `visible` is what the masks leave of
+/// the tile, not `empty`. `s` is scratch for a block's scores. `finite()` tells whether the block's
+/// values are all finite; it is asked only where it matters.
+template <class A, int Packets, class Program, class Finite>
+HEED_NOINLINE void attend_tile(query_group<A>& g, const Program& program, const tile& t,
+                               coverage visible, const key_block<A>& block, head_dims d, A* s,
+                               Finite&& finite) noexcept {
+  simd::packet<A> maximum[std::size_t{Packets}];
+  for (int p = 0; p < Packets; ++p) maximum[p] = simd::broadcast(softmax_state<A>::empty_max);
+  score_tile<A, Packets>(g.q, block.k, block.k_stride, d.head_dim, t.keys.size(), s, maximum);
+  bool changed = false;
+  if constexpr (Program::changes_scores) {
+    modify_tile(program, t, s);
+    changed = true;
+  }
+  if constexpr (Program::template has<stage::mask>) {
+    if (visible == coverage::partial) {
+      mask_tile(program, t, s);
+      changed = true;
+    }
+  }
+  if constexpr (Program::changes_scores || Program::hides) {
+    if (changed) {
+      if (!finite()) {
+        detail::attend_pairwise(g, program, t, s, block, d.value_dim);
+        return;
+      }
+      detail::tile_maximum<A, Packets>(s, t.keys.size(), maximum);
+    }
+  }
+  detail::accumulate_tile<A, Packets>(g, program, t, s, maximum, block, d.value_dim);
+}
+
+}  // namespace heed

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: MIT
+// The two products of attention on registers: scores of a block of keys, and their values' sum.
+//
+//   scores   s[j][i] = sum_c k[j][c] q[c][i]          j: Keys rows, i: Packets packets of queries
+//   values   o[c][i] = w[i] o[c][i] + sum_j v[j][c] p[j][i]
+//
+// q, s, p and o are held transposed, queries consecutive, `tile_plan::group` apart; k and v are
+// read as they lie, one broadcast number at a time, so that neither is ever packed. 2 FLOPs a term;
+// every sum runs in the order of its index, in the accumulator type.
+#pragma once
+
+#include <type_traits>
+
+#include "heed/kernel/tile_plan.hpp"
+#include "heed/simd/exponential.hpp"
+
+namespace heed {
+
+/// Scores of `Keys` keys; `maximum` takes in what they reach.
+template <class A, int Keys, int Packets>
+HEED_INLINE void score_register_tile(const A* q, const A* k, index k_stride, index channels, A* s,
+                                     simd::packet<A>* maximum) noexcept {
+  using simd::unroll;
+  using P = simd::packet<A>;
+  constexpr index lanes = tile_plan<A>::lanes;
+  constexpr index group = tile_plan<A>::group;
+  P sum[std::size_t{Keys}][std::size_t{Packets}];
+  const A* row[std::size_t{Keys}];
+  unroll<Keys>([&](auto j) HEED_INLINE_LAMBDA {
+    row[j] = k + j * k_stride;
+    unroll<Packets>([&](auto p) HEED_INLINE_LAMBDA { sum[j][p] = simd::zero<A>(); });
+  });
+  for (index c = 0; c < channels; ++c) {
+    P query[std::size_t{Packets}];
+    unroll<Packets>([&](auto p)
+                        HEED_INLINE_LAMBDA { query[p] = simd::load(q + c * group + p * lanes); });
+    unroll<Keys>([&](auto j) HEED_INLINE_LAMBDA {
+      const P key = simd::broadcast(row[j][c]);
+      unroll<Packets>(
+          [&](auto p) HEED_INLINE_LAMBDA { sum[j][p] = simd::fmadd(key, query[p], sum[j][p]); });
+    });
+  }
+  unroll<Packets>([&](auto p) HEED_INLINE_LAMBDA {
+    P m = maximum[p];
+    unroll<Keys>([&](auto j) HEED_INLINE_LAMBDA {
+      simd::store(s + j * group + p * lanes, sum[j][p]);
+      m = simd::max(m, sum[j][p]);
+    });
+    maximum[p] = m;
+  });
+}
+
+/// `Channels` channels of the output.
+template <class A, int Channels, int Packets>
+HEED_INLINE void value_register_tile(const A* p, const A* v, index v_stride, index keys,
+                                     const simd::packet<A>* rescale, A* o) noexcept {
+  using simd::unroll;
+  using P = simd::packet<A>;
+  constexpr index lanes = tile_plan<A>::lanes;
+  constexpr index group = tile_plan<A>::group;
+  P sum[std::size_t{Channels}][std::size_t{Packets}];
+  unroll<Channels>([&](auto c) HEED_INLINE_LAMBDA {
+    unroll<Packets>([&](auto r) HEED_INLINE_LAMBDA {
+      sum[c][r] = simd::mul(simd::load(o + c * group + r * lanes), rescale[r]);
+    });
+  });
+  for (index j = 0; j < keys; ++j) {
+    P weight[std::size_t{Packets}];
+    unroll<Packets>([&](auto r)
+                        HEED_INLINE_LAMBDA { weight[r] = simd::load(p + j * group + r * lanes); });
+    const A* row = v + j * v_stride;
+    unroll<Channels>([&](auto c) HEED_INLINE_LAMBDA {
+      const P value = simd::broadcast(row[c]);
+      unroll<Packets>(
+          [&](auto r) HEED_INLINE_LAMBDA { sum[c][r] = simd::fmadd(value, weight[r], sum[c][r]); });
+    });
+  }
+  unroll<Channels>([&](auto c) HEED_INLINE_LAMBDA {
+    unroll<Packets>([&](auto r)
+                        HEED_INLINE_LAMBDA { simd::store(o + c * group + r * lanes, sum[c][r]); });
+  });
+}
+
+/// Calls f(integral_constant step, at) over [0, count) in the widest steps of Step, Step/2, ... 1.
+template <int Step, class F>
+HEED_INLINE void in_steps(index count, F&& f) noexcept {
+  index at = 0;
+  for (; at + Step <= count; at += Step) f(std::integral_constant<int, Step>{}, at);
+  if constexpr (Step > 1) {
+    if (at < count) {
+      in_steps<Step / 2>(count - at, [&](auto step, index i) { f(step, at + i); });
+    }
+  }
+}
+
+/// Scores of any number of keys.
+template <class A, int Packets>
+HEED_NOINLINE void score_tile(const A* q, const A* k, index k_stride, index channels, index keys,
+                              A* s, simd::packet<A>* maximum) noexcept {
+  constexpr index group = tile_plan<A>::group;
+  in_steps<static_cast<int>(tile_plan<A>::key_step)>(keys, [&](auto step, index j) {
+    score_register_tile<A, decltype(step)::value, Packets>(q, k + j * k_stride, k_stride, channels,
+                                                           s + j * group, maximum);
+  });
+}
+
+/// Any number of channels of the output.
+template <class A, int Packets>
+HEED_NOINLINE void value_tile(const A* p, const A* v, index v_stride, index keys, index channels,
+                              const simd::packet<A>* rescale, A* o) noexcept {
+  constexpr index group = tile_plan<A>::group;
+  in_steps<static_cast<int>(tile_plan<A>::key_step)>(channels, [&](auto step, index c) {
+    value_register_tile<A, decltype(step)::value, Packets>(p, v + c, v_stride, keys, rescale,
+                                                           o + c * group);
+  });
+}
+
+/// Scores become probabilities, not yet divided by their sum: p = exp(s - shift), sum += p.
+template <class A, int Packets>
+HEED_NOINLINE void exponential_tile(A* s, index keys, const simd::packet<A>* shift,
+                                    simd::packet<A>* sum) noexcept {
+  using P = simd::packet<A>;
+  constexpr index lanes = tile_plan<A>::lanes;
+  constexpr index group = tile_plan<A>::group;
+  P total[std::size_t{Packets}];
+  simd::unroll<Packets>([&](auto p) HEED_INLINE_LAMBDA { total[p] = sum[p]; });
+  for (index j = 0; j < keys; ++j) {
+    simd::unroll<Packets>([&](auto p) HEED_INLINE_LAMBDA {
+      A* at = s + j * group + p * lanes;
+      const P e = simd::exp_nonpositive<A>(simd::sub(simd::load(at), shift[p]));
+      total[p] = simd::add(total[p], e);
+      simd::store(at, e);
+    });
+  }
+  simd::unroll<Packets>([&](auto p) HEED_INLINE_LAMBDA { sum[p] = total[p]; });
+}
+
+}  // namespace heed
