@@ -16,7 +16,8 @@ using heed::index;
 using namespace heed::cost;
 namespace presets = heed::cost::presets;
 
-constexpr double kilo = 1e3, giga = 1e9, tera = 1e12;
+constexpr double giga = 1e9;
+constexpr double tera = 1e12;
 
 constexpr bool within(double value, double target, double relative) {
   const double difference = value > target ? value - target : target - value;
@@ -43,6 +44,18 @@ static_assert(within(one_pass, 1.0737e-3, 1e-4));
 static_assert(within(30e-3 / one_pass, 27.94, 1e-3));
 static_assert(within(32 * one_pass, 34.36e-3, 1e-3), "32 heads, or 32 layers, one way");
 static_assert(within(4 * one_pass, 4.295e-3, 1e-3), "the naive method's four passes, one head");
+
+static_assert(within(128 * one_pass, 137.4e-3, 1e-3), "32 heads, four passes");
+static_assert(within(32 * 128 * one_pass, 4.40, 1e-3), "32 such layers");
+
+// Tiles of 128 x 256 hold 2,359,296 pairs for the 2,098,176 that causal attention sees at n = 2048.
+static_assert(causal().pairs(2048, 2048) == 2'098'176);
+static_assert(causal().computed_pairs(2048, 2048, 128, 256) == 2'359'296);
+
+// The wall: 1 GiB of scores a head at n = 16,384; the bound for the tiled method is 0.14 s there.
+static_assert(naive(self_attention(16'384, 64, causal())).extra_memory == 1024.0 * 1024 * 1024);
+static_assert(within(roofline{2.5e11, 3e10}.seconds(tiled(self_attention(16'384, 64, causal()))),
+                     0.1375, 1e-3));
 
 // Doubling n quadruples attention, exactly; linear attention and the feed-forward layer double.
 static_assert(attention_flops(self_attention(2 * 4096, 64)) ==
@@ -151,7 +164,7 @@ TEST(CostAttention, NaiveMovesItsScoresFourTimes) {
 TEST(CostAttention, TiledMovesKeysOncePerQueryBlock) {
   attention_shape s = self_attention(1024, 64);
   const tiling t{
-      .query_block = 128, .key_block = 256, .workers = 1, .packs_keys = true, .cache_bytes = 0};
+      .query_block = 128, .key_block = 256, .score_rows = 48, .workers = 1, .cache_bytes = 0};
   const double row = 2 * 64 * 4;
   EXPECT_EQ(tiled(s, t).bytes, 1024 * row + 8 * 1024 * row);
   tiling cached = t;
@@ -165,14 +178,18 @@ TEST(CostAttention, TiledMovesKeysOncePerQueryBlock) {
   EXPECT_EQ(tiled(s, cached).bytes, 2 * 1024 * row + 1024 * row);
 }
 
-TEST(CostAttention, TiledMemoryDoesNotGrowWithQueries) {
+TEST(CostAttention, TiledMemoryGrowsWithWorkersAlone) {
+  const tiling t{
+      .query_block = 100, .key_block = 20, .score_rows = 10, .workers = 1, .cache_bytes = 0};
   attention_shape s = self_attention(4096, 64);
-  const double before = tiled(s).extra_memory;
-  s.queries = 65'536;
-  EXPECT_EQ(tiled(s).extra_memory, before);
-  // Without packed keys it does not grow with keys either.
-  s.keys = 1'000'000;
-  EXPECT_LT(tiled(s, {.packs_keys = false}).extra_memory, 512 * kilo);
+  s.value_dim = 32;
+  const double one = 4.0 * (100 * (64 + 32 + 2) + 10 * 20 + 20 * (64 + 32));
+  EXPECT_EQ(tiled(s, t).extra_memory, one);
+  s.queries = s.keys = 1'000'000;
+  EXPECT_EQ(tiled(s, t).extra_memory, one);
+  tiling three = t;
+  three.workers = 3;
+  EXPECT_EQ(tiled(s, three).extra_memory, 3 * one);
 }
 
 TEST(CostAttention, DecodeReadsTheCacheOnce) {
@@ -250,6 +267,18 @@ static_assert(attention_overtakes_feed_forward(presets::gpt3_175b, false,
 static_assert(attention_overtakes_feed_forward(presets::llama2_7b) == 16'512);
 static_assert(attention_overtakes_feed_forward(presets::llama3_8b) == 21'504);   // 5.25 d
 static_assert(attention_overtakes_feed_forward(presets::llama3_70b) == 43'008);  // 5.25 d
+static_assert(attention_overtakes_feed_forward(presets::llama2_7b, true) == 33'023);
+static_assert(attention_overtakes_feed_forward(presets::llama3_8b, true) == 43'007);
+static_assert(attention_overtakes_feed_forward(presets::llama3_70b, true) == 86'015);
+static_assert(attention_overtakes_feed_forward(presets::deepseek_v3, true) == 19'443);
+static_assert(attention_overtakes_feed_forward(presets::llama2_7b, false,
+                                               attention_part::with_projections) == 8'320);
+static_assert(attention_overtakes_feed_forward(presets::llama3_8b, false,
+                                               attention_part::with_projections) == 16'384);
+static_assert(attention_overtakes_feed_forward(presets::llama3_70b, false,
+                                               attention_part::with_projections) == 33'792);
+static_assert(attention_overtakes_feed_forward(presets::deepseek_v3, false,
+                                               attention_part::with_projections) == 5'154);
 // A mixture's token meets 9 experts of 2048, as wide as the dense layer of 18432, and a router.
 static_assert(attention_overtakes_feed_forward(presets::deepseek_v3, false,
                                                attention_part::products, 0) == 9'677);

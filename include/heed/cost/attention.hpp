@@ -7,7 +7,7 @@
 //   | method | FLOPs               | bytes moved                         | extra memory    |
 //   |--------|---------------------|-------------------------------------|-----------------|
 //   | naive  | 2 B Hq N M (D + Dv) | Q, K, V, O once; scores four times  | B Hq N M scores |
-//   | tiled  | 2 B Hq P (D + Dv)   | Q, O once; K, V per query block     | tiles, packed K |
+//   | tiled  | 2 B Hq P (D + Dv)   | Q, O once; K, V per query block     | a task's tiles  |
 //   | decode | 2 B Hq P (D + Dv)   | K, V once for a group's heads; Q, O | partial results |
 //
 // The naive method writes the scores, reads and rewrites them in the softmax and reads them for the
@@ -100,16 +100,18 @@ struct attention_shape {
   return stages[0] + stages[1] + stages[2];
 }
 
-/// How a tiled kernel cuts the score matrix.
+/// How a tiled kernel cuts the score matrix. The defaults are those of `heed::attention` in float
+/// with 32 vector registers.
 struct tiling {
-  index query_block = 128;
-  index key_block = 256;
-  index workers = 1;       ///< each holds one score tile and the state of one query block
-  bool packs_keys = true;  ///< keeps a transposed copy of the keys of one KV head, else of one tile
+  index query_block = 192;  ///< queries of one task: a block of keys is read once for all of them
+  index key_block = 128;
+  index score_rows = 48;   ///< queries whose scores against a key block exist together
+  index workers = 1;       ///< each has scratch of its own
   double cache_bytes = 0;  ///< K and V of one KV head that fit in it are read from memory once
 };
 
-/// Exact attention that never holds more than one tile of scores a worker. Masks are used: tiles
+/// Exact attention that never holds more than one tile of scores a worker: memory that depends on
+/// neither N nor M. Masks are used: tiles
 /// with no visible pair cost nothing. FLOPs are those of visible pairs; `band::computed_pairs`
 /// gives those of the tiles.
 [[nodiscard]] constexpr work tiled(const attention_shape& s, const tiling& t = {}) noexcept {
@@ -122,13 +124,13 @@ struct tiling {
     const index rows = s.visible.key_rows_read(s.queries, s.keys, t.query_block);
     kv_bytes = s.heads() * static_cast<double>(rows) * s.key_value_row_bytes();
   }
-  const index block = t.query_block < s.queries ? t.query_block : s.queries;
-  const index key_block = t.key_block < s.keys ? t.key_block : s.keys;
-  const index state = block * (s.values() + 2);  // unnormalised output, maximum, sum
-  const index packed = (t.packs_keys ? all.size() : key_block) * s.head_dim;
-  const double scratch = static_cast<double>(t.workers * (block * key_block + state) + packed);
+  // Scaled queries, unnormalised output, maximum and sum of a task; a tile of scores; a block of
+  // keys and values brought to the accumulator type.
+  const index channels = s.head_dim + s.values();
+  const index scratch =
+      t.query_block * (channels + 2) + t.score_rows * t.key_block + t.key_block * channels;
   return {attention_flops(s), s.query_output_bytes() + kv_bytes,
-          scratch * static_cast<double>(s.accumulator_bytes)};
+          static_cast<double>(t.workers * scratch * s.accumulator_bytes)};
 }
 
 /// A few new queries against a cache. Each visible row of K and V is read once for all query heads
