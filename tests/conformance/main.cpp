@@ -1,0 +1,100 @@
+// SPDX-License-Identifier: MIT
+// Runs conformance cases: heed_conformance DIR... prints PASS, FAIL or SKIP a case and the counts.
+//
+// A DIR is a case folder (it holds meta.json) or any folder above case folders. The exit code is 0
+// only when at least one case was found and none failed.
+#include <algorithm>
+#include <cstdio>
+#include <exception>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "case.hpp"
+
+namespace {
+
+namespace fs = std::filesystem;
+
+std::vector<fs::path> find_cases(const fs::path& root) {
+  std::vector<fs::path> found;
+  if (fs::exists(root / "meta.json")) found.push_back(root);
+  for (const auto& entry : fs::recursive_directory_iterator(root)) {
+    if (entry.is_directory() && fs::exists(entry.path() / "meta.json")) {
+      found.push_back(entry.path());
+    }
+  }
+  std::sort(found.begin(), found.end());
+  return found;
+}
+
+void run(const conformance::test_case& c, conformance::comparison& results) {
+  const std::string op = c.op();
+  if (!c.is_operator()) {
+    conformance::run_recurrence(c, results);
+  } else if (op == "Attention") {
+    conformance::run_attention(c, results);
+  } else if (op == "FlexAttention") {
+    conformance::run_flex_attention(c, results);
+  } else if (op == "RotaryEmbedding") {
+    conformance::run_rotary_embedding(c, results);
+  } else if (op == "LinearAttention") {
+    conformance::run_linear_attention(c, results);
+  } else {
+    throw conformance::unsupported(op);
+  }
+}
+
+struct tally {
+  int passed = 0;
+  int failed = 0;
+  int skipped = 0;
+};
+
+void run_case(const fs::path& folder, tally& counts) {
+  std::string name = folder.filename().string();
+  try {
+    const conformance::test_case c(folder);
+    name = c.name();
+    conformance::comparison results(c.meta().value("onnx_rtol", 0.0),
+                                    c.meta().value("onnx_atol", 1e-4));
+    run(c, results);
+    if (results.passed()) {
+      ++counts.passed;
+      std::printf("PASS %s\n", name.c_str());
+    } else {
+      ++counts.failed;
+      std::printf("FAIL %s (largest error %.2g; %s)\n", name.c_str(), results.largest(),
+                  results.failure().empty() ? "nothing was compared" : results.failure().c_str());
+    }
+  } catch (const conformance::unsupported& what) {
+    ++counts.skipped;
+    std::printf("SKIP %s (op not supported yet: %s)\n", name.c_str(), what.what());
+  } catch (const std::exception& error) {
+    ++counts.failed;
+    std::printf("FAIL %s (largest error unknown; exception: %s)\n", name.c_str(), error.what());
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 2) {
+    std::fprintf(stderr, "usage: heed_conformance DIR...\n");
+    return 2;
+  }
+  tally counts;
+  for (int a = 1; a < argc; ++a) {
+    if (!fs::is_directory(argv[a])) {
+      std::fprintf(stderr, "heed_conformance: %s is not a directory\n", argv[a]);
+      return 2;
+    }
+    for (const fs::path& folder : find_cases(argv[a])) run_case(folder, counts);
+  }
+  std::printf("%d passed, %d failed, %d skipped\n", counts.passed, counts.failed, counts.skipped);
+  if (counts.passed + counts.failed + counts.skipped == 0) {
+    std::fprintf(stderr, "heed_conformance: no case found\n");
+    return 1;
+  }
+  return counts.failed == 0 ? 0 : 1;
+}
