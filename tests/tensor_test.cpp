@@ -210,6 +210,24 @@ TEST(Layout, PackedProjectionsSplitIntoHeads) {
                                   "split_heads: 12 channels do not divide into 0 heads");
 }
 
+TEST(Layout, AMatrixOfPackedProjectionsSplitsIntoHeads) {
+  Eigen::MatrixXf columns(5, 12);
+  Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> rows(5, 12);
+  const auto c = heed::split_heads(columns, 3);
+  const auto r = heed::split_heads(rows, 3);
+  EXPECT_EQ(c.extents(), (std::array<index, 3>{3, 5, 4}));
+  for (index h = 0; h < 3; ++h) {
+    for (index t = 0; t < 5; ++t) {
+      for (index d = 0; d < 4; ++d) {
+        ASSERT_EQ(&c(h, t, d), &columns(t, 4 * h + d));
+        ASSERT_EQ(&r(h, t, d), &rows(t, 4 * h + d));
+      }
+    }
+  }
+  expect_error<heed::shape_error>([&] { (void)heed::split_heads(rows, 7); },
+                                  "split_heads: 12 channels do not divide into 7 heads");
+}
+
 TEST(Layout, TokenMajorReadsHeadsFirst) {
   heed::tensor<double, 4> four({2, 5, 3, 4});
   const auto v = heed::heads_first(four);

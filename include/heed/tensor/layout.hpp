@@ -21,19 +21,29 @@ template <class T, int R>
   return {v.data(), e, s};
 }
 
-/// Packed projections, batch x tokens x (heads * channels), as batch x heads x tokens x channels.
+/// Packed projections, batch x tokens x (heads * channels), as batch x heads x tokens x channels; or
+/// tokens x (heads * channels) as heads x tokens x channels.
 /// Throws shape_error when the last axis is not a multiple of `heads`.
 template <tensor_like T>
-  requires(rank_of<T> == 3)
+  requires(rank_of<T> == 2 || rank_of<T> == 3)
 [[nodiscard]] constexpr auto split_heads(T&& t, index heads) {
   const auto v = as_view(std::forward<T>(t));
-  if (heads <= 0 || v.extent(2) % heads != 0) {
-    fail<shape_error>("split_heads: " + std::to_string(v.extent(2)) + " channels do not divide into " +
-                      std::to_string(heads) + " heads");
+  constexpr int tokens = rank_of<T> - 2;
+  constexpr int packed = rank_of<T> - 1;
+  if (heads <= 0 || v.extent(packed) % heads != 0) {
+    fail<shape_error>("split_heads: " + std::to_string(v.extent(packed)) +
+                      " channels do not divide into " + std::to_string(heads) + " heads");
   }
-  const index d = v.extent(2) / heads;
-  return view<typename view_of<T>::scalar, 4>(v.data(), {v.extent(0), heads, v.extent(1), d},
-                                              {v.stride(0), d * v.stride(2), v.stride(1), v.stride(2)});
+  const index d = v.extent(packed) / heads;
+  const index step = v.stride(packed);
+  using scalar = typename view_of<T>::scalar;
+  if constexpr (rank_of<T> == 2) {
+    return view<scalar, 3>(v.data(), {heads, v.extent(tokens), d},
+                           {d * step, v.stride(tokens), step});
+  } else {
+    return view<scalar, 4>(v.data(), {v.extent(0), heads, v.extent(tokens), d},
+                           {v.stride(0), d * step, v.stride(tokens), step});
+  }
 }
 
 /// Token-major batch x tokens x heads x channels as batch x heads x tokens x channels, or

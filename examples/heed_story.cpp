@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: MIT
+// Tells a story: runs a llama2.c checkpoint and prints its text as it comes.
+//
+//   heed_story --model stories260K.bin --tokenizer tok512.bin --prompt "Once upon a time"
+//
+// The model is in llama.hpp, the tokenizer in tokenizer.hpp; here is what is done with them.
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <exception>
+#include <iostream>
+#include <random>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "llama.hpp"
+#include "tokenizer.hpp"
+
+namespace {
+
+/// The likeliest token at temperature 0; else one drawn from softmax(logits / temperature).
+class sampler {
+ public:
+  sampler(double temperature, std::uint64_t seed) : temperature_(temperature), random_(seed) {}
+
+  int pick(const llama::matrix& logits) {
+    llama::index best = 0;
+    const float highest = logits.row(0).maxCoeff(&best);
+    if (temperature_ <= 0) return static_cast<int>(best);
+    const Eigen::ArrayXd weight =
+        ((logits.row(0).array().cast<double>() - double{highest}) / temperature_).exp();
+    // 53 random bits: the same on every platform, unlike the standard's distributions.
+    double left = static_cast<double>(random_() >> 11U) * 0x1p-53 * weight.sum();
+    for (llama::index i = 0; i < weight.size(); ++i) {
+      left -= weight[i];
+      if (left < 0) return static_cast<int>(i);
+    }
+    return static_cast<int>(best);
+  }
+
+ private:
+  double temperature_;
+  std::mt19937_64 random_;
+};
+
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+}
+
+void tell(const llama::model& model, const llama::tokenizer& tokenizer, const std::string& prompt,
+          std::size_t steps, sampler choose) {
+  std::vector<int> ids = tokenizer.encode(prompt);
+  steps = std::min(steps, static_cast<std::size_t>(model.shape().context));
+  ids.resize(std::min(ids.size(), steps + 1));
+  const auto print = [&](std::size_t i) {
+    std::cout << tokenizer.decode(ids[i - 1], ids[i]) << std::flush;
+  };
+  for (std::size_t i = 1; i < ids.size(); ++i) print(i);
+
+  // The prompt in one call, then token by token.
+  llama::memory memory = model.blank_memory();
+  const std::size_t prompt_tokens = ids.size();
+  const auto start = std::chrono::steady_clock::now();
+  double prefill = 0;
+  for (std::size_t read = 0; ids.size() <= steps; read = ids.size() - 1) {
+    const llama::matrix states = model.read(std::span(ids).subspan(read), memory);
+    if (read == 0) prefill = seconds_since(start);
+    const int next = choose.pick(model.logits(states.bottomRows(1)));
+    if (next == llama::tokenizer::begin_of_text) break;  // the story has ended
+    ids.push_back(next);
+    print(ids.size() - 1);
+  }
+  std::cout << '\n';
+  const double decode = seconds_since(start) - prefill;
+  std::fprintf(stderr, "prompt: %zu tokens in %.2f ms; then %.0f tokens/s\n", prompt_tokens,
+               prefill * 1e3,
+               decode > 0 ? static_cast<double>(ids.size() - prompt_tokens) / decode : 0.0);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  std::string model_path;
+  std::string tokenizer_path;
+  std::string prompt;
+  std::size_t steps = 256;
+  double temperature = 0;
+  std::uint64_t seed = 1;
+
+  CLI::App app("Tells a story with a llama2.c checkpoint.");
+  app.add_option("--model", model_path, "checkpoint, version 0")->required();
+  app.add_option("--tokenizer", tokenizer_path, "tokenizer file")->required();
+  app.add_option("--prompt", prompt, "how the story begins");
+  app.add_option("--steps", steps, "tokens at most")->capture_default_str();
+  app.add_option("--temperature", temperature, "0 is greedy")->capture_default_str();
+  app.add_option("--seed", seed, "of the sampling")->capture_default_str();
+  CLI11_PARSE(app, argc, argv);
+
+  try {
+    const llama::model model(model_path);
+    const auto vocabulary = static_cast<std::size_t>(model.shape().vocabulary);
+    tell(model, llama::tokenizer(tokenizer_path, vocabulary), prompt, steps,
+         sampler(temperature, seed));
+  } catch (const std::exception& error) {
+    std::fprintf(stderr, "heed_story: %s\n", error.what());
+    return 1;
+  }
+}
