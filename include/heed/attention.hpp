@@ -2,6 +2,9 @@
 // Exact softmax attention.
 #pragma once
 
+#include "heed/attention/decode.hpp"
+#include "heed/attention/exact.hpp"
+#include "heed/attention/merge.hpp"
 #include "heed/attention/naive.hpp"
 #include "heed/attention/options.hpp"
-#include "heed/attention/tiled.hpp"
+#include "heed/attention/ragged.hpp"

@@ -18,6 +18,7 @@
 #include <type_traits>
 
 #include "heed/attention/options.hpp"
+#include "heed/kernel/copy_tile.hpp"
 #include "heed/kernel/source.hpp"
 #include "heed/score.hpp"
 #include "heed/tensor/layout.hpp"
@@ -114,7 +115,8 @@ constexpr void require_tensors() {
   }
 }
 
-/// One call: checked views, scale, modifiers. `TO` is the output's scalar.
+/// One call: checked views, scale, modifiers. `TO` is the output's scalar. Where `starts` is not
+/// empty the rows of all batches lie packed along the token axis and batch b begins at starts[b].
 template <class TQ, class TO, class Source, class Program>
 struct exact_call {
   using A = accumulate_t<TQ>;
@@ -130,11 +132,33 @@ struct exact_call {
   A scale;
   attention_options options;
   Program program;
+  score_extents extents;  // queries and keys: the most of any batch
+  std::span<const index> starts;
 
-  [[nodiscard]] score_extents extents() const noexcept {
-    return {q.extent(0), q.extent(1), source.kv_heads(), q.extent(2), source.length(0)};
+  [[nodiscard]] index group() const noexcept {
+    return extents.kv_heads > 0 ? extents.heads / extents.kv_heads : 1;
   }
-  [[nodiscard]] index group() const noexcept { return q.extent(1) / source.kv_heads(); }
+  [[nodiscard]] index queries(index b) const noexcept {
+    return starts.empty() ? extents.queries : start(b + 1) - start(b);
+  }
+  [[nodiscard]] rectangle<const TQ> query_rows(index b, index h, index i) const noexcept {
+    return rows(q, b, h, i);
+  }
+  [[nodiscard]] rectangle<TO> output_rows(index b, index h, index i) const noexcept {
+    return rows(out, b, h, i);
+  }
+  /// Null where the log-sum-exp was not asked for; rows are lse.stride(2) apart.
+  [[nodiscard]] A* lse_rows(index b, index h, index i) const noexcept {
+    return lse.data() == nullptr ? nullptr : rows(lse, b, h, i).data;
+  }
+
+ private:
+  [[nodiscard]] index start(index b) const noexcept { return starts[static_cast<std::size_t>(b)]; }
+  template <class T, int R>
+  [[nodiscard]] rectangle<T> rows(const view<T, R>& x, index b, index h, index i) const noexcept {
+    const index at = starts.empty() ? b * x.stride(0) : start(b) * x.stride(2);
+    return {x.data() + at + h * x.stride(1) + i * x.stride(2), x.stride(2), x.stride(R - 1)};
+  }
 };
 
 inline void check_shapes(const std::array<index, 4>& q, const std::array<index, 4>& k,
@@ -196,37 +220,46 @@ template <class A, int R, class Target>
   }
 }
 
-/// Checks everything and builds the call. Nothing has been written when it throws.
-template <class Target, class Q, class K, class V, class... M>
-[[nodiscard]] auto open_call(Target&& target, Q&& q, K&& k, V&& v, const attention_options& o,
-                             const M&... mods) {
-  require_tensors<Q, K, V>();
-  using TQ = scalar_of<Q>;
+/// The call over checked keys and values. Throws before anything is written.
+template <class Target, class Q, class Source, class... M>
+[[nodiscard]] auto open_source_call(Target&& target, const Q& q, const Source& source,
+                                    const score_extents& extents, const attention_options& o,
+                                    const M&... mods) {
+  using TQ = scalar_of<const Q&>;
   using A = accumulate_t<TQ>;
-  const auto q4 = input4(std::forward<Q>(q));
-  const auto k4 = input4(std::forward<K>(k));
-  const auto v4 = input4(std::forward<V>(v));
-  check_shapes(q4.extents(), k4.extents(), v4.extents());
-
+  const auto q4 = input4(q);
   const auto [out, lse] =
-      open_target<A, rank_of<Q>>(std::forward<Target>(target), as_view(q).extents());
+      open_target<A, rank_of<const Q&>>(std::forward<Target>(target), as_view(q).extents());
   using Out = std::remove_cvref_t<decltype(out)>;
-  static_assert(Out::rank == rank_of<Q>, "heed: the output has another rank than q");
+  static_assert(Out::rank == rank_of<const Q&>, "heed: the output has another rank than q");
   const auto out4 = as_rank4(out);
-  const std::array<index, 4> expected{q4.extent(0), q4.extent(1), q4.extent(2), v4.extent(3)};
+  const std::array<index, 4> expected{q4.extent(0), q4.extent(1), q4.extent(2), source.value_dim()};
   if (out4.extents() != expected) {
     fail<shape_error>("out has extents " + format_extents(out4.extents()) + ", the result has " +
                       format_extents(expected));
   }
-  o.offset.check(q4.extent(0));
-
-  using Source = tensor_source<scalar_of<K>, scalar_of<V>>;
+  o.offset.check(extents.batch);
   using Program = score_program<A, M...>;
   exact_call<TQ, typename Out::scalar, Source, Program> call{
-      q4, Source(k4, v4),  out4, lse, static_cast<A>(scale_of(o, q4.extent(3))),
-      o,  Program(mods...)};
-  call.program.check(call.extents());
+      q4, source,           out4,    lse, static_cast<A>(scale_of(o, q4.extent(3))),
+      o,  Program(mods...), extents, {}};
+  call.program.check(extents);
   return call;
+}
+
+/// Checks q, k, v as tensors of one batch size and builds the call.
+template <class Target, class Q, class K, class V, class... M>
+[[nodiscard]] auto open_call(Target&& target, const Q& q, const K& k, const V& v,
+                             const attention_options& o, const M&... mods) {
+  require_tensors<const Q&, const K&, const V&>();
+  const auto q4 = input4(q);
+  const auto k4 = input4(k);
+  const auto v4 = input4(v);
+  check_shapes(q4.extents(), k4.extents(), v4.extents());
+  using Source = tensor_source<scalar_of<const K&>, scalar_of<const V&>>;
+  return open_source_call(std::forward<Target>(target), q, Source(k4, v4),
+                          {q4.extent(0), q4.extent(1), k4.extent(1), q4.extent(2), k4.extent(2)}, o,
+                          mods...);
 }
 
 /// The result's extents: q's, with v's channels.

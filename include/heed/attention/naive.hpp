@@ -37,7 +37,7 @@ namespace detail {
 template <class Call, class A>
 void naive_head(const Call& call, index b, index h, A* scores, A* sums,
                 attention_stages<A>* stages) noexcept {
-  const score_extents e = call.extents();
+  const index queries = call.queries(b);
   const index kv = h / call.group();
   const index keys = call.source.length(b);
   const index offset = call.options.offset[b];
@@ -45,7 +45,8 @@ void naive_head(const Call& call, index b, index h, A* scores, A* sums,
   const index vc = call.source.value_channel_stride();
   constexpr A masked = softmax_state<A>::empty_max;
 
-  for (index i = 0; i < e.queries; ++i) {
+  for (index i = 0; i < queries; ++i) {
+    const auto q = call.query_rows(b, h, i);
     A* s = scores + i * keys;
     for (index j = 0; j < keys; ++j) {
       const position p{b, h, kv, offset + i, j, i};
@@ -57,7 +58,7 @@ void naive_head(const Call& call, index b, index h, A* scores, A* sums,
       const auto* k = call.source.keys(b, kv, j).data;
       A dot = A(0);
       for (index c = 0; c < call.q.extent(3); ++c) {
-        dot += static_cast<A>(call.q(b, h, i, c)) * static_cast<A>(k[c * kc]);
+        dot += static_cast<A>(*q.at(0, c)) * static_cast<A>(k[c * kc]);
       }
       const A scaled = dot * call.scale;
       const A capped = call.program.softcapped(scaled, p);
@@ -70,7 +71,7 @@ void naive_head(const Call& call, index b, index h, A* scores, A* sums,
     }
   }
 
-  for (index i = 0; i < e.queries; ++i) {
+  for (index i = 0; i < queries; ++i) {
     const A* s = scores + i * keys;
     softmax_state<A> state{call.program.sink_logit(h), A(0)};
     for (index j = 0; j < keys; ++j) state.max = !(s[j] <= state.max) ? s[j] : state.max;
@@ -94,11 +95,11 @@ void naive_head(const Call& call, index b, index h, A* scores, A* sums,
       const auto* v = call.source.values(b, kv, j).data;
       for (index c = 0; c < call.out.extent(3); ++c) sums[c] += weight * static_cast<A>(v[c * vc]);
     }
-    using TO = typename Call::output_scalar;
+    const auto out = call.output_rows(b, h, i);
     for (index c = 0; c < call.out.extent(3); ++c) {
-      call.out(b, h, i, c) = static_cast<TO>(sums[c]);
+      *out.at(0, c) = static_cast<typename Call::output_scalar>(sums[c]);
     }
-    if (call.lse.data() != nullptr) call.lse(b, h, i) = state.log_sum_exp();
+    if (A* lse = call.lse_rows(b, h, i)) *lse = state.log_sum_exp();
   }
 }
 
@@ -106,7 +107,7 @@ struct naive_kernel {
   template <class E, class Call>
   static void run(E& exec, const Call& call, attention_stages<typename Call::A>* stages = nullptr) {
     using A = typename Call::A;
-    const score_extents e = call.extents();
+    const score_extents e = call.extents;
     const index tasks = e.batch * e.heads;
     const index workers = worker_count(exec, tasks);
     workspace own;
@@ -147,7 +148,7 @@ template <class Q, class K, class V, class... M>
   tensor<A, rank_of<const Q&>> out(detail::result_extents(q, v));
   auto lse = detail::make_lse(q);
   auto call = detail::open_call(into(out, lse), q, k, v, options, modifiers...);
-  const score_extents e = call.extents();
+  const score_extents e = call.extents;
   const std::array<index, 4> scores{e.batch, e.heads, e.queries, e.keys};
   attention_stages<A> stages{tensor<A, 4>(scores),
                              tensor<A, 4>(scores),

@@ -102,7 +102,8 @@ void exact_task(const Program& program, const Source& source, const tile& where,
         source.value_channel_stride(), scratch.v, block.v_stride);
     int known = -1;  // whether the block's values are finite: not yet asked
     const auto finite = [&]() noexcept {
-      if (known < 0) known = detail::all_finite(block.v, keys.size(), block.v_stride, d.value_dim);
+      if (known < 0)
+        known = detail::all_finite<A>(block.v, keys.size(), block.v_stride, d.value_dim);
       return known != 0;
     };
 

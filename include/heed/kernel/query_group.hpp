@@ -12,6 +12,7 @@
 #include "heed/core/workspace.hpp"
 #include "heed/kernel/modify_tile.hpp"
 #include "heed/kernel/register_tile.hpp"
+#include "heed/simd/convert.hpp"
 
 namespace heed {
 
@@ -71,17 +72,17 @@ struct query_group {
 
 namespace detail {
 
-/// Whether count numbers are all finite: 0 x is 0 for a finite x and NaN otherwise.
-template <class A>
-[[nodiscard]] bool all_finite(const A* x, index rows, index stride, index columns) noexcept {
+/// Whether all numbers are finite: 0 x is 0 for a finite x and NaN otherwise.
+template <class A, class T>
+[[nodiscard]] bool all_finite(const T* x, index rows, index stride, index columns) noexcept {
   auto probe = simd::zero<A>();
   A rest = A(0);
   for (index r = 0; r < rows; ++r, x += stride) {
     index c = 0;
     for (; c + simd::lanes<A> <= columns; c += simd::lanes<A>) {
-      probe = simd::fmadd(simd::load(x + c), simd::zero<A>(), probe);
+      probe = simd::fmadd(simd::load_widened<A>(x + c), simd::zero<A>(), probe);
     }
-    for (; c < columns; ++c) rest += x[c] * A(0);
+    for (; c < columns; ++c) rest += static_cast<A>(x[c]) * A(0);
   }
   return simd::sum(probe) + rest == A(0);
 }

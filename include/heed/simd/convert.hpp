@@ -2,8 +2,6 @@
 // Rows of stored scalars to and from the accumulator type.
 #pragma once
 
-#include <cstdint>
-#include <cstring>
 #include <type_traits>
 
 #include "heed/simd/packet.hpp"
@@ -11,44 +9,38 @@
 
 namespace heed::simd {
 
+/// A packet of consecutive stored numbers, widened. Exact.
+template <class A, class T>
+HEED_INLINE packet<A> load_widened(const T* p) noexcept {
+  if constexpr (std::is_same_v<T, A>) {
+    return load(p);
+#if defined(__AVX512F__)
+  } else if constexpr (std::is_same_v<T, half>) {
+    return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  } else if constexpr (std::is_same_v<T, bfloat16>) {
+    const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+#elif defined(__AVX2__)
+  } else if constexpr (std::is_same_v<T, bfloat16>) {
+    const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+#if defined(__F16C__)
+  } else if constexpr (std::is_same_v<T, half>) {
+    return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#endif
+#endif
+  } else {
+    A lane[std::size_t{lanes<A>}];
+    for (index i = 0; i < lanes<A>; ++i) lane[i] = static_cast<A>(p[i]);
+    return load(lane);
+  }
+}
+
 /// `count` consecutive numbers of `src` widened to `dst`. Exact.
 template <class T, class A>
 HEED_INLINE void widen_row(const T* src, A* dst, index count) noexcept {
   index c = 0;
-  if constexpr (std::is_same_v<T, A>) {
-    for (; c + lanes<A> <= count; c += lanes<A>) store(dst + c, load(src + c));
-  }
-#if defined(__AVX512F__)
-  if constexpr (std::is_same_v<T, half>) {
-    for (; c + 16 <= count; c += 16) {
-      __m256i bits;
-      std::memcpy(&bits, src + c, sizeof bits);
-      _mm512_storeu_ps(dst + c, _mm512_cvtph_ps(bits));
-    }
-  } else if constexpr (std::is_same_v<T, bfloat16>) {
-    for (; c + 16 <= count; c += 16) {
-      __m256i bits;
-      std::memcpy(&bits, src + c, sizeof bits);
-      _mm512_storeu_ps(dst + c,
-                       _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16)));
-    }
-  }
-#elif defined(__AVX2__) && defined(__F16C__)
-  if constexpr (std::is_same_v<T, half>) {
-    for (; c + 8 <= count; c += 8) {
-      __m128i bits;
-      std::memcpy(&bits, src + c, sizeof bits);
-      _mm256_storeu_ps(dst + c, _mm256_cvtph_ps(bits));
-    }
-  } else if constexpr (std::is_same_v<T, bfloat16>) {
-    for (; c + 8 <= count; c += 8) {
-      __m128i bits;
-      std::memcpy(&bits, src + c, sizeof bits);
-      _mm256_storeu_ps(dst + c,
-                       _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16)));
-    }
-  }
-#endif
+  for (; c + lanes<A> <= count; c += lanes<A>) store(dst + c, load_widened<A>(src + c));
   for (; c < count; ++c) dst[c] = static_cast<A>(src[c]);
 }
 

@@ -114,10 +114,10 @@ HEED_INLINE void unroll(F&& f) noexcept {
   (std::make_integer_sequence<int, N>{});
 }
 
-/// Asks for the cache line at `p`, which need not be a valid address.
+/// Asks for the cache line at `p`, which need not be a valid address, into the second-level cache.
 HEED_INLINE void prefetch(const void* p) noexcept {
 #if defined(__GNUC__) || defined(__clang__)
-  __builtin_prefetch(p);
+  __builtin_prefetch(p, 0, 2);
 #else
   (void)p;
 #endif
@@ -153,6 +153,21 @@ HEED_INLINE void transpose(const A* src, index src_stride, A* dst, index dst_str
     });
     unroll<w>([&](auto r) HEED_INLINE_LAMBDA { store(dst + r * dst_stride, row[r]); });
   }
+}
+
+/// Lane i of the result is the sum of x[i]'s lanes, for `lanes` packets x. They are consumed.
+template <class A>
+HEED_INLINE packet<A> sum_each(packet<A>* x) noexcept {
+  constexpr int w = static_cast<int>(lanes<A>);
+  using order = std::make_integer_sequence<int, w>;
+  unroll<std::bit_width(std::size_t{w}) - 1>([&](auto round) HEED_INLINE_LAMBDA {
+    constexpr int half_count = w >> (decltype(round)::value + 1);
+    unroll<half_count>([&](auto r) HEED_INLINE_LAMBDA {
+      x[r] = add(detail::interleave<0>(x[r], x[r + half_count], order{}),
+                 detail::interleave<w / 2>(x[r], x[r + half_count], order{}));
+    });
+  });
+  return x[0];
 }
 
 }  // namespace heed::simd

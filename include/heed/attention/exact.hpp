@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: MIT
+// Exact attention without its score matrix: tiles of scores, a running softmax.
+//
+//   out_i = sum_j exp(s_ij - lse_i) v_j,   lse_i = log sum_j exp(s_ij)
+//   s_ij = scale q_i.k_j -> softcap -> score modifiers -> bias -> mask
+//
+// | argument | axes                               |
+// |----------|------------------------------------|
+// | q        | [batch, heads, queries, head dim]  |
+// | k        | [batch, kv heads, keys, head dim]  |
+// | v        | [batch, kv heads, keys, value dim] |
+// | out      | [batch, heads, queries, value dim] |
+//
+// Accumulates in the accumulator type; for scores of order one the result is within 3e-7 of exact
+// arithmetic in float, 1e-14 in double. Key blocks that the masks make empty are skipped, full ones
+// run no mask code. Few queries are split along the keys instead. The same bits for any number of
+// threads and any batch size. A masked pair contributes nothing whatever k and v hold; an unmasked
+// NaN propagates; a row without a visible key gives 0 and log-sum-exp -inf. A score of -inf weighs
+// nothing, as if masked. Cost per head: 4 N M D FLOPs over the visible blocks, memory O(N) beyond
+// the arguments: scratch of a worker is about 200 (head dim + value dim) numbers and a block of
+// scores. Throws shape_error, option_error, std::bad_alloc, before anything is written. Safe to
+// call from several threads, with a scratch workspace each. Dao, Fu, Ermon, Rudra, Re 2022, arXiv
+// 2205.14135, algorithm 1; Dao 2023, arXiv 2307.08691.
+#pragma once
+
+#include "heed/attention/split.hpp"
+#include "heed/attention/tiled.hpp"
+
+namespace heed {
+
+namespace detail {
+
+/// Queries in the lanes, unless there are too few of them.
+struct exact_kernel {
+  template <class E, class Call>
+  static void run(E& exec, const Call& call) {
+    if (call.extents.queries <= split_plan<typename Call::A>::most_queries) {
+      split_kernel::run(exec, call);
+    } else {
+      tiled_kernel::run(exec, call);
+    }
+  }
+};
+
+}  // namespace detail
+
+/// attention([executor,] q, k, v, options = {}, modifiers...) -> a tensor of q's family
+inline constexpr detail::returning_form<detail::exact_kernel> attention{};
+/// attention_into([executor,] out | into(out, lse), q, k, v, options = {}, modifiers...)
+inline constexpr detail::writing_form<detail::exact_kernel> attention_into{};
+/// attention_with_lse([executor,] q, k, v, options = {}, modifiers...) -> attention_result
+inline constexpr detail::lse_form<detail::exact_kernel> attention_with_lse{};
+
+}  // namespace heed

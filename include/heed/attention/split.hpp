@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: MIT
+// Exact attention of few queries: parallel over splits of the keys, each row of keys and values
+// read once for all the queries that share it. How `attention` and `decode` run when there are too
+// few queries to fill the lanes.
+//
+// Cost: the bytes of k and v, once; 4 N M D FLOPs a head. Scratch: the queries, and a partial
+// result of value dim numbers per row and split of `split_plan::split` keys.
+#pragma once
+
+#include "heed/attention/door.hpp"
+#include "heed/kernel/split_task.hpp"
+
+namespace heed::detail {
+
+struct split_kernel {
+  template <class E, class Call>
+  static void run(E& exec, const Call& call) {
+    using A = typename Call::A;
+    using plan = split_plan<A>;
+    const score_extents e = call.extents;
+    const head_dims d{call.q.extent(3), call.out.extent(3)};
+    if (e.batch * e.heads * e.queries == 0) return;
+    const index rows = call.group() * e.queries;
+    const index splits = std::max<index>(1, ceil_div(e.keys, plan::split));
+    const index shares = e.batch * e.kv_heads;
+    const index tasks = shares * splits;
+    const index workers = worker_count(exec, tasks);
+
+    carver measure;
+    split_scratch<A>().carve(measure, rows, d);
+    const std::size_t each = measure.used();
+    const index q_rows = split_scratch<A>::padded(rows);
+    const auto carve = [&](carver c, A*& q, A*& out, softmax_state<A>*& state, std::byte*& own) {
+      q = c.take<A>(shares * q_rows * d.head_dim);
+      out = c.take<A>(tasks * rows * d.value_dim);
+      state = c.take<softmax_state<A>>(tasks * rows);
+      own = c.take<std::byte>(static_cast<index>(each) * workers);
+      return c.used();
+    };
+    A* q = nullptr;
+    A* out = nullptr;
+    softmax_state<A>* state = nullptr;
+    std::byte* scratch_block = nullptr;
+    workspace own;
+    workspace& memory = call.options.scratch != nullptr ? *call.options.scratch : own;
+    std::byte* const block = memory.reserve(carve(carver(), q, out, state, scratch_block));
+    (void)carve(carver(block), q, out, state, scratch_block);
+
+    const auto share = [&](index s) {
+      return shared_rows{s / e.kv_heads, s % e.kv_heads, call.group(), call.queries(s / e.kv_heads),
+                         call.options.offset[s / e.kv_heads]};
+    };
+    for (index s = 0; s < shares; ++s) pack_queries(call, share(s), q + s * q_rows * d.head_dim);
+
+    for_each_task(exec, workers, tasks, [&](index worker, index t) noexcept {
+      split_scratch<A> scratch;
+      carver c(scratch_block + static_cast<std::size_t>(worker) * each);
+      scratch.carve(c, rows, d);
+      const index s = t / splits;
+      const index first = t % splits * plan::split;
+      const range keys{first, std::min(first + plan::split, call.source.length(s / e.kv_heads))};
+      split_task(call.program, call.source, share(s), d, q + s * q_rows * d.head_dim, d.head_dim,
+                 keys, scratch,
+                 split_partial<A>{state + t * rows, out + t * rows * d.value_dim, d.value_dim});
+    });
+
+    for_each_task(exec, workers, shares * rows, [&](index, index t) noexcept {
+      const index s = t / rows;
+      const index r = t % rows;
+      if (r >= share(s).size()) return;
+      const tile where = share(s).row(r, {});
+      softmax_state<A>* const st = state + s * splits * rows + r;
+      A* const o = out + (s * splits * rows + r) * d.value_dim;
+      const A factor = merge_splits(st, rows, o, rows * d.value_dim, splits, d.value_dim,
+                                    call.program.sink_logit(where.head));
+      const index row = where.rows().begin;
+      const auto to = call.output_rows(where.batch, where.head, row);
+      for (index c = 0; c < d.value_dim; ++c) {
+        *to.at(0, c) = static_cast<typename Call::output_scalar>(o[c] * factor);
+      }
+      if (A* lse = call.lse_rows(where.batch, where.head, row)) *lse = st->log_sum_exp();
+    });
+  }
+
+ private:
+  /// The rows that share a KV head, scaled, in the accumulator type; padding rows are 0.
+  template <class Call, class A>
+  static void pack_queries(const Call& call, const shared_rows& rows, A* q) noexcept {
+    const index d = call.q.extent(3);
+    for (index r = 0; r < split_scratch<A>::padded(rows.size()); ++r) {
+      if (r >= rows.size()) {
+        for (index c = 0; c < d; ++c) q[r * d + c] = A(0);
+        continue;
+      }
+      const tile where = rows.row(r, {});
+      const auto from = call.query_rows(where.batch, where.head, where.rows().begin);
+      for (index c = 0; c < d; ++c) q[r * d + c] = static_cast<A>(*from.at(0, c)) * call.scale;
+    }
+  }
+};
+
+}  // namespace heed::detail

@@ -1,0 +1,6 @@
+// SPDX-License-Identifier: MIT
+// KV caches.
+#pragma once
+
+#include "heed/cache/contiguous.hpp"
+#include "heed/kernel/source.hpp"

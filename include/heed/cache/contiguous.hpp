@@ -1,0 +1,144 @@
+// SPDX-License-Identifier: MIT
+// A KV cache of fixed capacity: keys and values of each head consecutive, token after token.
+//
+// | tensor | axes                                                   |
+// |--------|--------------------------------------------------------|
+// | keys   | [batch, kv heads, capacity, head dim], scalar TK       |
+// | values | [batch, kv heads, capacity, value dim], scalar TV      |
+//
+// Holds (head dim sizeof(TK) + value dim sizeof(TV)) bytes per batch, KV head and token of
+// capacity, allocated at construction; appending allocates nothing. Appended numbers are rounded to
+// nearest even to the cache's scalars. Every operation either succeeds or changes nothing. Reading
+// from many threads is safe while no one appends.
+#pragma once
+
+#include <optional>
+
+#include "heed/kernel/copy_tile.hpp"
+#include "heed/kernel/source.hpp"
+#include "heed/tensor/layout.hpp"
+#include "heed/tensor/scalar.hpp"
+#include "heed/tensor/tensor.hpp"
+
+namespace heed {
+
+struct cache_extents {
+  index batch = 1;
+  index kv_heads = 1;
+  index capacity = 0;  ///< tokens
+  index head_dim = 0;
+  std::optional<index> value_dim = std::nullopt;  ///< head_dim where absent
+};
+
+template <attention_scalar TK, attention_scalar TV = TK>
+class contiguous_cache {
+ public:
+  using key_scalar = TK;
+  using value_scalar = TV;
+
+  /// Throws shape_error on a negative extent, std::bad_alloc.
+  explicit contiguous_cache(const cache_extents& e)
+      : keys_({e.batch, e.kv_heads, e.capacity, e.head_dim}),
+        values_({e.batch, e.kv_heads, e.capacity, e.value_dim.value_or(e.head_dim)}) {}
+
+  /// Appends the same number of tokens to every batch: k [batch, kv heads, tokens, head dim], v
+  /// likewise with value dim; leading axes of extent 1 may be left out. Throws capacity_error where
+  /// they do not fit, shape_error where they do not match.
+  template <tensor_like K, tensor_like V>
+  void append(const K& k, const V& v) {
+    const index tokens = check(k, v);
+    if (tokens > capacity() - length_) {
+      fail<capacity_error>("cache holds " + std::to_string(length_) + " of " +
+                           std::to_string(capacity()) + " tokens, cannot append " +
+                           std::to_string(tokens));
+    }
+    write(k, v, tokens);
+  }
+
+  /// The same, but false where the tokens do not fit.
+  template <tensor_like K, tensor_like V>
+  [[nodiscard]] bool try_append(const K& k, const V& v) {
+    const index tokens = check(k, v);
+    if (tokens > capacity() - length_) return false;
+    write(k, v, tokens);
+    return true;
+  }
+
+  /// Forgets all but the first `length` tokens. Throws shape_error where there are fewer.
+  void truncate(index length) {
+    if (length < 0 || length > length_) {
+      fail<shape_error>("truncate to " + std::to_string(length) + " tokens, the cache holds " +
+                        std::to_string(length_));
+    }
+    length_ = length;
+  }
+  void clear() noexcept { length_ = 0; }
+
+  [[nodiscard]] index length() const noexcept { return length_; }
+  [[nodiscard]] index capacity() const noexcept { return keys_.extent(2); }
+
+  /// [batch, kv heads, length, channels]
+  [[nodiscard]] view<const TK, 4> keys() const { return as_view(keys_).slice(2, 0, length_); }
+  [[nodiscard]] view<const TV, 4> values() const { return as_view(values_).slice(2, 0, length_); }
+
+  // What kernels read: see key_value_source.
+  [[nodiscard]] index batch() const noexcept { return keys_.extent(0); }
+  [[nodiscard]] index kv_heads() const noexcept { return keys_.extent(1); }
+  [[nodiscard]] index head_dim() const noexcept { return keys_.extent(3); }
+  [[nodiscard]] index value_dim() const noexcept { return values_.extent(3); }
+  [[nodiscard]] index length(index) const noexcept { return length_; }
+  [[nodiscard]] row_run<TK> keys(index b, index h, index j) const noexcept {
+    return {keys_.data() + row(b, h, j) * head_dim(), head_dim(), length_ - j};
+  }
+  [[nodiscard]] row_run<TV> values(index b, index h, index j) const noexcept {
+    return {values_.data() + row(b, h, j) * value_dim(), value_dim(), length_ - j};
+  }
+  [[nodiscard]] static constexpr index key_channel_stride() noexcept { return 1; }
+  [[nodiscard]] static constexpr index value_channel_stride() noexcept { return 1; }
+
+ private:
+  [[nodiscard]] index row(index b, index h, index j) const noexcept {
+    return (b * kv_heads() + h) * capacity() + j;
+  }
+
+  template <class K, class V>
+  index check(const K& k, const V& v) const {
+    const auto k4 = as_rank4(as_view(k));
+    const auto v4 = as_rank4(as_view(v));
+    require_equal("k", "batch", k4.extent(0), "the cache", batch());
+    require_equal("k", "heads", k4.extent(1), "the cache", kv_heads());
+    require_equal("k", "head dim", k4.extent(3), "the cache", head_dim());
+    require_equal("v", "batch", v4.extent(0), "the cache", batch());
+    require_equal("v", "heads", v4.extent(1), "the cache", kv_heads());
+    require_equal("v", "tokens", v4.extent(2), "k", k4.extent(2));
+    require_equal("v", "value dim", v4.extent(3), "the cache", value_dim());
+    return k4.extent(2);
+  }
+
+  template <class K, class V>
+  void write(const K& k, const V& v, index tokens) noexcept {
+    copy_in(as_rank4(as_view(k)), keys_);
+    copy_in(as_rank4(as_view(v)), values_);
+    length_ += tokens;
+  }
+
+  template <class S, class T>
+  void copy_in(const view<S, 4>& from, tensor<T, 4>& to) noexcept {
+    const index channels = to.extent(3);
+    for (index b = 0; b < batch(); ++b) {
+      for (index h = 0; h < kv_heads(); ++h) {
+        copy_tile<std::remove_const_t<S>, T>(
+            {from.data() + b * from.stride(0) + h * from.stride(1), from.stride(2), from.stride(3)},
+            {to.data() + row(b, h, length_) * channels, channels, 1}, from.extent(2), channels);
+      }
+    }
+  }
+
+  tensor<TK, 4> keys_;
+  tensor<TV, 4> values_;
+  index length_ = 0;
+};
+
+static_assert(key_value_source<contiguous_cache<float>>);
+
+}  // namespace heed

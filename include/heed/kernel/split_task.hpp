@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: MIT
+// A task of the few-query kernel: all query rows of one KV head against one split of its keys, and
+// the merge of the splits.
+//
+// A split leaves a partial result a row: softmax state and output not divided by the sum. Splits
+// start at fixed keys and merge in their order, so that threads change no bit. Dao, Haziza, Massa,
+// Sizov 2023, "Flash-Decoding for long-context inference".
+#pragma once
+
+#include "heed/core/workspace.hpp"
+#include "heed/kernel/copy_tile.hpp"
+#include "heed/kernel/exact_task.hpp"
+#include "heed/kernel/split_tile.hpp"
+
+namespace heed {
+
+/// The query rows that share a KV head: `group` heads x `queries` rows, head by head.
+struct shared_rows {
+  index batch = 0;
+  index kv_head = 0;
+  index group = 1;    // query heads of the KV head
+  index queries = 1;  // rows of each
+  index offset = 0;   // position of row 0
+
+  [[nodiscard]] constexpr index size() const noexcept { return group * queries; }
+  /// Row r as a tile of one query against `keys`.
+  [[nodiscard]] constexpr tile row(index r, range keys) const noexcept {
+    const index p = offset + r % queries;
+    return {batch, kv_head * group + r / queries, kv_head, {p, p + 1}, keys, offset};
+  }
+};
+
+/// Where a split's partial results go: `rows` states, and rows of the output `stride` apart.
+template <class A>
+struct split_partial {
+  softmax_state<A>* state = nullptr;
+  A* out = nullptr;
+  index stride = 0;
+};
+
+/// The scratch of one worker.
+template <class A>
+struct split_scratch {
+  using plan = split_plan<A>;
+
+  A* scores = nullptr;   // [rows][keys of a block]
+  A* rescale = nullptr;  // [rows]
+  A* out = nullptr;      // [rows][value dim, whole packets]
+  A* k = nullptr;        // a copied block
+  A* v = nullptr;
+  softmax_state<A>* state = nullptr;
+
+  /// Rows are padded to whole register tiles.
+  [[nodiscard]] static constexpr index padded(index rows) noexcept {
+    return round_up(rows, plan::tile_rows > plan::value_rows ? plan::tile_rows : plan::value_rows);
+  }
+  void carve(carver& c, index rows, head_dims d) noexcept {
+    const index r = padded(rows);
+    scores = c.take<A>(r * plan::keys);
+    rescale = c.take<A>(r);
+    out = c.take<A>(r * round_up(d.value_dim, plan::lanes));
+    k = c.take<A>(plan::keys * d.head_dim);
+    v = c.take<A>(plan::keys * d.value_dim);
+    state = c.take<softmax_state<A>>(r);
+  }
+};
+
+namespace detail {
+
+/// A block's rows in place in their own scalar, or null where they must be copied; `next` is the
+/// following block when it lies in the same run.
+template <class T>
+struct rows_in_place {
+  const T* data = nullptr;
+  index stride = 0;
+  const T* next = nullptr;
+
+  rows_in_place(const row_run<T>& r, index count, index channel_stride) noexcept {
+    if (channel_stride != 1 || r.count < count) return;
+    data = r.data;
+    stride = r.stride;
+    if (r.count >= 2 * count) next = r.data + count * r.stride;
+  }
+};
+
+/// Modifiers and masks on one row's scores against `t.keys`. Whether anything may be hidden.
+template <class A, class Program>
+HEED_INLINE bool modify_row(const Program& program, const tile& t, A* s) noexcept {
+  constexpr A hidden = softmax_state<A>::empty_max;
+  const auto at = [&](index j) {
+    return position{t.batch, t.head, t.kv_head, t.queries.begin, t.keys.begin + j, t.rows().begin};
+  };
+  const index n = t.keys.size();
+  if constexpr (Program::changes_scores) {
+    for (index j = 0; j < n; ++j) s[j] = program.modified(program.softcapped(s[j], at(j)), at(j));
+  }
+  if constexpr (Program::template has<stage::mask>) {
+    if (program.coverage_in(t) != coverage::full) {
+      for (index j = 0; j < n; ++j) s[j] = program.visible(at(j)) ? s[j] : hidden;
+      return true;
+    }
+  }
+  return Program::changes_scores;
+}
+
+/// Softmax and values of one row, pair by pair, leaving out what is hidden.
+template <class A, class TV>
+HEED_NOINLINE void attend_row_pairwise(softmax_state<A>& state, A* out, const A* s, index keys,
+                                       const A* dropout, const TV* v, index v_stride,
+                                       index channels) noexcept {
+  for (index j = 0; j < keys; ++j) {
+    if (s[j] == softmax_state<A>::empty_max) continue;
+    const auto w = state.merge({s[j], A(1)});
+    const A weight = w.other * (dropout != nullptr ? dropout[j] : A(1));
+    for (index c = 0; c < channels; ++c) {
+      out[c] = w.self * out[c] + weight * static_cast<A>(v[j * v_stride + c]);
+    }
+  }
+}
+
+}  // namespace detail
+
+/// Rows `rows` against `keys` (within one split). `q` are the rows, scaled and in order, `q_stride`
+/// apart, padded to split_scratch::padded(rows.size()).
+template <class Program, class Source, class A>
+void split_task(const Program& program, const Source& source, const shared_rows& rows, head_dims d,
+                const A* q, index q_stride, range keys, split_scratch<A>& scratch,
+                const split_partial<A>& partial) noexcept {
+  using plan = split_plan<A>;
+  using TK = typename Source::key_scalar;
+  using TV = typename Source::value_scalar;
+  const index n = rows.size();
+  const index out_stride = round_up(d.value_dim, plan::lanes);
+  for (index i = 0; i < split_scratch<A>::padded(n) * out_stride; ++i) scratch.out[i] = A(0);
+  for (index r = 0; r < split_scratch<A>::padded(n); ++r) {
+    scratch.state[r] = {};
+    scratch.rescale[r] = A(1);
+    for (index j = 0; j < plan::keys; ++j) scratch.scores[r * plan::keys + j] = A(0);
+  }
+
+  range seen{0, 0};
+  for (index r = 0; r < n; ++r) seen = hull(seen, program.visible_keys(rows.row(r, keys)));
+  for (index first = seen.begin / plan::keys * plan::keys; first < seen.end; first += plan::keys) {
+    const range block = intersect(seen, {first, first + plan::keys});
+    const index count = block.size();
+
+    const auto kr = source.keys(rows.batch, rows.kv_head, block.begin);
+    const detail::rows_in_place<TK> k(kr, count, source.key_channel_stride());
+    if (k.data != nullptr) {
+      split_scores<A>(q, q_stride, n, k.data, k.stride, count, d.head_dim, scratch.scores, k.next);
+    } else {
+      index stride = 0;
+      const A* copy = detail::block_rows<A, TK>(
+          [&](index j) { return source.keys(rows.batch, rows.kv_head, j); }, block, d.head_dim,
+          source.key_channel_stride(), scratch.k, stride);
+      split_scores<A, A>(q, q_stride, n, copy, stride, count, d.head_dim, scratch.scores, nullptr);
+    }
+
+    const auto vr = source.values(rows.batch, rows.kv_head, block.begin);
+    const detail::rows_in_place<TV> v(vr, count, source.value_channel_stride());
+    const auto with_values = [&](auto&& use) {
+      if (v.data != nullptr) {
+        use(v.data, v.stride, v.next);
+      } else {
+        index stride = 0;
+        const A* copy = detail::block_rows<A, TV>(
+            [&](index j) { return source.values(rows.batch, rows.kv_head, j); }, block, d.value_dim,
+            source.value_channel_stride(), scratch.v, stride);
+        use(copy, stride, static_cast<const A*>(nullptr));
+      }
+    };
+
+    bool hides = false;
+    for (index r = 0; r < n; ++r) {
+      hides =
+          detail::modify_row(program, rows.row(r, block), scratch.scores + r * plan::keys) || hides;
+    }
+    with_values([&](const auto* rows_of_v, index stride, const auto* next) noexcept {
+      const bool pairwise = hides && !detail::all_finite<A>(rows_of_v, count, stride, d.value_dim);
+      for (index r = 0; r < n; ++r) {
+        A* const s = scratch.scores + r * plan::keys;
+        softmax_state<A>& state = scratch.state[r];
+        A dropout[std::size_t{plan::keys}];
+        if constexpr (Program::template has<stage::dropout>) {
+          const tile t = rows.row(r, block);
+          for (index j = 0; j < count; ++j) {
+            dropout[j] = program.dropout_factor(
+                {t.batch, t.head, t.kv_head, t.queries.begin, block.begin + j, t.rows().begin});
+          }
+        }
+        if (pairwise) {
+          detail::attend_row_pairwise<A>(state, scratch.out + r * out_stride, s, count,
+                                         Program::template has<stage::dropout> ? dropout : nullptr,
+                                         rows_of_v, stride, d.value_dim);
+          continue;
+        }
+        A top = softmax_state<A>::empty_max;
+        for (index j = 0; j < count; ++j) top = s[j] > top || s[j] != s[j] ? s[j] : top;
+        const A shift = top > state.max ? top : state.max;
+        const A safe = shift == softmax_state<A>::empty_max ? A(0) : shift;
+        const A sum = split_exponentials(s, count, top != top ? top : safe);
+        scratch.rescale[r] = state.merge({shift, sum}).self;
+        if constexpr (Program::template has<stage::dropout>) {
+          for (index j = 0; j < count; ++j) s[j] *= dropout[j];
+        }
+      }
+      if (!pairwise) {
+        split_values<A>(scratch.scores, n, rows_of_v, stride, count, d.value_dim, scratch.rescale,
+                        scratch.out, out_stride, next);
+      }
+    });
+  }
+
+  for (index r = 0; r < n; ++r) {
+    partial.state[r] = scratch.state[r];
+    for (index c = 0; c < d.value_dim; ++c) {
+      partial.out[r * partial.stride + c] = scratch.out[r * out_stride + c];
+    }
+  }
+}
+
+/// A row's partials of `splits` splits, `state_stride` and `out_stride` apart, merged in their
+/// order into the first; `sink` joins the denominator. What is left to multiply the output with is
+/// returned.
+template <class A>
+[[nodiscard]] A merge_splits(softmax_state<A>* state, index state_stride, A* out, index out_stride,
+                             index splits, index channels, A sink) noexcept {
+  for (index i = 1; i < splits; ++i) {
+    const auto w = state[0].merge(state[i * state_stride]);
+    for (index c = 0; c < channels; ++c) {
+      out[c] = w.self * out[c] + w.other * out[i * out_stride + c];
+    }
+  }
+  A factor = A(1);
+  if (sink != softmax_state<A>::empty_max) factor = state[0].merge({sink, A(1)}).self;
+  return factor * state[0].normaliser();
+}
+
+}  // namespace heed
