@@ -11,6 +11,7 @@
 #pragma once
 
 #include <Eigen/Core>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <heed/attention.hpp>
@@ -137,8 +138,10 @@ class model {
     rotate(k, shape_.kv_heads, position);
     cache.append(heed::split_heads(k, shape_.kv_heads), heed::split_heads(v, shape_.kv_heads));
     matrix out(h.rows(), shape_.dim);
+    const heed::attention_options options{
+        .scale = 1.0 / std::sqrt(static_cast<double>(shape_.head_dim()))};
     heed::decode_into(heed::split_heads(out, shape_.heads), heed::split_heads(q, shape_.heads),
-                      cache, {}, heed::causal());
+                      cache, options, heed::causal());
     return out * wo_[l].transpose();
   }
 

@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 namespace llama {
@@ -32,6 +33,7 @@ class tokenizer {
       ids_.emplace(piece, static_cast<int>(id));
       pieces_.push_back(std::move(piece));
     }
+    if (!ids_.contains(" ")) throw std::runtime_error(path + " has no piece for a space");
   }
 
   /// Begins with the begin-of-text token. Characters first, then the best merge until none is left.
