@@ -217,7 +217,7 @@ TEST(CostAttention, DecodeReadsTheCacheOnce) {
 TEST(CostLinear, CountsFollowTheLoops) {
   attention_shape s = self_attention(1000, 16);
   s.value_dim = 24;
-  const linear_form form{.features = 32, .chunk = 96};
+  const chunking form{.features = 32, .chunk = 96, .workers = 1};
   double flops = 0;
   for (index t = 0; t < 1000; ++t) {
     flops += 2.0 * 32 * 24;  // S += phi(k) v'
@@ -228,7 +228,8 @@ TEST(CostLinear, CountsFollowTheLoops) {
   EXPECT_EQ(linear_chunked(s, form).flops, flops);
   EXPECT_EQ(linear_non_causal(s, form).flops, 2.0 * (1000 + 1000) * 32 * 24);
   EXPECT_EQ(linear_recurrent(s, form).extra_memory, 4.0 * 32 * 25);
-  EXPECT_EQ(linear_chunked(s, form).extra_memory, 4.0 * (32 * 25 + 96 * 96 + 2 * 96 * 32));
+  EXPECT_EQ(linear_chunked(s, form).extra_memory,
+            4.0 * (32 * 25 + 96 * (96 + 3 * 32 + 2 * 24 + 1) + 16));
 }
 
 TEST(CostRoofline, TakesTheSlowerOfTwo) {

@@ -27,14 +27,15 @@
 namespace heed::cost {
 
 /// `features` is what the feature map makes of head_dim channels; the same number unless given.
-struct linear_form {
+struct chunking {
   std::optional<index> features{};
   index chunk = 64;
+  index workers = 1;  ///< each works on one head, with a state and scratch of its own
 };
 
 /// Numbers in the state of one head, normaliser included.
 [[nodiscard]] constexpr double linear_state_size(const attention_shape& s,
-                                                 const linear_form& form = {}) noexcept {
+                                                 const chunking& form = {}) noexcept {
   return static_cast<double>(form.features.value_or(s.head_dim)) *
          static_cast<double>(s.values() + 1);
 }
@@ -44,7 +45,7 @@ constexpr double linear_io_bytes(const attention_shape& s) noexcept {
   return s.query_output_bytes() +
          static_cast<double>(s.batch * s.kv_heads * s.keys) * s.key_value_row_bytes();
 }
-constexpr double state_products(const attention_shape& s, const linear_form& form) noexcept {
+constexpr double state_products(const attention_shape& s, const chunking& form) noexcept {
   return 2 * s.heads() * static_cast<double>(form.features.value_or(s.head_dim)) *
          static_cast<double>(s.values());
 }
@@ -52,15 +53,15 @@ constexpr double state_products(const attention_shape& s, const linear_form& for
 
 /// Causal, token by token. `s.queries` tokens; `s.visible` is not used.
 [[nodiscard]] constexpr work linear_recurrent(const attention_shape& s,
-                                              const linear_form& form = {}) noexcept {
+                                              const chunking& form = {}) noexcept {
   return {2 * static_cast<double>(s.queries) * detail::state_products(s, form),
           detail::linear_io_bytes(s),
-          s.heads() * linear_state_size(s, form) * static_cast<double>(s.accumulator_bytes)};
+          static_cast<double>(form.workers * s.accumulator_bytes) * linear_state_size(s, form)};
 }
 
 /// Causal, `form.chunk` tokens at a time. Exactly linear in n for whole chunks.
 [[nodiscard]] constexpr work linear_chunked(const attention_shape& s,
-                                            const linear_form& form = {}) noexcept {
+                                            const chunking& form = {}) noexcept {
   const index f = form.features.value_or(s.head_dim);
   const index whole = s.queries / form.chunk;
   const index rest = s.queries % form.chunk;
@@ -68,17 +69,19 @@ constexpr double state_products(const attention_shape& s, const linear_form& for
   const double inside =
       2 * s.heads() * static_cast<double>(pairs) * static_cast<double>(f + s.values());
   const index rows = form.chunk < s.queries ? form.chunk : s.queries;
-  // One head at a time: scores of a chunk, features of its queries and keys; states of all heads.
-  const double scratch = static_cast<double>(rows * rows + 2 * rows * f);
+  // Scores of a chunk; features of its queries, and of its keys in both orders; its values and
+  // output; row factors and one token's channels.
+  const double scratch =
+      static_cast<double>(rows * (rows + 3 * f + 2 * s.values() + 1) + s.head_dim);
   work w = linear_recurrent(s, form);
   w.flops += inside;
-  w.extra_memory += scratch * static_cast<double>(s.accumulator_bytes);
+  w.extra_memory += scratch * static_cast<double>(form.workers * s.accumulator_bytes);
   return w;
 }
 
 /// Every query sees every key: S = phi(K)'V once, then phi(Q) S.
 [[nodiscard]] constexpr work linear_non_causal(const attention_shape& s,
-                                               const linear_form& form = {}) noexcept {
+                                               const chunking& form = {}) noexcept {
   work w = linear_recurrent(s, form);
   w.flops = static_cast<double>(s.queries + s.keys) * detail::state_products(s, form);
   return w;
