@@ -1,0 +1,13 @@
+// SPDX-License-Identifier: MIT
+// The families of heed_bench, one source file each.
+#pragma once
+
+namespace bench {
+
+void register_forward();   ///< exact attention in float and double, and the naive baselines
+void register_narrow();    ///< exact attention on half and bfloat16 tensors
+void register_modified();  ///< windows, score modifiers, lambdas
+void register_decode();    ///< one query against a cache
+void register_linear();    ///< kernelised linear attention
+
+}  // namespace bench

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: MIT
+// heed_bench: rates of every method next to the peak and the bandwidth of the same moment.
+//
+//   heed_bench --benchmark_filter=forward/tiled --benchmark_out=rates.json
+//
+// Names are family/method/dtype/d:D/n:N/causal:C/threads:T. One head unless the method says
+// otherwise. Counters:
+//   GFLOPS     operations on visible pairs (4 pairs d), median call
+//   peak       GFLOPS in the multiply-add peak measured right beside
+//   GBps       bytes that must be read and written, median call
+//   bandwidth  GBps in the read bandwidth measured right beside
+//   workspace  bytes of scratch
+// Google Benchmark's own time columns include calls beside slow probes; the counters do not.
+#include <benchmark/benchmark.h>
+
+#include <string>
+#include <vector>
+
+#include "families.hpp"
+
+int main(int argc, char** argv) {
+  // A fifth of a second a benchmark is two segments between probes; the default would be slower.
+  std::vector<char*> arguments(argv, argv + argc);
+  std::string shorter = "--benchmark_min_time=0.2";
+  arguments.insert(arguments.begin() + 1, shorter.data());
+  int count = static_cast<int>(arguments.size());
+  arguments.push_back(nullptr);
+  benchmark::Initialize(&count, arguments.data());
+  if (benchmark::ReportUnrecognizedArguments(count, arguments.data())) return 1;
+  bench::register_forward();
+  bench::register_narrow();
+  bench::register_modified();
+  bench::register_decode();
+  bench::register_linear();
+  benchmark::RunSpecifiedBenchmarks();
+  benchmark::Shutdown();
+  return 0;
+}
