@@ -5,6 +5,7 @@
 // nonpad_kv_seqlen[b] - queries where that is.
 #include <algorithm>
 #include <heed/attention.hpp>
+#include <heed/cache.hpp>
 #include <heed/score.hpp>
 #include <optional>
 #include <string>
@@ -76,49 +77,35 @@ std::array<index, 4> mask_extents(const array& mask) {
   return e;
 }
 
-// Each step adds the modifiers that the case asks for and hands them on, so that a case runs with
-// exactly its own: `f(modifiers...)` at the end.
-template <class F, class... M>
-void with_positions(const plan& p, index keys, index batch, const F& f, const M&... mods) {
-  if (!p.left && !p.right && p.lengths.empty()) {
-    if (p.causal) {
-      f(mods..., heed::causal());
-    } else {
-      f(mods...);
-    }
-    return;
+/// Calls f(modifiers...) with what the case asks for. Each distinct list of modifiers is a kernel to
+/// compile, so there are four: none, causal, and everything with or without softcap, where what the
+/// case leaves out is neutral (a window without sides, a mask of one true, a bias of one zero).
+template <class F>
+void with_modifiers(const test_case& c, const plan& p, index batch, index keys, const F& f) {
+  const array* mask = c.input(slot_mask);
+  const bool plain = mask == nullptr && !p.left && !p.right && p.lengths.empty() && !p.softcap;
+  if (plain && !p.causal) return f();
+  if (plain) return f(heed::causal());
+
+  heed::tensor<unsigned char, 4> kept({1, 1, 1, 1});
+  heed::tensor<double, 4> added({1, 1, 1, 1});
+  kept(0, 0, 0, 0) = 1;
+  if (mask != nullptr && mask->what == kind::boolean) {
+    kept = heed::tensor<unsigned char, 4>(mask_extents(*mask));
+    std::transform(mask->values.begin(), mask->values.end(), kept.data(),
+                   [](double x) { return static_cast<unsigned char>(x != 0); });
+  } else if (mask != nullptr) {
+    added = heed::tensor<double, 4>(mask_extents(*mask));
+    std::copy(mask->values.begin(), mask->values.end(), added.data());
   }
   const std::vector<index> lengths =
       p.lengths.empty() ? std::vector<index>(static_cast<std::size_t>(batch), keys) : p.lengths;
   // Causal is a window whose right side is 0.
-  const std::optional<index> right = !p.causal ? p.right : std::min(p.right.value_or(0), index{0});
-  f(mods..., heed::window{.left = p.left, .right = right} && heed::lengths(lengths));
-}
-
-template <class F, class... M>
-void with_mask(const test_case& c, const F& next, const M&... mods) {
-  const array* mask = c.input(slot_mask);
-  if (mask == nullptr) {
-    next(mods...);
-  } else if (mask->what == kind::boolean) {
-    heed::tensor<unsigned char, 4> keep(mask_extents(*mask));
-    std::transform(mask->values.begin(), mask->values.end(), keep.data(),
-                   [](double x) { return static_cast<unsigned char>(x != 0); });
-    next(mods..., heed::keep(keep));
-  } else {
-    heed::tensor<double, 4> bias(mask_extents(*mask));
-    std::copy(mask->values.begin(), mask->values.end(), bias.data());
-    next(mods..., heed::bias(bias));
-  }
-}
-
-template <class F>
-void with_softcap(const plan& p, const F& next) {
-  if (p.softcap) {
-    next(heed::softcap(*p.softcap));
-  } else {
-    next();
-  }
+  const heed::window window{.left = p.left,
+                            .right = p.causal ? std::min(p.right.value_or(0), index{0}) : p.right};
+  const auto visible = window && heed::lengths(lengths) && heed::keep(kept);
+  if (p.softcap) return f(heed::softcap(*p.softcap), heed::bias(added), visible);
+  f(heed::bias(added), visible);
 }
 
 /// The past followed by the new tokens.
@@ -171,6 +158,29 @@ void run_as(const test_case& c, const plan& p, const std::string& scalar, compar
     };
     compare(heed::naive_attention_into, "naive attention");
     compare(heed::attention_into, "tiled attention");
+    if (p.past > 0) {
+      heed::contiguous_cache<T> cache({.batch = batch,
+                                       .kv_heads = all_k.extent(1),
+                                       .capacity = all_k.extent(2),
+                                       .head_dim = all_k.extent(3),
+                                       .value_dim = all_v.extent(3)});
+      cache.append(past_k, past_v);
+      operand<T> out(expected, p.q_heads);
+      if (q.view().extent(2) == k.view().extent(2)) {
+        heed::decode_into(out.view(), q.view(), k.view(), v.view(), cache, options, modifiers...);
+      } else {  // the queries are not the newest tokens: no decoding, but the cache serves as well
+        cache.append(k.view(), v.view());
+        heed::attention_into(out.view(), q.view(), cache.keys(), cache.values(), options,
+                             modifiers...);
+      }
+      results.add("Y by the cache in " + scalar, out.values(), expected);
+      if (const array* present = c.output(1)) {
+        results.add("present_key by the cache in " + scalar, values_of(cache.keys()), *present);
+      }
+      if (const array* present = c.output(2)) {
+        results.add("present_value by the cache in " + scalar, values_of(cache.values()), *present);
+      }
+    }
 
     if (const array* scores = c.output(3)) {
       const auto stages =
@@ -183,11 +193,7 @@ void run_as(const test_case& c, const plan& p, const std::string& scalar, compar
                   *scores);
     }
   };
-  with_softcap(p, [&](const auto&... cap) {
-    with_mask(
-        c, [&](const auto&... mods) { with_positions(p, all_k.extent(2), batch, attend, mods...); },
-        cap...);
-  });
+  with_modifiers(c, p, batch, all_k.extent(2), attend);
 
   if (const array* present = c.output(1)) {
     results.add("present_key in " + scalar, values_of(all_k), *present);
