@@ -6,6 +6,7 @@
 // accumulator type, and outputs go home. Widening is exact; narrowing rounds to nearest even.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 #include <utility>
 
@@ -37,15 +38,20 @@ void copy_tile(rectangle<const S> from, rectangle<D> to, index rows, index colum
   }
   if (from.column == 1 && to.column == 1) {
     for (index r = 0; r < rows; ++r) {
-      if constexpr (sizeof(D) >= sizeof(S)) {
+      if constexpr (std::is_same_v<S, D>) {
+        std::copy_n(from.at(r, 0), columns, to.at(r, 0));
+      } else if constexpr (sizeof(D) > sizeof(S)) {
         simd::widen_row(from.at(r, 0), to.at(r, 0), columns);
-      } else {
+      } else if constexpr (std::is_same_v<accumulate_t<D>, S>) {
         simd::narrow_row(from.at(r, 0), to.at(r, 0), columns);
+      } else {
+        std::transform(from.at(r, 0), from.at(r, 0) + columns, to.at(r, 0),
+                       [](const S& x) { return static_cast<D>(x); });
       }
     }
     return;
   }
-  using A = std::conditional_t<(sizeof(S) > sizeof(D)), S, D>;
+  using A = accumulate_t<std::conditional_t<(sizeof(S) > sizeof(D)), S, D>>;
   constexpr index w = simd::lanes<A>;
   if (from.row == 1 && to.column == 1 && w > 1) {
     // Blocks of w x w: columns of `from` are contiguous and become rows of `to`.

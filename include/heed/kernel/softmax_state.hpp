@@ -45,7 +45,9 @@ struct softmax_state {
   [[nodiscard]] A normaliser() const noexcept { return sum == A(0) ? A(0) : A(1) / sum; }
 
  private:
-  static A weight(A from, A to) noexcept { return from == empty_max ? A(0) : std::exp(from - to); }
+  static A weight(A from, A to) noexcept {
+    return from == empty_max ? A(0) : from == to ? A(1) : std::exp(from - to);
+  }
 };
 
 namespace simd {

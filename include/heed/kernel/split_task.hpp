@@ -67,19 +67,19 @@ struct split_scratch {
 
 namespace detail {
 
-/// A block's rows in place in their own scalar, or null where they must be copied; `next` is the
-/// following block when it lies in the same run.
+/// A block's rows in place in their own scalar, or null where they must be copied; `left` rows of
+/// the run from there on.
 template <class T>
 struct rows_in_place {
   const T* data = nullptr;
   index stride = 0;
-  const T* next = nullptr;
+  index left = 0;
 
   rows_in_place(const row_run<T>& r, index count, index channel_stride) noexcept {
     if (channel_stride != 1 || r.count < count) return;
     data = r.data;
     stride = r.stride;
-    if (r.count >= 2 * count) next = r.data + count * r.stride;
+    left = r.count;
   }
 };
 
@@ -147,26 +147,26 @@ void split_task(const Program& program, const Source& source, const shared_rows&
     const auto kr = source.keys(rows.batch, rows.kv_head, block.begin);
     const detail::rows_in_place<TK> k(kr, count, source.key_channel_stride());
     if (k.data != nullptr) {
-      split_scores<A>(q, q_stride, n, k.data, k.stride, count, d.head_dim, scratch.scores, k.next);
+      split_scores<A>(q, q_stride, n, k.data, k.stride, count, k.left, d.head_dim, scratch.scores);
     } else {
       index stride = 0;
       const A* copy = detail::block_rows<A, TK>(
           [&](index j) { return source.keys(rows.batch, rows.kv_head, j); }, block, d.head_dim,
           source.key_channel_stride(), scratch.k, stride);
-      split_scores<A, A>(q, q_stride, n, copy, stride, count, d.head_dim, scratch.scores, nullptr);
+      split_scores<A, A>(q, q_stride, n, copy, stride, count, 0, d.head_dim, scratch.scores);
     }
 
     const auto vr = source.values(rows.batch, rows.kv_head, block.begin);
     const detail::rows_in_place<TV> v(vr, count, source.value_channel_stride());
     const auto with_values = [&](auto&& use) {
       if (v.data != nullptr) {
-        use(v.data, v.stride, v.next);
+        use(v.data, v.stride, v.left);
       } else {
         index stride = 0;
         const A* copy = detail::block_rows<A, TV>(
             [&](index j) { return source.values(rows.batch, rows.kv_head, j); }, block, d.value_dim,
             source.value_channel_stride(), scratch.v, stride);
-        use(copy, stride, static_cast<const A*>(nullptr));
+        use(copy, stride, index{0});
       }
     };
 
@@ -175,7 +175,7 @@ void split_task(const Program& program, const Source& source, const shared_rows&
       hides =
           detail::modify_row(program, rows.row(r, block), scratch.scores + r * plan::keys) || hides;
     }
-    with_values([&](const auto* rows_of_v, index stride, const auto* next) noexcept {
+    with_values([&](const auto* rows_of_v, index stride, index left) noexcept {
       const bool pairwise = hides && !detail::all_finite<A>(rows_of_v, count, stride, d.value_dim);
       for (index r = 0; r < n; ++r) {
         A* const s = scratch.scores + r * plan::keys;
@@ -194,19 +194,14 @@ void split_task(const Program& program, const Source& source, const shared_rows&
                                          rows_of_v, stride, d.value_dim);
           continue;
         }
-        A top = softmax_state<A>::empty_max;
-        for (index j = 0; j < count; ++j) top = s[j] > top || s[j] != s[j] ? s[j] : top;
-        const A shift = top > state.max ? top : state.max;
-        const A safe = shift == softmax_state<A>::empty_max ? A(0) : shift;
-        const A sum = split_exponentials(s, count, top != top ? top : safe);
-        scratch.rescale[r] = state.merge({shift, sum}).self;
+        scratch.rescale[r] = split_softmax(s, count, state);
         if constexpr (Program::template has<stage::dropout>) {
           for (index j = 0; j < count; ++j) s[j] *= dropout[j];
         }
       }
       if (!pairwise) {
-        split_values<A>(scratch.scores, n, rows_of_v, stride, count, d.value_dim, scratch.rescale,
-                        scratch.out, out_stride, next);
+        split_values<A>(scratch.scores, n, rows_of_v, stride, count, left, d.value_dim,
+                        scratch.rescale, scratch.out, out_stride);
       }
     });
   }

@@ -18,8 +18,13 @@ namespace heed {
 template <class A>
 struct split_plan {
   static constexpr index lanes = simd::lanes<A>;
-  /// Keys whose scores are held at once, and how far ahead rows are asked for.
-  static constexpr index keys = 32;
+  /// Keys whose scores are held at once: long runs of rows of one kind, which is what the memory's
+  /// own prefetching wants.
+  static constexpr index keys = 256;
+  /// Keys whose values stay in the first-level cache while all channels are summed.
+  static constexpr index value_keys = 32;
+  /// How many rows ahead are asked for.
+  static constexpr index ahead = 32;
   /// Keys of a task. Splits start at multiples of it, whatever the threads.
   static constexpr index split = 1024;
   /// Register tile of the scores: one sum each for lanes (row, key) pairs.
@@ -34,12 +39,9 @@ struct split_plan {
 
 namespace detail {
 
-template <class T>
-HEED_INLINE void prefetch_row(const T* row, index channels) noexcept {
-  const auto* bytes = reinterpret_cast<const char*>(row);
-  for (index at = 0; at < channels * static_cast<index>(sizeof(T)); at += 64) {
-    simd::prefetch(bytes + at);
-  }
+/// Asks for `bytes` bytes from `p` on.
+HEED_INLINE void prefetch_bytes(const void* p, index bytes) noexcept {
+  for (index at = 0; at < bytes; at += 64) simd::prefetch(static_cast<const char*>(p) + at);
 }
 
 /// Scores of tile_rows query rows against tile_keys keys, written to s[row][key].
@@ -79,10 +81,13 @@ HEED_INLINE void split_score_tile(const A* q, index q_stride, const T* k, index 
   }
 }
 
-/// Packets x lanes channels of `Rows` output rows.
+/// Packets x lanes channels of `Rows` output rows. The same channels of `ahead` rows further on are
+/// asked for while these are summed, a row at a time: asked for in one go they would fill the queue
+/// of outstanding lines and the sums would wait behind it. 0: none.
 template <class A, int Rows, int Packets, class T>
 HEED_INLINE void split_value_tile(const A* p, index p_stride, const T* v, index v_stride,
-                                  index keys, const A* rescale, A* o, index o_stride) noexcept {
+                                  index keys, index ahead, const A* rescale, A* o,
+                                  index o_stride) noexcept {
   using P = simd::packet<A>;
   constexpr index lanes = split_plan<A>::lanes;
   P sum[std::size_t{Rows}][std::size_t{Packets}];
@@ -92,7 +97,9 @@ HEED_INLINE void split_value_tile(const A* p, index p_stride, const T* v, index 
       sum[r][i] = simd::mul(w, simd::load(o + r * o_stride + i * lanes));
     });
   });
+  constexpr index bytes = Packets * lanes * static_cast<index>(sizeof(T));
   for (index j = 0; j < keys; ++j) {
+    if (ahead > 0) prefetch_bytes(v + (j + ahead) * v_stride, bytes);
     P value[std::size_t{Packets}];
     simd::unroll<Packets>([&](auto i) HEED_INLINE_LAMBDA {
       value[i] = simd::load_widened<A>(v + j * v_stride + i * lanes);
@@ -111,17 +118,17 @@ HEED_INLINE void split_value_tile(const A* p, index p_stride, const T* v, index 
 
 }  // namespace detail
 
-/// Scores of `rows` query rows (padded to tile_rows) against `keys` keys; `ahead` are the keys of
-/// the next block, whose rows are prefetched (null: none).
+/// Scores of `rows` query rows (padded to tile_rows) against `keys` keys, of a run of `left` rows.
 template <class A, class T>
 HEED_NOINLINE void split_scores(const A* q, index q_stride, index rows, const T* k, index k_stride,
-                                index keys, index channels, A* s, const T* ahead) noexcept {
+                                index keys, index left, index channels, A* s) noexcept {
   using plan = split_plan<A>;
   index j = 0;
   for (; j + plan::tile_keys <= keys; j += plan::tile_keys) {
-    if (ahead != nullptr) {
+    if (j + plan::tile_keys + plan::ahead <= left) {
       for (index i = j; i < j + plan::tile_keys; ++i) {
-        detail::prefetch_row(ahead + i * k_stride, channels);
+        detail::prefetch_bytes(k + (i + plan::ahead) * k_stride,
+                               channels * static_cast<index>(sizeof(T)));
       }
     }
     for (index r = 0; r < rows; r += plan::tile_rows) {
@@ -145,53 +152,62 @@ HEED_NOINLINE void split_scores(const A* q, index q_stride, index rows, const T*
 }
 
 /// o = rescale o + p v for `rows` rows (padded to value_rows) and any number of channels (o's rows
-/// padded to whole packets).
+/// padded to whole packets); v is of a run of `left` rows.
 template <class A, class T>
 HEED_NOINLINE void split_values(const A* p, index rows, const T* v, index v_stride, index keys,
-                                index channels, const A* rescale, A* o, index o_stride,
-                                const T* ahead) noexcept {
+                                index left, index channels, const A* rescale, A* o,
+                                index o_stride) noexcept {
   using plan = split_plan<A>;
-  if (ahead != nullptr) {
-    for (index j = 0; j < keys; ++j) detail::prefetch_row(ahead + j * v_stride, channels);
-  }
-  for (index r = 0; r < rows; r += plan::value_rows) {
-    const A* const weight = p + r * plan::keys;
-    A* const out = o + r * o_stride;
-    index c = 0;
-    constexpr index step = plan::value_packets * plan::lanes;
-    for (; c + step <= channels; c += step) {
-      detail::split_value_tile<A, plan::value_rows, plan::value_packets>(
-          weight, plan::keys, v + c, v_stride, keys, rescale + r, out + c, o_stride);
-    }
-    for (; c + plan::lanes <= channels; c += plan::lanes) {
-      detail::split_value_tile<A, plan::value_rows, 1>(weight, plan::keys, v + c, v_stride, keys,
-                                                       rescale + r, out + c, o_stride);
-    }
-    for (; c < channels; ++c) {
-      for (index i = 0; i < plan::value_rows; ++i) {
-        A sum = rescale[r + i] * out[i * o_stride + c];
-        for (index j = 0; j < keys; ++j) {
-          sum += weight[i * plan::keys + j] * static_cast<A>(v[j * v_stride + c]);
+  constexpr A ones[plan::value_rows] = {A(1), A(1), A(1), A(1)};
+  for (index first = 0; first < keys; first += plan::value_keys) {
+    const index count = keys - first < plan::value_keys ? keys - first : plan::value_keys;
+    const T* const at = v + first * v_stride;
+    for (index r = 0; r < rows; r += plan::value_rows) {
+      const index ahead = r == 0 && first + count + plan::ahead <= left ? plan::ahead : 0;
+      const A* const weight = p + r * plan::keys + first;
+      const A* const scale = first == 0 ? rescale + r : ones;
+      A* const out = o + r * o_stride;
+      index c = 0;
+      constexpr index step = plan::value_packets * plan::lanes;
+      for (; c + step <= channels; c += step) {
+        detail::split_value_tile<A, plan::value_rows, plan::value_packets>(
+            weight, plan::keys, at + c, v_stride, count, ahead, scale, out + c, o_stride);
+      }
+      for (; c + plan::lanes <= channels; c += plan::lanes) {
+        detail::split_value_tile<A, plan::value_rows, 1>(weight, plan::keys, at + c, v_stride,
+                                                         count, ahead, scale, out + c, o_stride);
+      }
+      for (; c < channels; ++c) {
+        for (index i = 0; i < plan::value_rows; ++i) {
+          A sum = scale[i] * out[i * o_stride + c];
+          for (index j = 0; j < count; ++j) {
+            sum += weight[i * plan::keys + j] * static_cast<A>(at[j * v_stride + c]);
+          }
+          out[i * o_stride + c] = sum;
         }
-        out[i * o_stride + c] = sum;
       }
     }
   }
 }
 
-/// Scores of a row become probabilities not yet divided by their sum, which is returned. `count` up
-/// to split_plan::keys; the rest of the last packet is scratch.
+/// Scores of a row, up to split_plan::keys of them, become probabilities not yet divided by their
+/// sum; the row's state takes them in. What rescales the row's output is returned. The scores up to
+/// whole packets are scratch.
 template <class A>
-HEED_INLINE A split_exponentials(A* s, index count, A shift) noexcept {
+HEED_INLINE A split_softmax(A* s, index count, softmax_state<A>& state) noexcept {
   using plan = split_plan<A>;
   for (index j = count; j < round_up(count, plan::lanes); ++j) s[j] = softmax_state<A>::empty_max;
+  auto top = simd::broadcast(state.max);
+  for (index j = 0; j < count; j += plan::lanes) top = simd::max(top, simd::load(s + j));
+  const A max = simd::largest(top);
+  const auto shift = simd::broadcast(max == softmax_state<A>::empty_max ? A(0) : max);
   auto sum = simd::zero<A>();
   for (index j = 0; j < count; j += plan::lanes) {
-    const auto e = simd::exp_nonpositive<A>(simd::sub(simd::load(s + j), simd::broadcast(shift)));
+    const auto e = simd::exp_nonpositive<A>(simd::sub(simd::load(s + j), shift));
     simd::store(s + j, e);
     sum = simd::add(sum, e);
   }
-  return simd::sum(sum);
+  return state.merge({max, simd::sum(sum)}).self;
 }
 
 }  // namespace heed

@@ -114,10 +114,16 @@ HEED_INLINE void unroll(F&& f) noexcept {
   (std::make_integer_sequence<int, N>{});
 }
 
-/// Asks for the cache line at `p`, which need not be a valid address, into the second-level cache.
+/// The largest lane; NaNs may be passed over.
+template <class P>
+HEED_INLINE auto largest(const P& a) noexcept {
+  return Eigen::internal::predux_max(a);
+}
+
+/// Asks for the cache line at `p`, which need not be a valid address.
 HEED_INLINE void prefetch(const void* p) noexcept {
 #if defined(__GNUC__) || defined(__clang__)
-  __builtin_prefetch(p, 0, 2);
+  __builtin_prefetch(p);
 #else
   (void)p;
 #endif
