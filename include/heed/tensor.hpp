@@ -10,4 +10,5 @@
 #include "heed/tensor/scalar.hpp"
 #include "heed/tensor/tensor.hpp"
 #include "heed/tensor/tensor_like.hpp"
+#include "heed/tensor/traits.hpp"
 #include "heed/tensor/view.hpp"

@@ -9,7 +9,7 @@
 
 #include <type_traits>
 
-#include "heed/tensor/tensor_like.hpp"
+#include "heed/tensor/traits.hpp"
 
 namespace heed {
 

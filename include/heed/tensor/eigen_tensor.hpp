@@ -7,7 +7,7 @@
 #include <Eigen/Core>
 #include <array>
 
-#include "heed/tensor/tensor_like.hpp"
+#include "heed/tensor/traits.hpp"
 
 namespace Eigen {
 template <typename Scalar, int NumIndices, int Options, typename IndexType>

@@ -10,7 +10,7 @@
 #if defined(__cpp_lib_mdspan)
 #include <mdspan>
 
-#include "heed/tensor/tensor_like.hpp"
+#include "heed/tensor/traits.hpp"
 
 namespace heed {
 
