@@ -1,0 +1,69 @@
+#!/bin/sh
+# SPDX-License-Identifier: MIT
+# Checks the rules of the house that no compiler checks; prints every breach and fails if there is one.
+#
+#   sh cmake/check_sources.sh [ROOT]
+#
+# - A header of include/heed/ includes only lower floors or its own folder.
+# - Outside a folder nobody includes its headers by way of a detail folder or names its detail::.
+# - Instructions of a processor appear in simd/ alone.
+# - Headers are at most 350 lines, begin with the SPDX line and a sentence, and have #pragma once.
+set -eu
+cd "${1:-.}"
+
+breaches=$(
+  find include -name '*.hpp' | LC_ALL=C sort | while read -r file; do
+    awk -v file="$file" '
+      function say(text) { printf "%s:%d: %s\n", file, FNR, text }
+      BEGIN {
+        split("core tensor simd parallel score rotary cost kernel cache attention sparse linear distributed", names, " ")
+        split("0    1      1    1        2     2      2    3      4     5         5      5      6", levels, " ")
+        for (i in names) floor[names[i]] = levels[i]
+        path = file
+        sub(/^include\/heed\//, "", path)
+        front = path !~ /\//                # heed/linear.hpp: the door of its folder
+        home = path
+        sub(/[\/.].*/, "", home)
+        if (home != "heed" && !(home in floor)) say("folder " home " is on no floor")
+      }
+      FNR == 1 && $0 != "// SPDX-License-Identifier: MIT" { say("first line is not the SPDX line") }
+      FNR == 2 && $0 !~ /^\/\/ [^ ]/ { say("second line does not say what the header is for") }
+      /^#pragma once$/ { once = 1 }
+      /^ *# *include *[<"]heed[\/.]/ {
+        target = $0
+        sub(/^ *# *include *[<"]heed\//, "", target)
+        sub(/[\/.].*/, "", target)
+        if (home == "heed") {
+          # The umbrella includes every folder, and nothing that needs another library.
+          if (target == "distributed") say("heed.hpp includes an optional header")
+        } else if (!(target in floor)) {
+          say("includes " target ", which is on no floor")
+        } else if (target != home && floor[target] >= floor[home]) {
+          say(home " (floor " floor[home] ") includes " target " (floor " floor[target] ")")
+        }
+        if ($0 ~ /\/detail\//) say("includes a detail header")
+      }
+      /^ *# *include *[<"](immintrin|x86intrin|xmmintrin|emmintrin|smmintrin|nmmintrin|arm_neon|arm_sve)/ ||
+      /(^|[^A-Za-z0-9_])(_mm(256|512)?_[a-z]|__m(128|256|512)|__builtin_ia32_|v(ld|st)1q_)/ {
+        if (home != "simd") say("an instruction of one processor outside simd/")
+      }
+      END {
+        if (!once) say("no #pragma once")
+        if (FNR > 350) say("more than 350 lines: is it one idea?")
+      }
+    ' "$file"
+  done
+  # Other sources: the SPDX line.
+  find tests bench examples cmake .ci CMakeLists.txt -type f \
+    \( -name '*.cpp' -o -name '*.hpp' -o -name '*.sh' -o -name '*.cmake' -o -name CMakeLists.txt \
+    -o -path '.ci/*' \) 2>/dev/null | LC_ALL=C sort | while read -r file; do
+    head -n 2 "$file" | grep -q 'SPDX-License-Identifier: MIT$' ||
+      printf '%s:1: no SPDX line at the top\n' "$file"
+  done
+)
+
+if [ -n "$breaches" ]; then
+  printf '%s\n' "$breaches"
+  exit 1
+fi
+echo "house rules: $(find include -name '*.hpp' | wc -l) headers keep them"

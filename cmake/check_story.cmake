@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: MIT
+# Runs heed_story greedily and compares its text, byte for byte, with the recorded one.
+#
+#   cmake -D program=heed_story -D model=FOLDER -P check_story.cmake
+foreach(case empty-prompt once-upon-a-time)
+  set(prompt "")
+  if(EXISTS ${model}/golden/${case}.prompt.txt)
+    file(READ ${model}/golden/${case}.prompt.txt prompt)
+  endif()
+  execute_process(
+    COMMAND ${program} --model ${model}/stories260K.bin --tokenizer ${model}/tok512.bin --prompt
+            "${prompt}" --steps 256
+    OUTPUT_VARIABLE told
+    COMMAND_ERROR_IS_FATAL ANY)
+  file(READ ${model}/golden/${case}.txt golden)
+  if(NOT told STREQUAL golden)
+    message(FATAL_ERROR "${case}: told\n[${told}]\nand not\n[${golden}]")
+  endif()
+  message(STATUS "${case}: as recorded")
+endforeach()
