@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Tests of the decoder in examples/ against recorded runs of its model by another program.
 //
-// The model and the recordings are found in the folder HEED_SHARED (a definition, or else a variable
-// of the environment), models/stories260K; without it the tests are skipped.
+// The model and the recordings are found in the folder HEED_SHARED (a definition, or else a
+// variable of the environment), models/stories260K; without it the tests are skipped.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -122,8 +122,8 @@ TEST_F(Story, APromptInChunksIsTheSameStory) {
   }
 }
 
-// The states of a chunk differ from those of single tokens by rounding alone: sums of `dim` products
-// in other orders, a few layers deep.
+// The states of a chunk differ from those of single tokens by rounding alone: sums of `dim`
+// products in other orders, a few layers deep.
 TEST_F(Story, ChunksGiveTheLogitsOfSingleTokens) {
   const auto [prompt, whole] = golden_ids("once-upon-a-time.ids.txt");
   const std::span<const int> tokens = std::span(whole).first(130);

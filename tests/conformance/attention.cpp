@@ -77,9 +77,9 @@ std::array<index, 4> mask_extents(const array& mask) {
   return e;
 }
 
-/// Calls f(modifiers...) with what the case asks for. Each distinct list of modifiers is a kernel to
-/// compile, so there are four: none, causal, and everything with or without softcap, where what the
-/// case leaves out is neutral (a window without sides, a mask of one true, a bias of one zero).
+/// Calls f(modifiers...) with what the case asks for. Each distinct list of modifiers is a kernel
+/// to compile, so there are four: none, causal, and everything with or without softcap, where what
+/// the case leaves out is neutral (a window without sides, a mask of one true, a bias of one zero).
 template <class F>
 void with_modifiers(const test_case& c, const plan& p, index batch, index keys, const F& f) {
   const array* mask = c.input(slot_mask);

@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT
 // A small interpreter of tensor graphs over scores, for modifiers that a case brings along.
 //
-// A graph takes one tensor, the scores [batch, heads, queries, keys], and gives one back. Nodes that
-// do not depend on the scores (positions, masks, constants) are computed once, as whole arrays. Nodes
-// that do must be elementwise; the graph is then a function of one score and its position, which is
-// what a score modifier is. A node that mixes scores (a reduction, a product) is `unsupported`.
+// A graph takes one tensor, the scores [batch, heads, queries, keys], and gives one back. Nodes
+// that do not depend on the scores (positions, masks, constants) are computed once, as whole
+// arrays. Nodes that do must be elementwise; the graph is then a function of one score and its
+// position, which is what a score modifier is. A node that mixes scores (a reduction, a product) is
+// `unsupported`.
 #pragma once
 
 #include <algorithm>

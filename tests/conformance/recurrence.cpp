@@ -23,7 +23,8 @@ struct token_major {
   [[nodiscard]] heed::view<T, 4> view() { return heed::heads_first(memory); }
 };
 
-/// Softmax attention with log forget gates: score q.k / sqrt(D) + G_i - G_j, G the running sum of g.
+/// Softmax attention with log forget gates: score q.k / sqrt(D) + G_i - G_j, G the running sum of
+/// g.
 template <class T>
 void forgetting_attention(const test_case& c, const std::string& scalar, comparison& results) {
   token_major<T> q(c.required_input("q"));

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: MIT
 // Who runs the tasks of a kernel: the executor concept, and the serial executor.
 //
-// An executor runs `body(worker)` for worker = 0 .. workers-1, each once, possibly at the same time,
-// and returns when all have ended. Kernels hand out their tasks among workers themselves (see
-// `for_each_task`), so that an executor stays three lines over anybody's thread pool and each worker
-// has scratch of its own.
+// An executor runs `body(worker)` for worker = 0 .. workers-1, each once, possibly at the same
+// time, and returns when all have ended. Kernels hand out their tasks among workers themselves (see
+// `for_each_task`), so that an executor stays three lines over anybody's thread pool and each
+// worker has scratch of its own.
 #pragma once
 
 #include <atomic>

@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // OpenMP as an executor, and the executor used where none is given.
 //
-// Without an executor argument heed runs serially, or through OpenMP where the user compiles with it
-// (-fopenmp): the threads are then the user's own choice.
+// Without an executor argument heed runs serially, or through OpenMP where the user compiles with
+// -fopenmp: the threads are then the user's own choice.
 #pragma once
 
 #include "heed/parallel/executor.hpp"
@@ -18,7 +18,8 @@ struct openmp_executor {
   }
   template <class Body>
   static void run(index workers, Body&& body) {
-#pragma omp parallel for schedule(static, 1) num_threads(static_cast<int>(workers))
+    const int threads = static_cast<int>(workers);
+#pragma omp parallel for schedule(static, 1) num_threads(threads)
     for (index w = 0; w < workers; ++w) body(w);
   }
 };

@@ -6,7 +6,6 @@
 #pragma once
 
 #include <Eigen/Core>
-
 #include <type_traits>
 
 #include "heed/tensor/traits.hpp"
@@ -18,7 +17,7 @@ template <class T>
 concept eigen_dense = std::is_base_of_v<Eigen::DenseBase<T>, T>;
 
 template <class T>
-concept eigen_direct = eigen_dense<T> && (int(T::Flags) & int(Eigen::DirectAccessBit)) != 0;
+concept eigen_direct = eigen_dense<T> &&(int(T::Flags) & int(Eigen::DirectAccessBit)) != 0;
 
 template <class T>
 concept eigen_plain = eigen_direct<T> && std::is_base_of_v<Eigen::PlainObjectBase<T>, T>;

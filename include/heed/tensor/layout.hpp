@@ -21,12 +21,12 @@ template <class T, int R>
   return {v.data(), e, s};
 }
 
-/// Packed projections, batch x tokens x (heads * channels), as batch x heads x tokens x channels; or
-/// tokens x (heads * channels) as heads x tokens x channels.
-/// Throws shape_error when the last axis is not a multiple of `heads`.
+/// Packed projections, batch x tokens x (heads * channels), as batch x heads x tokens x channels;
+/// or tokens x (heads * channels) as heads x tokens x channels. Throws shape_error when the last
+/// axis is not a multiple of `heads`.
 template <tensor_like T>
-  requires(rank_of<T> == 2 || rank_of<T> == 3)
-[[nodiscard]] constexpr auto split_heads(T&& t, index heads) {
+requires(rank_of<T> == 2 || rank_of<T> == 3)
+    [[nodiscard]] constexpr auto split_heads(T&& t, index heads) {
   const auto v = as_view(std::forward<T>(t));
   constexpr int tokens = rank_of<T> - 2;
   constexpr int packed = rank_of<T> - 1;
@@ -49,8 +49,7 @@ template <tensor_like T>
 /// Token-major batch x tokens x heads x channels as batch x heads x tokens x channels, or
 /// tokens x heads x channels as heads x tokens x channels.
 template <tensor_like T>
-  requires(rank_of<T> == 3 || rank_of<T> == 4)
-[[nodiscard]] constexpr auto heads_first(T&& t) {
+requires(rank_of<T> == 3 || rank_of<T> == 4) [[nodiscard]] constexpr auto heads_first(T&& t) {
   constexpr int axis = rank_of<T> - 3;
   return as_view(std::forward<T>(t)).swap_axes(axis, axis + 1);
 }

@@ -15,8 +15,8 @@
 namespace heed {
 
 template <class T, class Extents, class Layout>
-  requires(Layout::template mapping<Extents>::is_always_strided())
-struct tensor_traits<std::mdspan<T, Extents, Layout, std::default_accessor<T>>> {
+requires(Layout::template mapping<Extents>::is_always_strided()) struct tensor_traits<
+    std::mdspan<T, Extents, Layout, std::default_accessor<T>>> {
   using self = std::mdspan<T, Extents, Layout, std::default_accessor<T>>;
   static constexpr bool owns_memory = false;
   static auto to_view(const self& m) {

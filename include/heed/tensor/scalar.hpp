@@ -10,7 +10,6 @@
 #pragma once
 
 #include <Eigen/Core>
-
 #include <type_traits>
 
 namespace heed {
@@ -43,6 +42,8 @@ using accumulate_t = typename accumulator<std::remove_cv_t<T>>::type;
 
 /// A scalar that queries, keys and values may have.
 template <class T>
-concept attention_scalar = requires { typename accumulator<std::remove_cv_t<T>>::type; };
+concept attention_scalar = requires {
+  typename accumulator<std::remove_cv_t<T>>::type;
+};
 
 }  // namespace heed

@@ -6,8 +6,9 @@
 //   template <>
 //   struct heed::tensor_traits<my::image> {
 //     static constexpr bool owns_memory = true;      // an rvalue of it would dangle
-//     static auto to_view(const my::image& t) { return heed::make_view(t.ptr(), {t.rows(), t.cols()}); }
-//     static auto to_view(my::image& t)       { return heed::make_view(t.ptr(), {t.rows(), t.cols()}); }
+//     static auto to_view(const my::image& t) { return heed::make_view(t.ptr(), {t.rows(),
+//     t.cols()}); } static auto to_view(my::image& t)       { return heed::make_view(t.ptr(),
+//     {t.rows(), t.cols()}); }
 //     // optional: how heed::attention makes its result; without it the result is a heed::tensor
 //     static my::image make(const std::array<heed::index, 2>& extents);
 //   };
@@ -61,8 +62,9 @@ concept makeable_tensor = requires(const typename view_of<T>::extents_type& exte
 /// The view of a tensor. An rvalue that owns its memory is refused: the view would dangle.
 template <tensor_like T>
 [[nodiscard]] constexpr view_of<T> as_view(T&& t) {
-  static_assert(std::is_lvalue_reference_v<T> || !tensor_traits<std::remove_cvref_t<T>>::owns_memory,
-                "heed: a view of a temporary that owns its memory would dangle; name the tensor first");
+  static_assert(
+      std::is_lvalue_reference_v<T> || !tensor_traits<std::remove_cvref_t<T>>::owns_memory,
+      "heed: a view of a temporary that owns its memory would dangle; name the tensor first");
   return tensor_traits<std::remove_cvref_t<T>>::to_view(t);
 }
 
