@@ -98,18 +98,6 @@ template <class Data, class Make>
 /// What a probe found: FLOP/s or bytes/s.
 using probe = std::function<double()>;
 
-/// The multiply-add peak of `threads` threads at once.
-template <class T>
-[[nodiscard]] double peak_of(index threads) {
-  std::vector<double> each(static_cast<std::size_t>(threads));
-  pool_of(threads).run(threads, [&](index worker) {
-    each[static_cast<std::size_t>(worker)] = probes::fma_peak<T>();
-  });
-  double sum = 0;
-  for (const double x : each) sum += x;
-  return sum;
-}
-
 [[nodiscard]] inline double bandwidth_of(index threads) {
   static const probes::read_probe reader;
   return reader.bandwidth(threads);
@@ -170,7 +158,7 @@ template <class A, class Call>
 void measure_flops(benchmark::State& state, index threads, double flops,
                    const heed::workspace& scratch, const Call& call) {
   const measured m = run_segments(
-      state, [=] { return peak_of<A>(threads); }, call);
+      state, [=] { return probes::fma_peak<A>(pool_of(threads), threads); }, call);
   state.counters["GFLOPS"] = flops / m.seconds * 1e-9;
   state.counters["peak"] = flops / m.seconds / m.probe;
   state.counters["workspace"] = static_cast<double>(scratch.size());

@@ -36,9 +36,9 @@ namespace detail {
 /// registers at least stay free for the operands.
 inline constexpr index chains = heed::simd::vector_registers >= 32 ? 16 : 12;
 
-/// Keeps a value the optimiser may not see through.
+/// What is written here before the clock is read has been computed before the clock is read.
 template <class T>
-inline volatile T sink{};
+inline thread_local volatile T sink{};
 
 /// Enough of a result to keep the computation of the whole packet alive.
 template <class T, class P>
@@ -84,6 +84,37 @@ template <class T>
     detail::sink<T> = detail::multiply_adds<T>(rounds, factor, addend, chains);
     best = std::max(best, flops / seconds_since(start));
   } while (seconds_since(begin) < budget);
+  return best;
+}
+
+/// FLOP/s of `threads` threads of an executor at the same time, from the moment that all have
+/// started to the end of the last: half of it is missing when two must share a core.
+template <class T, heed::executor E>
+[[nodiscard]] double fma_peak(E& exec, index threads) {
+  if (threads <= 1) return fma_peak<T>();
+  constexpr index rounds = 500'000;
+  constexpr auto chains = std::make_index_sequence<static_cast<std::size_t>(detail::chains)>{};
+  const double flops = 2.0 * static_cast<double>(rounds * detail::chains * threads) *
+                       static_cast<double>(heed::simd::lanes<T>);
+  volatile T factor = T(0.5);
+  volatile T addend = T(0.5);
+  double best = 0;
+  for (int repeat = 0; repeat < 10; ++repeat) {
+    std::atomic<index> arrived{0};
+    std::vector<clock::time_point> starts(static_cast<std::size_t>(threads));
+    std::vector<clock::time_point> ends(starts.size());
+    exec.run(threads, [&](index worker) {
+      arrived.fetch_add(1);
+      while (arrived.load() < threads) std::this_thread::yield();
+      const auto w = static_cast<std::size_t>(worker);
+      starts[w] = clock::now();
+      detail::sink<T> = detail::multiply_adds<T>(rounds, factor, addend, chains);
+      ends[w] = clock::now();
+    });
+    const std::chrono::duration<double> together = *std::max_element(ends.begin(), ends.end()) -
+                                                   *std::min_element(starts.begin(), starts.end());
+    best = std::max(best, flops / together.count());
+  }
   return best;
 }
 
@@ -145,10 +176,8 @@ class read_probe {
     for (int pass = 0; pass < passes; ++pass) {
       std::vector<std::thread> helpers;
       std::barrier gate(static_cast<std::ptrdiff_t>(threads));
-      std::atomic<float> total{0};
       const auto read = [&](index t) {
-        const float sum = detail::sum_streams(data_ + t * share * 4, share);
-        total.store(sum, std::memory_order_relaxed);
+        detail::sink<float> = detail::sum_streams(data_ + t * share * 4, share);
       };
       for (index t = 1; t < threads; ++t) {
         helpers.emplace_back([&, t] {
@@ -163,7 +192,6 @@ class read_probe {
       gate.arrive_and_wait();
       best = std::max(best, bytes / seconds_since(start));
       for (std::thread& h : helpers) h.join();
-      detail::sink<float> = total.load();
     }
     return best;
   }

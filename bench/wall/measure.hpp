@@ -49,17 +49,6 @@ struct curve {
   }
 };
 
-/// The multiply-add peak of `threads` threads at once.
-[[nodiscard]] inline double pool_peak(heed::thread_pool& pool, index threads) {
-  std::vector<double> each(static_cast<std::size_t>(threads));
-  pool.run(threads, [&](index worker) {
-    each[static_cast<std::size_t>(worker)] = probes::fma_peak<float>();
-  });
-  double sum = 0;
-  for (const double x : each) sum += x;
-  return sum;
-}
-
 class stopwatch {
  public:
   stopwatch(const settings& s, heed::thread_pool& pool, double bandwidth, double cache)
@@ -108,9 +97,9 @@ class stopwatch {
     double best = -1;
     for (int attempt = 0; attempt < 3; ++attempt) {
       probes::peak_pair peak;
-      peak.before = pool_peak(pool_, settings_.threads);
+      peak.before = probes::fma_peak<float>(pool_, settings_.threads);
       const series runs = run_series(m, data, n, scratch, repeats);
-      peak.after = pool_peak(pool_, settings_.threads);
+      peak.after = probes::fma_peak<float>(pool_, settings_.threads);
       const double steadiness = peak.worst() / peak.best();
       const double quality = steadiness + (runs.disturbed ? 0 : 1);
       if (quality > best) {

@@ -104,7 +104,7 @@ int run(const settings& s) {
   heed::thread_pool pool(s.threads);
   const double cache = last_level_cache();
   const double bandwidth = probes::read_probe().bandwidth(s.threads, 5);
-  const double peak = pool_peak(pool, s.threads);
+  const double peak = probes::fma_peak<float>(pool, s.threads);
   std::printf(
       "heed %d.%d.%d: causal self-attention, float, %td head%s of dimension %td, window %td, "
       "%td thread%s\n",
