@@ -61,6 +61,12 @@ void copy_tile(rectangle<const S> from, rectangle<D> to, index rows, index colum
       const index height = rows - r < w ? rows - r : w;
       for (index c = 0; c < columns; c += w) {
         const index width = columns - c < w ? columns - c : w;
+        if constexpr (std::is_same_v<S, A> && std::is_same_v<D, A>) {
+          if (height == w && width == w) {
+            simd::transpose(from.at(r, c), from.column, to.at(r, c), to.row);
+            continue;
+          }
+        }
         for (index i = 0; i < width; ++i) {
           simd::widen_row(from.at(r, c + i), block + i * w, height);
         }

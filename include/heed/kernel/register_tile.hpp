@@ -124,14 +124,20 @@ HEED_NOINLINE void exponential_tile(A* s, index keys, const simd::packet<A>* shi
   constexpr index group = tile_plan<A>::group;
   P total[std::size_t{Packets}];
   simd::unroll<Packets>([&](auto p) HEED_INLINE_LAMBDA { total[p] = sum[p]; });
-  for (index j = 0; j < keys; ++j) {
-    simd::unroll<Packets>([&](auto p) HEED_INLINE_LAMBDA {
-      A* at = s + j * group + p * lanes;
-      const P e = simd::exp_nonpositive<A>(simd::sub(simd::load(at), shift[p]));
-      total[p] = simd::add(total[p], e);
-      simd::store(at, e);
+  in_steps<2>(keys, [&](auto step, index j) HEED_INLINE_LAMBDA {
+    constexpr int count = decltype(step)::value * Packets;
+    A* const at = s + j * group;
+    P e[std::size_t{count}];
+    simd::unroll<count>([&](auto i) HEED_INLINE_LAMBDA {
+      e[i] = simd::sub(simd::load(at + i / Packets * group + i % Packets * lanes),
+                       shift[i % Packets]);
     });
-  }
+    simd::exp_nonpositive<A, count>(e);
+    simd::unroll<count>([&](auto i) HEED_INLINE_LAMBDA {
+      total[i % Packets] = simd::add(total[i % Packets], e[i]);
+      simd::store(at + i / Packets * group + i % Packets * lanes, e[i]);
+    });
+  });
   simd::unroll<Packets>([&](auto p) HEED_INLINE_LAMBDA { sum[p] = total[p]; });
 }
 

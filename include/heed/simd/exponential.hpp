@@ -98,20 +98,43 @@ HEED_INLINE __m512d at_least(__m512d x, __m512d bound) noexcept { return _mm512_
 
 /// exp(x) for x <= 0; exp(-inf) is exactly 0, exp(0) exactly 1; a NaN gives NaN. Where the result
 /// is not normal its absolute error is below the smallest normal number.
-template <class A>
-HEED_INLINE packet<A> exp_nonpositive(packet<A> x) noexcept {
+///
+/// N packets in place, step by step together: one packet's steps wait for each other, and a core's
+/// window is too short to find the next packet's behind them.
+template <class A, int N>
+HEED_INLINE void exp_nonpositive(packet<A>* x) noexcept {
   using c = detail::exp2_constants<A>;
   constexpr A log2e = A(1.4426950408889634073599246810018921L);
-  const packet<A> scaled = mul(x, broadcast(log2e));
-  const packet<A> t = detail::at_least(scaled, broadcast(c::vanishing));
-  const packet<A> shifted = add(t, broadcast(c::round));
-  const packet<A> n = sub(shifted, broadcast(c::round));
-  const packet<A> f = sub(t, n);
   constexpr int degree = static_cast<int>(std::size(c::p)) - 1;
-  packet<A> p = broadcast(c::p[degree]);
-  unroll<degree>([&](auto i)
-                     HEED_INLINE_LAMBDA { p = fmadd(p, f, broadcast(c::p[degree - 1 - i])); });
-  return detail::scale_by_exponent<A>(p, shifted);
+  packet<A> shifted[std::size_t{N}];
+  packet<A> p[std::size_t{N}];
+  unroll<N>([&](auto i) HEED_INLINE_LAMBDA { x[i] = mul(x[i], broadcast(log2e)); });
+  unroll<N>([&](auto i) HEED_INLINE_LAMBDA {
+    x[i] = detail::at_least(x[i], broadcast(c::vanishing));
+  });
+  unroll<N>([&](auto i) HEED_INLINE_LAMBDA { shifted[i] = add(x[i], broadcast(c::round)); });
+  // What is left of x after rounding is f.
+  unroll<N>([&](auto i) HEED_INLINE_LAMBDA {
+    x[i] = sub(x[i], sub(shifted[i], broadcast(c::round)));
+  });
+  unroll<N>([&](auto i) HEED_INLINE_LAMBDA {
+    p[i] = fmadd(broadcast(c::p[degree]), x[i], broadcast(c::p[degree - 1]));
+  });
+  unroll<degree - 1>([&](auto d) HEED_INLINE_LAMBDA {
+    unroll<N>([&](auto i) HEED_INLINE_LAMBDA {
+      p[i] = fmadd(p[i], x[i], broadcast(c::p[degree - 2 - d]));
+    });
+  });
+  unroll<N>([&](auto i) HEED_INLINE_LAMBDA {
+    x[i] = detail::scale_by_exponent<A>(p[i], shifted[i]);
+  });
+}
+
+/// The same for one packet.
+template <class A>
+HEED_INLINE packet<A> exp_nonpositive(packet<A> x) noexcept {
+  exp_nonpositive<A, 1>(&x);
+  return x;
 }
 
 /// tanh(x), within a few units in the last place.
