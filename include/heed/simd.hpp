@@ -2,6 +2,7 @@
 // Packets, exponentials on packets, conversions: the only place where a target's instructions show.
 #pragma once
 
+#include "heed/simd/bfloat16_pairs.hpp"
 #include "heed/simd/convert.hpp"
 #include "heed/simd/exponential.hpp"
 #include "heed/simd/packet.hpp"

@@ -12,24 +12,20 @@
 #include "heed/core/workspace.hpp"
 #include "heed/kernel/modify_tile.hpp"
 #include "heed/kernel/register_tile.hpp"
-#include "heed/simd/convert.hpp"
 
 namespace heed {
 
-/// Rows of keys and values in the accumulator type, channels next to each other.
-template <class A>
-struct key_block {
-  const A* k = nullptr;
-  const A* v = nullptr;
-  index k_stride = 0;
-  index v_stride = 0;
+/// The sizes of a call's rows.
+struct head_dims {
+  index head_dim = 0;
+  index value_dim = 0;
 };
 
 template <class A>
 struct query_group {
   using plan = tile_plan<A>;
 
-  A* q = nullptr;    // [head dim][group], scaled
+  A* q = nullptr;    // [head dim][group], as the block of keys wants it
   A* out = nullptr;  // [value dim][group]
   A* max = nullptr;  // [group]
   A* sum = nullptr;  // [group]
@@ -72,27 +68,11 @@ struct query_group {
 
 namespace detail {
 
-/// Whether all numbers are finite: 0 x is 0 for a finite x and NaN otherwise.
-template <class A, class T>
-[[nodiscard]] bool all_finite(const T* x, index rows, index stride, index columns) noexcept {
-  auto probe = simd::zero<A>();
-  A rest = A(0);
-  for (index r = 0; r < rows; ++r, x += stride) {
-    index c = 0;
-    for (; c + simd::lanes<A> <= columns; c += simd::lanes<A>) {
-      probe = simd::fmadd(simd::load_widened<A>(x + c), simd::zero<A>(), probe);
-    }
-    for (; c < columns; ++c) rest += static_cast<A>(x[c]) * A(0);
-  }
-  return simd::sum(probe) + rest == A(0);
-}
-
 /// Softmax and values of a tile one pair at a time, leaving out what is hidden: taken where v holds
 /// a NaN or an infinity that a weight of 0 would not silence.
-template <class A, class Program>
+template <class A, class Program, class Block>
 HEED_NOINLINE void attend_pairwise(query_group<A>& g, const Program& program, const tile& t,
-                                   const A* s, const key_block<A>& block,
-                                   index value_dim) noexcept {
+                                   const A* s, const Block& block, index value_dim) noexcept {
   constexpr index group = tile_plan<A>::group;
   for (index i = 0; i < t.queries.size(); ++i) {
     for (index j = 0; j < t.keys.size(); ++j) {
@@ -107,16 +87,16 @@ HEED_NOINLINE void attend_pairwise(query_group<A>& g, const Program& program, co
       const A weight = w.other * program.dropout_factor(p);
       for (index c = 0; c < value_dim; ++c) {
         A& o = g.out[c * group + i];
-        o = w.self * o + weight * block.v[j * block.v_stride + c];
+        o = w.self * o + weight * block.value(j, c);
       }
     }
   }
 }
 
 /// The tile's scores are in `s`: the rest of the step. `maximum` are theirs.
-template <class A, int Packets, class Program>
+template <class A, int Packets, class Program, class Block>
 HEED_INLINE void accumulate_tile(query_group<A>& g, const Program& program, const tile& t, A* s,
-                                 const simd::packet<A>* maximum, const key_block<A>& block,
+                                 const simd::packet<A>* maximum, const Block& block,
                                  index value_dim) noexcept {
   using P = simd::packet<A>;
   P shift[std::size_t{Packets}];
@@ -133,7 +113,7 @@ HEED_INLINE void accumulate_tile(query_group<A>& g, const Program& program, cons
   exponential_tile<A, Packets>(s, t.keys.size(), shift, sum);
   for (int p = 0; p < Packets; ++p) simd::store(g.sum + p * tile_plan<A>::lanes, sum[p]);
   if constexpr (Program::template has<stage::dropout>) drop_tile(program, t, s);
-  value_tile<A, Packets>(s, block.v, block.v_stride, t.keys.size(), value_dim, rescale, g.out);
+  block.template values<Packets>(s, t.keys.size(), value_dim, rescale, g.out);
 }
 
 template <class A, int Packets>
@@ -149,22 +129,16 @@ HEED_INLINE void tile_maximum(const A* s, index keys, simd::packet<A>* maximum) 
 
 }  // namespace detail
 
-/// What a group needs to know of a call.
-struct head_dims {
-  index head_dim = 0;
-  index value_dim = 0;
-};
-
 /// One group against the keys of `t`, at most a block of them; `visible` is what the masks leave of
 /// the tile, not `empty`. `s` is scratch for a block's scores. `finite()` tells whether the block's
 /// values are all finite; it is asked only where it matters.
-template <class A, int Packets, class Program, class Finite>
+template <class A, int Packets, class Program, class Block, class Finite>
 HEED_NOINLINE void attend_tile(query_group<A>& g, const Program& program, const tile& t,
-                               coverage visible, const key_block<A>& block, head_dims d, A* s,
+                               coverage visible, const Block& block, head_dims d, A* s,
                                Finite&& finite) noexcept {
   simd::packet<A> maximum[std::size_t{Packets}];
   for (int p = 0; p < Packets; ++p) maximum[p] = simd::broadcast(softmax_state<A>::empty_max);
-  score_tile<A, Packets>(g.q, block.k, block.k_stride, d.head_dim, t.keys.size(), s, maximum);
+  block.template scores<Packets>(g.q, d.head_dim, t.keys.size(), s, maximum);
   bool changed = false;
   if constexpr (Program::changes_scores) {
     modify_tile(program, t, s);

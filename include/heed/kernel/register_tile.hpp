@@ -129,8 +129,8 @@ HEED_NOINLINE void exponential_tile(A* s, index keys, const simd::packet<A>* shi
     A* const at = s + j * group;
     P e[std::size_t{count}];
     simd::unroll<count>([&](auto i) HEED_INLINE_LAMBDA {
-      e[i] = simd::sub(simd::load(at + i / Packets * group + i % Packets * lanes),
-                       shift[i % Packets]);
+      e[i] =
+          simd::sub(simd::load(at + i / Packets * group + i % Packets * lanes), shift[i % Packets]);
     });
     simd::exp_nonpositive<A, count>(e);
     simd::unroll<count>([&](auto i) HEED_INLINE_LAMBDA {

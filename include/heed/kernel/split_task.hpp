@@ -9,7 +9,7 @@
 
 #include "heed/core/workspace.hpp"
 #include "heed/kernel/copy_tile.hpp"
-#include "heed/kernel/exact_task.hpp"
+#include "heed/kernel/plain_block.hpp"
 #include "heed/kernel/split_tile.hpp"
 
 namespace heed {
@@ -150,9 +150,9 @@ void split_task(const Program& program, const Source& source, const shared_rows&
       split_scores<A>(q, q_stride, n, k.data, k.stride, count, k.left, d.head_dim, scratch.scores);
     } else {
       index stride = 0;
-      const A* copy = detail::block_rows<A, TK>(
-          [&](index j) { return source.keys(rows.batch, rows.kv_head, j); }, block, d.head_dim,
-          source.key_channel_stride(), scratch.k, stride);
+      const A* copy =
+          block_rows<A, TK>([&](index j) { return source.keys(rows.batch, rows.kv_head, j); },
+                            block, d.head_dim, source.key_channel_stride(), scratch.k, stride);
       split_scores<A, A>(q, q_stride, n, copy, stride, count, 0, d.head_dim, scratch.scores);
     }
 
@@ -163,9 +163,9 @@ void split_task(const Program& program, const Source& source, const shared_rows&
         use(v.data, v.stride, v.left);
       } else {
         index stride = 0;
-        const A* copy = detail::block_rows<A, TV>(
-            [&](index j) { return source.values(rows.batch, rows.kv_head, j); }, block, d.value_dim,
-            source.value_channel_stride(), scratch.v, stride);
+        const A* copy =
+            block_rows<A, TV>([&](index j) { return source.values(rows.batch, rows.kv_head, j); },
+                              block, d.value_dim, source.value_channel_stride(), scratch.v, stride);
         use(copy, stride, index{0});
       }
     };
@@ -176,7 +176,7 @@ void split_task(const Program& program, const Source& source, const shared_rows&
           detail::modify_row(program, rows.row(r, block), scratch.scores + r * plan::keys) || hides;
     }
     with_values([&](const auto* rows_of_v, index stride, index left) noexcept {
-      const bool pairwise = hides && !detail::all_finite<A>(rows_of_v, count, stride, d.value_dim);
+      const bool pairwise = hides && !all_finite<A>(rows_of_v, count, stride, d.value_dim);
       for (index r = 0; r < n; ++r) {
         A* const s = scratch.scores + r * plan::keys;
         softmax_state<A>& state = scratch.state[r];

@@ -109,14 +109,12 @@ HEED_INLINE void exp_nonpositive(packet<A>* x) noexcept {
   packet<A> shifted[std::size_t{N}];
   packet<A> p[std::size_t{N}];
   unroll<N>([&](auto i) HEED_INLINE_LAMBDA { x[i] = mul(x[i], broadcast(log2e)); });
-  unroll<N>([&](auto i) HEED_INLINE_LAMBDA {
-    x[i] = detail::at_least(x[i], broadcast(c::vanishing));
-  });
+  unroll<N>([&](auto i)
+                HEED_INLINE_LAMBDA { x[i] = detail::at_least(x[i], broadcast(c::vanishing)); });
   unroll<N>([&](auto i) HEED_INLINE_LAMBDA { shifted[i] = add(x[i], broadcast(c::round)); });
   // What is left of x after rounding is f.
-  unroll<N>([&](auto i) HEED_INLINE_LAMBDA {
-    x[i] = sub(x[i], sub(shifted[i], broadcast(c::round)));
-  });
+  unroll<N>([&](auto i)
+                HEED_INLINE_LAMBDA { x[i] = sub(x[i], sub(shifted[i], broadcast(c::round))); });
   unroll<N>([&](auto i) HEED_INLINE_LAMBDA {
     p[i] = fmadd(broadcast(c::p[degree]), x[i], broadcast(c::p[degree - 1]));
   });
@@ -125,9 +123,8 @@ HEED_INLINE void exp_nonpositive(packet<A>* x) noexcept {
       p[i] = fmadd(p[i], x[i], broadcast(c::p[degree - 2 - d]));
     });
   });
-  unroll<N>([&](auto i) HEED_INLINE_LAMBDA {
-    x[i] = detail::scale_by_exponent<A>(p[i], shifted[i]);
-  });
+  unroll<N>([&](auto i)
+                HEED_INLINE_LAMBDA { x[i] = detail::scale_by_exponent<A>(p[i], shifted[i]); });
 }
 
 /// The same for one packet.
