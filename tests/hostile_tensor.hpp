@@ -1,13 +1,16 @@
 // SPDX-License-Identifier: MIT
-// A user's tensor type that is as awkward as the language allows, for tests of the adaptors.
+// Users' tensor types that are as awkward as the language allows, for tests of the adaptors.
 //
-// It has no default constructor, cannot be assigned, takes no address, overloads the comma,
-// converts to nothing, keeps its rows upside down with gaps between channels, and hides behind a
-// handle that copies only when asked to.
+// grid    owns its cells, upside down and with gaps; no default constructor, no assignment, copies
+//         only when asked to by name, no address, a comma and a conversion that must not be used.
+// handle  a rank-3 handle to somebody's cells, channels from last to first; const is shallow;
+// copies
+//         only when asked to, never moves, cannot be made by heed.
 #pragma once
 
 #include <array>
 #include <cstddef>
+#include <initializer_list>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -25,12 +28,16 @@ class grid {
         channels_(channels),
         cells_(static_cast<std::size_t>(tokens * channels * gap), T(-1000)) {}
   explicit grid(const grid&) = default;
+  grid(grid&&) noexcept = default;
   grid& operator=(const grid&) = delete;
   void operator&() const = delete;
   template <class U>
   void operator,(const U&) const = delete;
   template <class U>
   grid(std::initializer_list<U>) = delete;
+  template <class U>
+  operator U() const = delete;
+  static void* operator new(std::size_t) = delete;
 
   // The last row stands first, and every other cell is unused.
   static constexpr heed::index gap = 2;
@@ -53,6 +60,26 @@ class grid {
 template <class T, class U>
 void operator,(const U&, const grid<T>&) = delete;
 
+template <class T>
+class handle {
+ public:
+  handle(T* cells, const std::array<heed::index, 3>& extents)
+      : cells_(std::make_shared<T*>(cells)), extents_(extents) {}
+  explicit handle(const handle&) = default;
+  handle& operator=(const handle&) = delete;
+  void operator&() const = delete;
+  template <class U>
+  void operator,(const U&) const = delete;
+  static void* operator new(std::size_t) = delete;
+
+  [[nodiscard]] T* cells() const { return *cells_; }
+  [[nodiscard]] const std::array<heed::index, 3>& extents() const { return extents_; }
+
+ private:
+  std::shared_ptr<T*> cells_;
+  std::array<heed::index, 3> extents_;
+};
+
 }  // namespace hostile
 
 template <class T>
@@ -69,5 +96,15 @@ struct heed::tensor_traits<hostile::grid<T>> {
   static heed::view<P, 2> strided(P* first, const hostile::grid<T>& g) {
     constexpr heed::index gap = hostile::grid<T>::gap;
     return {first, {g.tokens(), g.channels()}, {-g.channels() * gap, gap}};
+  }
+};
+
+template <class T>
+struct heed::tensor_traits<hostile::handle<T>> {
+  static constexpr bool owns_memory = false;
+  static auto to_view(const hostile::handle<T>& h) {
+    const auto& e = h.extents();
+    const heed::index last = e[2] > 0 ? e[2] - 1 : 0;
+    return heed::view<T, 3>(h.cells() + last, e, {e[1] * e[2], e[2], -1});
   }
 };
