@@ -3,14 +3,16 @@
 //
 // A run is cut into segments of a tenth of a second between two probes. A segment counts when both
 // of its probes reach 95 % of the best one of the run: then the machine kept its pace throughout.
-// Rates are medians of the calls in the segments that count; fractions divide each call's rate by
-// the better probe of its own segment.
+// Calls during which the process waited for the processor do not count either. Rates are medians of
+// the calls that count; fractions divide by the better probe of the median call's own segment.
+// Where nothing counts, all calls do, by their processor time; a counter `shared` then says so.
 #pragma once
 
 #include <benchmark/benchmark.h>
 
 #include <algorithm>
 #include <array>
+#include <ctime>
 #include <functional>
 #include <map>
 #include <memory>
@@ -105,6 +107,7 @@ using probe = std::function<double()>;
 
 /// Medians over the calls that count.
 struct measured {
+  bool shared = false;  ///< no call had the processor to itself
   double seconds = 0;
   double probe = 0;  ///< work / (seconds x fraction): the machine's rate beside the median call
 };
@@ -112,16 +115,20 @@ struct measured {
 /// Runs `call` in the benchmark's loop, probing between segments.
 template <class Call>
 [[nodiscard]] measured run_segments(benchmark::State& state, const probe& take, const Call& call) {
+  struct timed {
+    double seconds;
+    double processor;
+  };
   struct segment {
     probes::peak_pair peak;
-    std::vector<double> seconds;
+    std::vector<timed> calls;
   };
   std::vector<segment> segments(1);
   segments.back().peak.before = take();
   call();  // first touch of the workspace, and warm caches
   probes::clock::time_point opened = probes::clock::now();
   for ([[maybe_unused]] auto _ : state) {
-    if (probes::seconds_since(opened) > 0.1 && !segments.back().seconds.empty()) {
+    if (probes::seconds_since(opened) > 0.1 && !segments.back().calls.empty()) {
       state.PauseTiming();
       const double between = take();
       segments.back().peak.after = between;
@@ -129,20 +136,33 @@ template <class Call>
       opened = probes::clock::now();
       state.ResumeTiming();
     }
+    const std::clock_t processor = std::clock();
     const probes::clock::time_point start = probes::clock::now();
     call();
-    segments.back().seconds.push_back(probes::seconds_since(start));
+    const double seconds = probes::seconds_since(start);
+    segments.back().calls.push_back({seconds, static_cast<double>(std::clock() - processor) /
+                                                  static_cast<double>(CLOCKS_PER_SEC)});
   }
   segments.back().peak.after = take();
 
   double best = 0;
   for (const segment& s : segments) best = std::max(best, s.peak.best());
+  struct criterion {
+    double pace;   // of the slower probe, in the best
+    double alone;  // processor time in elapsed time; calls shorter than a slice are not judged
+  };
   std::vector<std::pair<double, double>> calls;  // seconds, the segment's probe
-  for (const double pace : {0.95, 0.0}) {
+  bool shared = false;
+  for (const criterion& c : {criterion{0.95, 0.97}, criterion{0, 0.97}, criterion{0, 0}}) {
     for (const segment& s : segments) {
-      if (s.peak.worst() < pace * best) continue;
-      for (const double t : s.seconds) calls.emplace_back(t, s.peak.best());
+      if (s.peak.worst() < c.pace * best) continue;
+      for (const timed& t : s.calls) {
+        if (t.seconds < 1e-3 || t.processor >= c.alone * t.seconds) {
+          calls.emplace_back(c.alone == 0 ? t.processor : t.seconds, s.peak.best());
+        }
+      }
     }
+    shared = c.alone == 0;
     if (!calls.empty()) break;
   }
   const auto middle = calls.begin() + static_cast<std::ptrdiff_t>(calls.size() / 2);
@@ -150,7 +170,7 @@ template <class Call>
   std::nth_element(calls.begin(), middle, calls.end(), [](const auto& a, const auto& b) {
     return a.first * a.second < b.first * b.second;
   });
-  return {middle->first, middle->second};
+  return {shared, middle->first, middle->second};
 }
 
 /// A benchmark bound by arithmetic: counters GFLOPS, peak, workspace.
@@ -162,6 +182,7 @@ void measure_flops(benchmark::State& state, index threads, double flops,
   state.counters["GFLOPS"] = flops / m.seconds * 1e-9;
   state.counters["peak"] = flops / m.seconds / m.probe;
   state.counters["workspace"] = static_cast<double>(scratch.size());
+  if (m.shared) state.counters["shared"] = 1;
 }
 
 /// A benchmark bound by memory: counters GBps, bandwidth, workspace, and calls (tokens) a second.
@@ -174,6 +195,7 @@ void measure_bytes(benchmark::State& state, index threads, double bytes,
   state.counters["bandwidth"] = bytes / m.seconds / m.probe;
   state.counters["tokens"] = 1 / m.seconds;
   state.counters["workspace"] = static_cast<double>(scratch.size());
+  if (m.shared) state.counters["shared"] = 1;
 }
 
 }  // namespace bench

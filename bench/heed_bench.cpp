@@ -10,6 +10,9 @@
 //   GBps       bytes that must be read and written, median call
 //   bandwidth  GBps in the read bandwidth measured right beside
 //   workspace  bytes of scratch
+//   tokens     calls a second, in decode
+//   shared     1 where other processes had part of the processor throughout: the rates are of
+//              processor time, caches were shared too; measure again
 // Google Benchmark's own time columns include calls beside slow probes; the counters do not.
 #include <benchmark/benchmark.h>
 

@@ -19,6 +19,7 @@
 #include <vector>
 
 #include "heed/core.hpp"
+#include "heed/parallel/executor.hpp"
 #include "heed/simd.hpp"
 
 namespace probes {
