@@ -11,7 +11,6 @@
 #include <cstring>
 
 #include "heed/simd/packet.hpp"
-#include "heed/tensor/scalar.hpp"
 
 namespace heed::simd {
 
@@ -28,7 +27,7 @@ HEED_INLINE pairs load_pairs(const std::uint32_t* p) noexcept { return _mm512_lo
 HEED_INLINE void store_pairs(std::uint32_t* p, pairs x) noexcept { _mm512_storeu_si512(p, x); }
 
 /// The pair at p, which may be unaligned, in every word.
-HEED_INLINE pairs broadcast_pair(const bfloat16* p) noexcept {
+HEED_INLINE pairs broadcast_pair(const Eigen::bfloat16* p) noexcept {
   std::uint32_t word;
   std::memcpy(&word, p, sizeof word);
   return _mm512_set1_epi32(static_cast<int>(word));
@@ -52,11 +51,11 @@ inline constexpr bool has_bfloat16_pairs = false;
 #endif
 
 /// Words (even[c], odd[c]) of two rows; a null `odd` counts as zeros.
-HEED_INLINE void pair_rows(const bfloat16* even, const bfloat16* odd, std::uint32_t* words,
-                           index count) noexcept {
+HEED_INLINE void pair_rows(const Eigen::bfloat16* even, const Eigen::bfloat16* odd,
+                           std::uint32_t* words, index count) noexcept {
   index c = 0;
 #if defined(__AVX512F__)
-  const auto widened = [](const bfloat16* p) HEED_INLINE_LAMBDA {
+  const auto widened = [](const Eigen::bfloat16* p) HEED_INLINE_LAMBDA {
     return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   };
   for (; c + 16 <= count; c += 16) {
