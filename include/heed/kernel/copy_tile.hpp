@@ -12,6 +12,7 @@
 
 #include "heed/simd/convert.hpp"
 #include "heed/simd/packet.hpp"
+#include "heed/tensor/scalar.hpp"
 
 namespace heed {
 

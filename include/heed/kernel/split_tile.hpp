@@ -21,10 +21,10 @@ struct split_plan {
   /// Keys whose scores are held at once: long runs of rows of one kind, which is what the memory's
   /// own prefetching wants.
   static constexpr index keys = 256;
-  /// Keys whose values stay in the first-level cache while all channels are summed.
-  static constexpr index value_keys = 32;
-  /// How many rows ahead are asked for.
-  static constexpr index ahead = 32;
+  /// Rows are asked for in stretches of so many bytes, so many bytes ahead. Stretches of values are
+  /// also what stays in the first-level cache while all channels are summed.
+  static constexpr index stretch_bytes = 2048;
+  static constexpr index ahead_bytes = 8192;
   /// Keys of a task. Splits start at multiples of it, whatever the threads.
   static constexpr index split = 1024;
   /// Register tile of the scores: one sum each for lanes (row, key) pairs.
@@ -39,9 +39,27 @@ struct split_plan {
 
 namespace detail {
 
-/// Asks for `bytes` bytes from `p` on.
-HEED_INLINE void prefetch_bytes(const void* p, index bytes) noexcept {
-  for (index at = 0; at < bytes; at += 64) simd::prefetch(static_cast<const char*>(p) + at);
+/// How many rows of `channels` make up `bytes`, at least 4.
+template <class T>
+[[nodiscard]] constexpr index rows_of(index bytes, index channels) noexcept {
+  const index row = channels * static_cast<index>(sizeof(T));
+  return row * 4 >= bytes ? 4 : bytes / (row > 0 ? row : 1);
+}
+
+/// Asks for `rows` rows of `channels` from `p` on. Rows next to each other are asked for as one
+/// stretch: the memory serves lines in order at half again the rate of lines row by row.
+template <class T>
+HEED_INLINE void prefetch_rows(const T* p, index stride, index rows, index channels) noexcept {
+  if (stride == channels) {
+    channels *= rows;
+    rows = 1;
+  }
+  for (index r = 0; r < rows; ++r, p += stride) {
+    const auto* const bytes = reinterpret_cast<const char*>(p);
+    for (index at = 0; at < channels * static_cast<index>(sizeof(T)); at += 64) {
+      simd::prefetch(bytes + at);
+    }
+  }
 }
 
 /// Scores of tile_rows query rows against tile_keys keys, written to s[row][key].
@@ -81,13 +99,10 @@ HEED_INLINE void split_score_tile(const A* q, index q_stride, const T* k, index 
   }
 }
 
-/// Packets x lanes channels of `Rows` output rows. The same channels of `ahead` rows further on are
-/// asked for while these are summed, a row at a time: asked for in one go they would fill the queue
-/// of outstanding lines and the sums would wait behind it. 0: none.
+/// Packets x lanes channels of `Rows` output rows.
 template <class A, int Rows, int Packets, class T>
 HEED_INLINE void split_value_tile(const A* p, index p_stride, const T* v, index v_stride,
-                                  index keys, index ahead, const A* rescale, A* o,
-                                  index o_stride) noexcept {
+                                  index keys, const A* rescale, A* o, index o_stride) noexcept {
   using P = simd::packet<A>;
   constexpr index lanes = split_plan<A>::lanes;
   P sum[std::size_t{Rows}][std::size_t{Packets}];
@@ -97,9 +112,7 @@ HEED_INLINE void split_value_tile(const A* p, index p_stride, const T* v, index 
       sum[r][i] = simd::mul(w, simd::load(o + r * o_stride + i * lanes));
     });
   });
-  constexpr index bytes = Packets * lanes * static_cast<index>(sizeof(T));
   for (index j = 0; j < keys; ++j) {
-    if (ahead > 0) prefetch_bytes(v + (j + ahead) * v_stride, bytes);
     P value[std::size_t{Packets}];
     simd::unroll<Packets>([&](auto i) HEED_INLINE_LAMBDA {
       value[i] = simd::load_widened<A>(v + j * v_stride + i * lanes);
@@ -123,13 +136,11 @@ template <class A, class T>
 HEED_NOINLINE void split_scores(const A* q, index q_stride, index rows, const T* k, index k_stride,
                                 index keys, index left, index channels, A* s) noexcept {
   using plan = split_plan<A>;
+  const index ahead = detail::rows_of<T>(plan::ahead_bytes, channels);
   index j = 0;
   for (; j + plan::tile_keys <= keys; j += plan::tile_keys) {
-    if (j + plan::tile_keys + plan::ahead <= left) {
-      for (index i = j; i < j + plan::tile_keys; ++i) {
-        detail::prefetch_bytes(k + (i + plan::ahead) * k_stride,
-                               channels * static_cast<index>(sizeof(T)));
-      }
+    if (j + plan::tile_keys + ahead <= left) {
+      detail::prefetch_rows(k + (j + ahead) * k_stride, k_stride, plan::tile_keys, channels);
     }
     for (index r = 0; r < rows; r += plan::tile_rows) {
       detail::split_score_tile<A>(q + r * q_stride, q_stride, k + j * k_stride, k_stride, channels,
@@ -159,11 +170,15 @@ HEED_NOINLINE void split_values(const A* p, index rows, const T* v, index v_stri
                                 index o_stride) noexcept {
   using plan = split_plan<A>;
   constexpr A ones[plan::value_rows] = {A(1), A(1), A(1), A(1)};
-  for (index first = 0; first < keys; first += plan::value_keys) {
-    const index count = keys - first < plan::value_keys ? keys - first : plan::value_keys;
+  const index ahead = detail::rows_of<T>(plan::ahead_bytes, channels);
+  const index stretch = detail::rows_of<T>(plan::stretch_bytes, channels);
+  for (index first = 0; first < keys; first += stretch) {
+    const index count = keys - first < stretch ? keys - first : stretch;
     const T* const at = v + first * v_stride;
+    if (first + count + ahead <= left) {
+      detail::prefetch_rows(at + ahead * v_stride, v_stride, count, channels);
+    }
     for (index r = 0; r < rows; r += plan::value_rows) {
-      const index ahead = r == 0 && first + count + plan::ahead <= left ? plan::ahead : 0;
       const A* const weight = p + r * plan::keys + first;
       const A* const scale = first == 0 ? rescale + r : ones;
       A* const out = o + r * o_stride;
@@ -171,11 +186,11 @@ HEED_NOINLINE void split_values(const A* p, index rows, const T* v, index v_stri
       constexpr index step = plan::value_packets * plan::lanes;
       for (; c + step <= channels; c += step) {
         detail::split_value_tile<A, plan::value_rows, plan::value_packets>(
-            weight, plan::keys, at + c, v_stride, count, ahead, scale, out + c, o_stride);
+            weight, plan::keys, at + c, v_stride, count, scale, out + c, o_stride);
       }
       for (; c + plan::lanes <= channels; c += plan::lanes) {
         detail::split_value_tile<A, plan::value_rows, 1>(weight, plan::keys, at + c, v_stride,
-                                                         count, ahead, scale, out + c, o_stride);
+                                                         count, scale, out + c, o_stride);
       }
       for (; c < channels; ++c) {
         for (index i = 0; i < plan::value_rows; ++i) {

@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "heed/core/workspace.hpp"
+#include "heed/tensor/pages.hpp"
 #include "heed/tensor/tensor_like.hpp"
 
 namespace heed {
@@ -24,16 +25,19 @@ concept tensor_storage = requires(S& s) {
   { s.size() } -> std::convertible_to<index>;
 };
 
-/// An Eigen array, over-allocated so that data() stands at a 64-byte boundary on every target.
+/// An Eigen array, over-allocated so that data() stands at a 64-byte boundary on every target, on
+/// large pages where there are any.
 template <class T>
 class owned_storage {
  public:
   owned_storage() = default;
   /// `size` zeros.
   explicit owned_storage(index size) : array_(size + pad), size_(size) {
+    prefer_large_pages(data(), static_cast<std::size_t>(size) * sizeof(T));
     Eigen::Map<Eigen::Array<T, Eigen::Dynamic, 1>>(data(), size).setConstant(T(0));
   }
   owned_storage(const owned_storage& other) : array_(other.size_ + pad), size_(other.size_) {
+    prefer_large_pages(data(), static_cast<std::size_t>(size_) * sizeof(T));
     for (index i = 0; i < size_; ++i) data()[i] = other.data()[i];
   }
   owned_storage(owned_storage&& other) noexcept
