@@ -26,14 +26,6 @@ class paired_block {
       std::is_same_v<typename Source::key_scalar, bfloat16>&&
           std::is_same_v<typename Source::value_scalar, bfloat16>;
 
-#if defined(__AVX512BF16__)
-  using A = float;
-  using plan = tile_plan<A>;
-  using P = simd::packet<A>;
-  static constexpr index key_step = 2;
-
-  explicit paired_block(A scale) noexcept : scale_(scale) {}
-
   /// Whether the head's rows are one run with channels next to each other, in whole pairs.
   template <class Source>
   static bool fits(const Source& source, const tile& where, head_dims d) noexcept {
@@ -45,6 +37,14 @@ class paired_block {
     return source.keys(where.batch, where.kv_head, 0).count >= n &&
            source.values(where.batch, where.kv_head, 0).count >= n;
   }
+
+#if defined(__AVX512BF16__)
+  using A = float;
+  using plan = tile_plan<A>;
+  using P = simd::packet<A>;
+  static constexpr index key_step = 2;
+
+  explicit paired_block(A scale) noexcept : scale_(scale) {}
 
   /// Words of channel pairs; the scale stays out, for it would round.
   static void pack(rectangle<const bfloat16> q, index rows, index head_dim, A, A* to) noexcept {
