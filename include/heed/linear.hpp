@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: MIT
+// Front header of the linear family: kernelised linear attention, its feature maps and its state.
+#pragma once
+
+#include "heed/linear/feature_map.hpp"
+#include "heed/linear/linear_attention.hpp"
+#include "heed/linear/options.hpp"
+#include "heed/linear/recurrence.hpp"
+#include "heed/linear/state.hpp"

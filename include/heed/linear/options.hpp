@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: MIT
+// The options of kernelised linear attention.
+#pragma once
+
+#include <optional>
+
+#include "heed/core/types.hpp"
+#include "heed/core/workspace.hpp"
+
+namespace heed {
+
+/// Three ways to compute the same thing. They agree up to rounding.
+enum class linear_form {
+  recurrent,  ///< token by token, F Dv numbers touched a token; for few tokens
+  chunked,    ///< matrix products over chunks of tokens; for many
+  parallel    ///< the quadratic definition, every pair visited; the oracle of the other two
+};
+
+struct linear_options {
+  /// Query i sees the keys up to its own, and reads the state after the write. Otherwise every
+  /// query sees every key. The linear family is causal by nature, hence this default.
+  bool causal = true;
+  /// Divide by phi(q)'z + eps.
+  bool normalise = true;
+  double eps = 1e-6;
+  /// Of the unnormalised output; 1 / sqrt(head dim) where absent. The normalised output has none.
+  std::optional<double> scale = std::nullopt;
+  /// Where absent: recurrent for fewer than 8 tokens, chunked otherwise.
+  std::optional<linear_form> form = std::nullopt;
+  /// Tokens a chunk of the chunked form.
+  index chunk = 64;
+  /// Scratch the caller keeps between calls; not to be used by two calls at once. Without it a call
+  /// allocates its own.
+  workspace* scratch = nullptr;
+};
+
+}  // namespace heed
