@@ -53,7 +53,8 @@ HEED_INLINE void narrow_row(const A* src, T* dst, index count) noexcept {
 #if defined(__AVX512F__)
     if constexpr (std::is_same_v<T, Eigen::half>) {
       for (; c + 16 <= count; c += 16) {
-        const __m256i bits = _mm512_cvtps_ph(load(src + c), _MM_FROUND_TO_NEAREST_INT);
+        const __m256i bits =
+            _mm512_maskz_cvtps_ph(0xFFFF, load(src + c), _MM_FROUND_TO_NEAREST_INT);
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(dst + c), bits);
       }
     }
