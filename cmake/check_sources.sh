@@ -5,7 +5,7 @@
 #   sh cmake/check_sources.sh [ROOT]
 #
 # - A header of include/heed/ includes only lower floors or its own folder.
-# - Outside a folder nobody includes its headers by way of a detail folder or names its detail::.
+# - A folder includes no detail header, and names nothing of detail:: that it does not define itself.
 # - Instructions of a processor appear in simd/ alone.
 # - Headers are at most 350 lines, begin with the SPDX line and a sentence, and have #pragma once.
 set -eu
@@ -53,6 +53,34 @@ breaches=$(
       }
     ' "$file"
   done
+  # Every folder's detail:: is one namespace to the compiler: here, what a folder takes out of it
+  # must be a word of that folder's own headers.
+  find include -name '*.hpp' | LC_ALL=C sort | xargs awk '
+    FNR == 1 {
+      home = FILENAME
+      sub(/^include\/heed\//, "", home)
+      sub(/[\/.].*/, "", home)
+    }
+    {
+      line = $0
+      sub(/\/\/.*/, "", line)
+      while (match(line, /(^|[^A-Za-z0-9_])detail::[A-Za-z_][A-Za-z0-9_]*/)) {
+        name = substr(line, RSTART, RLENGTH)
+        sub(/.*detail::/, "", name)
+        if (!((home, name) in used)) used[home, name] = FILENAME ":" FNR
+        line = substr(line, 1, RSTART - 1) " " substr(line, RSTART + RLENGTH)
+      }
+      count = split(line, words, /[^A-Za-z0-9_]+/)
+      for (i = 1; i <= count; ++i) own[home, words[i]] = 1
+    }
+    END {
+      for (key in used) {
+        if (key in own) continue
+        split(key, part, SUBSEP)
+        print used[key] ": takes detail::" part[2] " of another folder"
+      }
+    }
+  '
   # Other sources: the SPDX line.
   find tests bench examples cmake .ci CMakeLists.txt -type f \
     \( -name '*.cpp' -o -name '*.hpp' -o -name '*.sh' -o -name '*.cmake' -o -name CMakeLists.txt \
