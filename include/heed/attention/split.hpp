@@ -58,7 +58,8 @@ struct split_kernel {
       scratch.carve(c, rows, d);
       const index s = t / splits;
       const index first = t % splits * plan::split;
-      const range keys{first, std::min(first + plan::split, call.source.length(s / e.kv_heads))};
+      const index end = std::min(first + plan::split, call.source.length(s / e.kv_heads));
+      const range keys{first, std::max(first, end)};
       split_task(call.program, call.source, share(s), d, q + s * q_rows * d.head_dim, d.head_dim,
                  keys, scratch,
                  split_partial<A>{state + t * rows, out + t * rows * d.value_dim, d.value_dim});

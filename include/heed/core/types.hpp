@@ -38,10 +38,10 @@ struct range {
   return r.empty() ? range{r.begin, r.begin} : r;
 }
 
-/// The smallest range that holds both.
+/// The smallest range that holds both; a where both are empty.
 [[nodiscard]] constexpr range hull(range a, range b) noexcept {
-  if (a.empty()) return b;
   if (b.empty()) return a;
+  if (a.empty()) return b;
   return {a.begin < b.begin ? a.begin : b.begin, a.end > b.end ? a.end : b.end};
 }
 

@@ -3,6 +3,8 @@
 // see.
 #pragma once
 
+#include <algorithm>
+
 #include "heed/kernel/paired_block.hpp"
 #include "heed/kernel/plain_block.hpp"
 #include "heed/kernel/query_group.hpp"
@@ -62,7 +64,9 @@ void attend_groups(const Program& program, const Source& source, const tile& whe
       tile t = group.where;
       t.keys = intersect(keys, group.where.keys);
       if (t.keys.empty()) continue;
+      // Whole steps: a key beside the range is taken in, and masked, rather than left to weigh 0.
       t.keys.begin -= (t.keys.begin - keys.begin) % Block::key_step;
+      t.keys.end = std::min(keys.end, t.keys.begin + round_up(t.keys.size(), Block::key_step));
       const coverage visible = program.coverage_in(t);
       if (visible == coverage::empty) continue;
       const Block part = block.from(t.keys.begin - keys.begin);

@@ -5,7 +5,7 @@
 //   scores   pairs of channels: q packed [head dim / 2][group], k read as it lies
 //   values   pairs of keys: p rounded to bfloat16, v interleaved two rows at a time
 //
-// Products are exact, sums are in float. Rounding p adds at most 2^-9 of its weight, of the size of
+// Products are exact, sums are in float. Rounding p adds at most 2^-8 of its weight, of the size of
 // the rounding of a bfloat16 output; the denominator sums p unrounded. Denormal bfloat16 numbers
 // count as zero.
 #pragma once

@@ -75,7 +75,7 @@ constexpr view<const T, R> as_const_view(const view<T, R>& v) noexcept {
 
 }  // namespace detail
 
-/// score + value. A value of -inf masks the pair.
+/// score + value. A value of -inf masks the pair, whatever its score.
 template <class T>
 struct bias_modifier {
   static constexpr stage when = stage::bias;
@@ -83,8 +83,10 @@ struct bias_modifier {
 
   template <class A>
   [[nodiscard]] constexpr A operator()(A s, const position& p) const noexcept {
-    return values.covers(p.key) ? s + static_cast<A>(values.at(p))
-                                : -std::numeric_limits<A>::infinity();
+    constexpr A hidden = -std::numeric_limits<A>::infinity();
+    if (!values.covers(p.key)) return hidden;
+    const A value = static_cast<A>(values.at(p));
+    return value == hidden ? hidden : s + value;  // whatever s is: NaN - inf would be seen
   }
   [[nodiscard]] constexpr heed::coverage coverage(const tile& t) const noexcept {
     return values.covered(t);

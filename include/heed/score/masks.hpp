@@ -39,17 +39,21 @@ struct window {
   std::optional<index> right = std::nullopt;
 
   [[nodiscard]] constexpr bool operator()(const position& p) const noexcept {
-    return (!left || p.key >= p.query - *left) && (!right || p.key <= p.query + *right);
+    // Distances, for p.query - left may leave the range of an index where left is its largest.
+    return (!left || p.query - p.key <= *left) && (!right || p.key - p.query <= *right);
   }
   [[nodiscard]] constexpr heed::coverage coverage(const tile& t) const noexcept {
     if (visible_keys(t).empty()) return heed::coverage::empty;
-    const bool all = (!left || t.keys.begin >= t.queries.end - 1 - *left) &&
-                     (!right || t.keys.end - 1 <= t.queries.begin + *right);
+    const bool all = (!left || t.queries.end - 1 - t.keys.begin <= *left) &&
+                     (!right || t.keys.end - 1 - t.queries.begin <= *right);
     return all ? heed::coverage::full : heed::coverage::partial;
   }
   [[nodiscard]] constexpr range visible_keys(const tile& t) const noexcept {
-    return intersect(t.keys, {left ? t.queries.begin - *left : t.keys.begin,
-                              right ? t.queries.end + *right : t.keys.end});
+    // Sides no longer than the tile's keys reach: an index could not hold every sum.
+    const index p0 = t.queries.begin;
+    const index p1 = t.queries.end;
+    return {left ? p0 - std::clamp(*left, p0 - t.keys.end, p0 - t.keys.begin) : t.keys.begin,
+            right ? p1 + std::clamp(*right, t.keys.begin - p1, t.keys.end - p1) : t.keys.end};
   }
 };
 

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <limits>
 #include <span>
+#include <string>
 #include <utility>
 
 #include "heed/score/concepts.hpp"
@@ -66,7 +67,10 @@ class alibi {
   void check(const score_extents& e) const {
     heads_ = e.heads;
     if (given_.data() != nullptr) {
-      require_equal("alibi", "slopes", static_cast<index>(given_.size()), "q heads:", e.heads);
+      if (static_cast<index>(given_.size()) != e.heads) {
+        fail<shape_error>("alibi has " + std::to_string(given_.size()) + " slopes, q has " +
+                          std::to_string(e.heads) + " heads");
+      }
     }
   }
 

@@ -85,10 +85,9 @@ class score_program {
     A l = -std::numeric_limits<A>::infinity();
     each<stage::sink>([&](const auto& m) {
       const A s = static_cast<A>(m.logits[static_cast<std::size_t>(head)]);
+      if (s == -std::numeric_limits<A>::infinity()) return;
       const A hi = s > l ? s : l;
-      if (hi > -std::numeric_limits<A>::infinity()) {
-        l = hi + std::log(std::exp(s - hi) + std::exp(l - hi));
-      }
+      l = hi + std::log(std::exp(s - hi) + std::exp(l - hi));
     });
     return l;
   }

@@ -30,8 +30,8 @@ template <>
 struct exp2_constants<float> {
   using bits = std::int32_t;
   static constexpr int mantissa = 23;
-  static constexpr float round = 12582912.0F;  // 1.5 * 2^23: adding it rounds to an integer
-  static constexpr float vanishing = -127.0F;  // the exponent field of 2^this is empty
+  static constexpr float round = 12583039.0F;  // 1.5 * 2^23 + 127: adding it rounds to an integer
+  static constexpr float vanishing = -127.0F;  // the exponent field of 2^this is 0
   static constexpr float p[] = {1.0F,
                                 0.6931469670660415684F,
                                 0.24022119724158729912F,
@@ -44,7 +44,7 @@ template <>
 struct exp2_constants<double> {
   using bits = std::int64_t;
   static constexpr int mantissa = 52;
-  static constexpr double round = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr double round = 6755399441056767.0;  // 1.5 * 2^52 + 1023
   static constexpr double vanishing = -1023.0;
   static constexpr double p[] = {1.0,
                                  0.69314718055994533046,
@@ -60,26 +60,23 @@ struct exp2_constants<double> {
                                  4.4352818921179420508e-10};
 };
 
-/// p 2^n where `shifted` = n + round, whose low bits hold n. Exactly 0 for p = 1 and n =
-/// `vanishing`.
+/// p 2^n where `shifted` = n + round, whose low bits are the exponent field of 2^n: 0 for n =
+/// `vanishing`. A product, not a sum of exponents: whatever bits a NaN carries it stays one.
 template <class A, class P>
 HEED_INLINE P scale_by_exponent(const P& p, const P& shifted) noexcept {
   using bits = typename exp2_constants<A>::bits;
   constexpr int m = exp2_constants<A>::mantissa;
+  P power;
   if constexpr (lanes<A> == 1) {
-    bits a;
-    bits b;
-    std::memcpy(&a, &p, sizeof a);
-    std::memcpy(&b, &shifted, sizeof b);
-    using wide = std::make_unsigned_t<bits>;
-    a = static_cast<bits>(static_cast<wide>(a) + (static_cast<wide>(b) << m));
-    P out;
-    std::memcpy(&out, &a, sizeof out);
-    return out;
+    std::make_unsigned_t<bits> field;
+    std::memcpy(&field, &shifted, sizeof field);
+    field <<= m;
+    std::memcpy(&power, &field, sizeof power);
   } else {
     typedef bits vector __attribute__((vector_size(sizeof(P))));
-    return (P)((vector)p + ((vector)shifted << m));
+    power = (P)((vector)shifted << m);
   }
+  return mul(p, power);
 }
 
 /// The larger of x and the bound; a NaN stays.
