@@ -131,11 +131,23 @@ void decode_into(E&& exec, Out&& out, const Q& q, const K& k, const V& v, Cache&
   guard.keep();
 }
 
-/// Without an executor.
-template <class Out, class Q, class... Rest>
-requires(!detail::an_executor<Out>) void decode_into(Out&& out, const Q& q, Rest&&... rest) {
+/// The same without an executor.
+template <class Out, class Q, detail::a_cache Cache, class... M>
+requires(!detail::an_executor<Out>) void decode_into(Out&& out, const Q& q, const Cache& cache,
+                                                     const attention_options& options = {},
+                                                     const M&... modifiers) {
   default_executor exec;
-  decode_into(exec, std::forward<Out>(out), q, std::forward<Rest>(rest)...);
+  decode_into(exec, std::forward<Out>(out), q, cache, options, modifiers...);
+}
+
+template <class Out, class Q, class K, class V, detail::a_cache Cache, class... M>
+requires(!detail::an_executor<Out> &&
+         tensor_like<const K&>) void decode_into(Out&& out, const Q& q, const K& k, const V& v,
+                                                 Cache& cache,
+                                                 const attention_options& options = {},
+                                                 const M&... modifiers) {
+  default_executor exec;
+  decode_into(exec, std::forward<Out>(out), q, k, v, cache, options, modifiers...);
 }
 
 /// decode([executor,] q, cache, options = {}, modifiers...) -> a tensor of q's family
