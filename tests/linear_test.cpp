@@ -472,14 +472,31 @@ TEST(Linear, EluPlusOneMatchesItsDefinition) {
   for (double x = -100; x < 20; x += 0.0137) {
     float lane[64] = {static_cast<float>(x)};
     double lane_d[64] = {x};
-    heed::detail::map_row_in_place(heed::elu_plus_one{}, lane, 1);
-    heed::detail::map_row_in_place(heed::elu_plus_one{}, lane_d, 1);
+    heed::detail::map_row(heed::elu_plus_one{}, lane, lane, 1);
+    heed::detail::map_row(heed::elu_plus_one{}, lane_d, lane_d, 1);
     const auto want = static_cast<double>(elu_plus_one(static_cast<float>(x)));
     const auto want_d = static_cast<double>(elu_plus_one(x));
     // The exponential's polynomial: 2 eps; its rounded argument: |x| eps; below that, subnormals.
     const double units = 3 + std::abs(x);
     EXPECT_NEAR(lane[0], want, units * std::ldexp(1.0, -23) * want + std::ldexp(1.0, -126)) << x;
     EXPECT_NEAR(lane_d[0], want_d, units * std::ldexp(1.0, -52) * want_d) << x;
+  }
+}
+
+TEST(Linear, EluPlusOneOfInfinitiesAndNan) {
+  const float inf = std::numeric_limits<float>::infinity();
+  // More than a few packets of them, so that every path of a row meets each.
+  std::vector<float> row;
+  for (index i = 0; i < 99; ++i) {
+    row.push_back(i % 3 == 0 ? inf : i % 3 == 1 ? -inf : std::numeric_limits<float>::quiet_NaN());
+  }
+  heed::detail::map_row(heed::elu_plus_one{}, row.data(), row.data(), 99);
+  for (std::size_t i = 0; i < row.size(); ++i) {
+    if (i % 3 == 2) {
+      EXPECT_TRUE(std::isnan(row[i])) << i;
+    } else {
+      EXPECT_EQ(row[i], i % 3 == 0 ? inf : 0.0F) << i;
+    }
   }
 }
 

@@ -14,38 +14,46 @@
 #pragma once
 
 #include <concepts>
+#include <cstddef>
 #include <span>
 #include <type_traits>
 
+#include "heed/core/config.hpp"
 #include "heed/core/types.hpp"
+#include "heed/simd/convert.hpp"
 #include "heed/simd/exponential.hpp"
 #include "heed/simd/packet.hpp"
 
 namespace heed {
 
 /// phi(x) = elu(x) + 1. Relative error as simd::exp_nonpositive; a NaN stays NaN.
+///
+/// As max(x + 1, exp(-|x|)): exp is convex and touches its tangent x + 1 at 0, so that for x <= 0
+/// the exponential is the larger, and for x > 0 it is below 1. No lane needs a choice.
 struct elu_plus_one {
-  template <class A>
-  [[nodiscard]] simd::packet<A> on_packet(simd::packet<A> x) const noexcept {
-    const auto zero = simd::zero<A>();
-    const auto positive = simd::less(zero, x);
-    const auto e = simd::exp_nonpositive<A>(simd::select(positive, zero, x));
-    return simd::select(positive, simd::add(x, simd::broadcast(A(1))), e);
+  template <class A, int N>
+  HEED_INLINE void on_packets(simd::packet<A>* x) const noexcept {
+    using simd::unroll;
+    simd::packet<A> e[std::size_t{N}];
+    unroll<N>([&](auto i)
+                  HEED_INLINE_LAMBDA { e[i] = simd::sub(simd::zero<A>(), simd::abs(x[i])); });
+    simd::exp_nonpositive<A, N>(e);
+    unroll<N>([&](auto i) HEED_INLINE_LAMBDA {
+      x[i] = simd::max(simd::add(x[i], simd::broadcast(A(1))), e[i]);
+    });
   }
 };
 
 /// phi(x) = x: attention without a kernel, as the operator standard's rule `linear`.
 struct identity_features {
-  template <class A>
-  [[nodiscard]] simd::packet<A> on_packet(simd::packet<A> x) const noexcept {
-    return x;
-  }
+  template <class A, int N>
+  HEED_INLINE void on_packets(simd::packet<A>*) const noexcept {}
 };
 
 namespace detail {
 template <class M, class A>
-concept packet_feature_map = requires(const M& m, simd::packet<A> x) {
-  { m.template on_packet<A>(x) } -> std::same_as<simd::packet<A>>;
+concept packet_feature_map = requires(const M& m, simd::packet<A>* x) {
+  m.template on_packets<A, 1>(x);
 };
 template <class M, class A>
 concept channel_feature_map = requires(const M& m, A x) {
@@ -74,23 +82,38 @@ template <class A, class M>
 
 namespace detail {
 
-/// One row of channels replaced by its features, for maps that keep the dimension.
-template <class A, class M>
-void map_row_in_place(const M& map, A* row, index channels) noexcept {
+/// Features of N packets of channels, step by step together.
+template <class A, int N, class T, class M>
+HEED_INLINE void map_packets(const M& map, const T* from, A* to) noexcept {
+  constexpr index w = simd::lanes<A>;
+  simd::packet<A> x[std::size_t{N}];
+  simd::unroll<N>([&](auto i) HEED_INLINE_LAMBDA { x[i] = simd::load_widened<A>(from + i * w); });
+  map.template on_packets<A, N>(x);
+  simd::unroll<N>([&](auto i) HEED_INLINE_LAMBDA { simd::store(to + i * w, x[i]); });
+}
+
+/// Features of one row of contiguous channels, for maps that keep the dimension. `from` may be
+/// `to`.
+template <class A, class T, class M>
+HEED_INLINE void map_row(const M& map, const T* from, A* to, index channels) noexcept {
   if constexpr (packet_feature_map<M, A>) {
     constexpr index w = simd::lanes<A>;
+    constexpr int together = simd::vector_registers == 32 ? 4 : 2;
     index c = 0;
-    for (; c + w <= channels; c += w) {
-      simd::store(row + c, map.template on_packet<A>(simd::load(row + c)));
+    for (; c + together * w <= channels; c += together * w) {
+      map_packets<A, together>(map, from + c, to + c);
     }
+    for (; c + w <= channels; c += w) map_packets<A, 1>(map, from + c, to + c);
     if (c < channels) {
       A lane[static_cast<std::size_t>(w)] = {};
-      for (index i = c; i < channels; ++i) lane[i - c] = row[i];
-      simd::store(lane, map.template on_packet<A>(simd::load<A>(lane)));
-      for (index i = c; i < channels; ++i) row[i] = lane[i - c];
+      for (index i = c; i < channels; ++i) lane[i - c] = static_cast<A>(from[i]);
+      map_packets<A, 1>(map, lane, lane);
+      for (index i = c; i < channels; ++i) to[i] = lane[i - c];
     }
   } else {
-    for (index c = 0; c < channels; ++c) row[c] = static_cast<A>(map(row[c]));
+    for (index c = 0; c < channels; ++c) {
+      to[c] = static_cast<A>(map(static_cast<A>(from[c])));
+    }
   }
 }
 

@@ -136,7 +136,7 @@ struct kernelised_recurrence {
       const index h = head_of(head) * group() + g;
       load_features(q, batch_of(head), h, t, s.q, s);
       causal_weights<A>(in(s.q), in(s.kt), features, n, s.w);
-      for (index i = 0; i < n; ++i) s.factor[i] = factor(s.q[i], s.w[i], i + 1, s.normaliser);
+      factors<true>(n, s);
       answer_into(head, h, t, s, [&](matrix_rows<A> o) {
         answer_rows<A, true>(in(s.q), in(s.sum), features, in(s.w), values, s.factor, n,
                              value_dim(), o);
@@ -154,7 +154,7 @@ struct kernelised_recurrence {
     for (index g = 0; g < group(); ++g) {
       const index h = head_of(head) * group() + g;
       load_features(q, batch_of(head), h, t, s.q, s);
-      for (index i = 0; i < t.size(); ++i) s.factor[i] = factor(s.q[i], nullptr, 0, s.normaliser);
+      factors<false>(t.size(), s);
       answer_into(head, h, t, s, [&](matrix_rows<A> o) {
         answer_rows<A, false>(in(s.q), in(s.sum), features, {}, {}, s.factor, t.size(), value_dim(),
                               o);
@@ -204,10 +204,20 @@ struct kernelised_recurrence {
             std::span<A>(to[i], static_cast<std::size_t>(features)));
       }
     } else {
-      copy_tile(from, rectangle<A>{to.data, to.stride, 1}, t.size(), d);
-      for (index i = 0; i < t.size(); ++i) map_row_in_place(map, to[i], d);
+      if (from.column == 1) {
+        map_rows(from, to, t.size(), d);
+      } else {
+        copy_tile(from, rectangle<A>{to.data, to.stride, 1}, t.size(), d);
+        map_rows(rectangle<const A>{to.data, to.stride, 1}, to, t.size(), d);
+      }
     }
     for (index i = 0; i < t.size(); ++i) std::fill(to[i] + features, to[i] + to.stride, A(0));
+  }
+
+  template <class T>
+  HEED_NOINLINE void map_rows(rectangle<const T> from, matrix_rows<A> to, index rows,
+                              index channels) const noexcept {
+    for (index i = 0; i < rows; ++i) map_row(map, from.at(i, 0), to[i], channels);
   }
 
   /// kt = phi(K)', with zeros for the tokens that fill the last packet.
@@ -232,21 +242,42 @@ struct kernelised_recurrence {
     return in(s.v);
   }
 
-  /// What row i's sum is multiplied by: q, the weights of its `count` own pairs, z.
-  [[nodiscard]] A factor(const A* features_of_q, const A* w, index count,
-                         const A* z) const noexcept {
-    if (!normalise) return scale;
+  /// What each row's sum is multiplied by: from q and z and, in a chunk, the weights of its own
+  /// pairs.
+  template <bool Causal>
+  HEED_NOINLINE void factors(index n, scratch_type& s) const noexcept {
+    if (!normalise) {
+      std::fill_n(s.factor, n, scale);
+      return;
+    }
+    for (index i = 0; i < n; i += lanes) {
+      simd::packet<A> total[std::size_t{lanes}];
+      for (index r = 0; r < lanes; ++r) {
+        total[r] = i + r < n ? normaliser_terms<Causal>(i + r, s) : simd::zero<A>();
+      }
+      const auto sums = simd::add(simd::sum_each<A>(total), simd::broadcast(eps));
+      simd::store(s.factor + i, simd::div(simd::broadcast(A(1)), sums));
+    }
+  }
+
+  /// A packet whose lanes add up to the normaliser of row i.
+  template <bool Causal>
+  [[nodiscard]] HEED_INLINE simd::packet<A> normaliser_terms(index i,
+                                                             const scratch_type& s) const noexcept {
     simd::packet<A> total = simd::zero<A>();
     for (index f = 0; f < features; f += lanes) {
-      total = simd::fmadd(simd::load(features_of_q + f), simd::load(z + f), total);
+      total = simd::fmadd(simd::load(s.q[i] + f), simd::load(s.normaliser + f), total);
     }
-    index j = 0;
-    for (; j + lanes <= count; j += lanes) total = simd::add(total, simd::load(w + j));
-    if (j < count) {
-      const auto inside = simd::less(simd::load(lane_numbers), simd::broadcast(A(count - j)));
-      total = simd::add(total, simd::both(inside, simd::load(w + j)));
+    if constexpr (Causal) {
+      const index count = i + 1;
+      index j = 0;
+      for (; j + lanes <= count; j += lanes) total = simd::add(total, simd::load(s.w[i] + j));
+      if (j < count) {
+        const auto inside = simd::less(simd::load(lane_numbers), simd::broadcast(A(count - j)));
+        total = simd::add(total, simd::both(inside, simd::load(s.w[i] + j)));
+      }
     }
-    return A(1) / (simd::sum(total) + eps);
+    return total;
   }
 
   static constexpr auto make_lane_numbers() noexcept {

@@ -21,8 +21,9 @@
 // | out      | [batch, heads, queries, Dv]                                         |
 // | state    | S [batch, kv heads, F, Dv], z [batch, kv heads, F]; see state.hpp   |
 //
-// Ranks 2 and 3 leave out batch, or batch and heads; any strides. Query head h reads the state of
-// KV head h / (heads / kv heads). phi and F: see feature_map.hpp.
+// `out` and the state overlap nothing else. Ranks 2 and 3 leave out batch, or batch and heads; any
+// strides. Query head h reads the state of KV head h / (heads / kv heads). phi and F: see
+// feature_map.hpp.
 //
 // Scalars float, double, half, bfloat16; features, sums and state in the accumulator type. Errors
 // of a sum of N tokens are at most (N / C + C + F) eps of its terms' absolute sum in the chunked
@@ -33,7 +34,7 @@
 // FLOPs a query head of N tokens, with chunks of C, whatever the register tiles waste:
 //   recurrent 4 N F Dv;  chunked 4 N F Dv + N (C + 1)(F + Dv);  not causal 2 (N + M) F Dv
 // (of query heads that share a state only the first writes it, so that 2 N F Dv is spent once a
-// group). Bytes: q, k, v and out once. Scratch a worker: F Dv + C (4 F + 2 Dv + C) numbers, about;
+// group). Bytes: q, k, v and out once. Scratch a worker: F Dv + C (3 F + 2 Dv + C) numbers, about;
 // no other allocation. Parallel over batch x KV heads; the same bits for any number of threads and
 // any batch. A sequence fed in pieces gives the same numbers up to rounding, the same bits when the
 // pieces end at multiples of the chunk. Safe to call from several threads, with a scratch and a

@@ -57,8 +57,7 @@ class quadratic_form {
       r_.map(std::span<const A>(s.channels, static_cast<std::size_t>(d)),
              std::span<A>(to, static_cast<std::size_t>(r_.features)));
     } else {
-      std::copy_n(s.channels, d, to);
-      map_row_in_place(r_.map, to, d);
+      map_row(r_.map, s.channels, to, d);
     }
   }
 
