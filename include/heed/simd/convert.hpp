@@ -11,20 +11,21 @@ namespace heed::simd {
 /// A packet of consecutive stored numbers, widened. Exact.
 template <class A, class T>
 HEED_INLINE packet<A> load_widened(const T* p) noexcept {
+  [[maybe_unused]] constexpr bool to_float = std::is_same_v<A, float>;
   if constexpr (std::is_same_v<T, A>) {
     return load(p);
 #if defined(__AVX512F__)
-  } else if constexpr (std::is_same_v<T, Eigen::half>) {
+  } else if constexpr (to_float && std::is_same_v<T, Eigen::half>) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
-  } else if constexpr (std::is_same_v<T, Eigen::bfloat16>) {
+  } else if constexpr (to_float && std::is_same_v<T, Eigen::bfloat16>) {
     const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
 #elif defined(__AVX2__)
-  } else if constexpr (std::is_same_v<T, Eigen::bfloat16>) {
+  } else if constexpr (to_float && std::is_same_v<T, Eigen::bfloat16>) {
     const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
 #if defined(__F16C__)
-  } else if constexpr (std::is_same_v<T, Eigen::half>) {
+  } else if constexpr (to_float && std::is_same_v<T, Eigen::half>) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
 #endif
 #endif
@@ -51,7 +52,7 @@ HEED_INLINE void narrow_row(const A* src, T* dst, index count) noexcept {
   } else {
     index c = 0;
 #if defined(__AVX512F__)
-    if constexpr (std::is_same_v<T, Eigen::half>) {
+    if constexpr (std::is_same_v<A, float> && std::is_same_v<T, Eigen::half>) {
       for (; c + 16 <= count; c += 16) {
         const __m256i bits =
             _mm512_maskz_cvtps_ph(0xFFFF, load(src + c), _MM_FROUND_TO_NEAREST_INT);
