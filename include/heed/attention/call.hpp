@@ -14,6 +14,7 @@
 
 #include <array>
 #include <cmath>
+#include <limits>
 #include <string>
 #include <type_traits>
 
@@ -134,12 +135,16 @@ struct exact_call {
   Program program;
   score_extents extents;  // queries and keys: the most of any batch
   std::span<const index> starts;
+  // Sequences of other counts of queries are left to another kernel.
+  range served{0, std::numeric_limits<index>::max()};
 
   [[nodiscard]] index group() const noexcept {
     return extents.kv_heads > 0 ? extents.heads / extents.kv_heads : 1;
   }
+  /// 0 where the batch is left to another kernel.
   [[nodiscard]] index queries(index b) const noexcept {
-    return starts.empty() ? extents.queries : start(b + 1) - start(b);
+    const index n = starts.empty() ? extents.queries : start(b + 1) - start(b);
+    return n >= served.begin && n < served.end ? n : 0;
   }
   [[nodiscard]] rectangle<const TQ> query_rows(index b, index h, index i) const noexcept {
     return rows(q, b, h, i);

@@ -23,6 +23,8 @@
 // 2205.14135, algorithm 1; Dao 2023, arXiv 2307.08691.
 #pragma once
 
+#include <algorithm>
+
 #include "heed/attention/split.hpp"
 #include "heed/attention/tiled.hpp"
 
@@ -30,14 +32,26 @@ namespace heed {
 
 namespace detail {
 
-/// Queries in the lanes, unless there are too few of them.
+/// Queries in the lanes, unless there are too few of them. Packed sequences are sorted one by one:
+/// beside which others a sequence stands must not change its bits.
 struct exact_kernel {
   template <class E, class Call>
   static void run(E& exec, const Call& call) {
-    if (call.extents.queries <= split_plan<typename Call::A>::most_queries) {
+    constexpr index few = split_plan<typename Call::A>::most_queries;
+    if (call.extents.queries <= few) {
       split_kernel::run(exec, call);
-    } else {
+    } else if (call.starts.empty()) {
       tiled_kernel::run(exec, call);
+    } else {
+      Call part = call;
+      part.served.begin = few + 1;
+      tiled_kernel::run(exec, part);
+      part.served = {0, few + 1};
+      part.extents.queries = 0;
+      for (index b = 0; b < part.extents.batch; ++b) {
+        part.extents.queries = std::max(part.extents.queries, part.queries(b));
+      }
+      split_kernel::run(exec, part);
     }
   }
 };
