@@ -129,35 +129,53 @@ struct kernelised_recurrence {
   /// A chunk: answered from the state before it and from its own pairs, then written.
   void chunk(index head, range t, scratch_type& s) const noexcept {
     const index n = t.size();
+    const range next{t.end, std::min(t.end + n, tokens())};
     load_features(k, batch_of(head), head_of(head), t, s.k, s);
     transpose_keys(n, s);
     const matrix_rows<const A> values = load_values(head, t, s);
+    read_ahead ahead;
     for (index g = 0; g < group(); ++g) {
       const index h = head_of(head) * group() + g;
+      ahead = {};
+      if (g + 1 < group()) {
+        look_ahead_queries(ahead, head, h + 1, t);
+      } else {
+        look_ahead_keys(ahead, head, next);
+        look_ahead_queries(ahead, head, head_of(head) * group(), next);
+      }
       load_features(q, batch_of(head), h, t, s.q, s);
-      causal_weights<A>(in(s.q), in(s.kt), features, n, s.w);
+      causal_weights<A>(in(s.q), in(s.kt), features, n, s.w, ahead);
       factors<true>(n, s);
       answer_into(head, h, t, s, [&](matrix_rows<A> o) {
         answer_rows<A, true>(in(s.q), in(s.sum), features, in(s.w), values, s.factor, n,
-                             value_dim(), o);
+                             value_dim(), o, ahead);
       });
     }
-    write(n, values, s);
+    write(n, values, s, ahead);
   }
 
   void absorb(index head, range t, scratch_type& s) const noexcept {
+    read_ahead ahead;
+    look_ahead_keys(ahead, head, {t.end, std::min(t.end + t.size(), keys())});
     load_features(k, batch_of(head), head_of(head), t, s.k, s);
-    write(t.size(), load_values(head, t, s), s);
+    write(t.size(), load_values(head, t, s), s, ahead);
   }
 
   void answer(index head, range t, scratch_type& s) const noexcept {
     for (index g = 0; g < group(); ++g) {
       const index h = head_of(head) * group() + g;
+      read_ahead ahead;
+      if (g + 1 < group()) {
+        look_ahead_queries(ahead, head, h + 1, t);
+      } else {
+        look_ahead_queries(ahead, head, head_of(head) * group(),
+                           {t.end, std::min(t.end + t.size(), tokens())});
+      }
       load_features(q, batch_of(head), h, t, s.q, s);
       factors<false>(t.size(), s);
       answer_into(head, h, t, s, [&](matrix_rows<A> o) {
         answer_rows<A, false>(in(s.q), in(s.sum), features, {}, {}, s.factor, t.size(), value_dim(),
-                              o);
+                              o, ahead);
       });
     }
   }
@@ -188,6 +206,22 @@ struct kernelised_recurrence {
   [[nodiscard]] A* normaliser_at(index head) const noexcept {
     return state.normaliser.data() + batch_of(head) * state.normaliser.stride(0) +
            head_of(head) * state.normaliser.stride(1);
+  }
+
+  template <class T>
+  static void look_ahead(read_ahead& ahead, const view<T, 4>& x, index b, index h,
+                         range t) noexcept {
+    if (t.empty() || x.stride(3) != 1) return;
+    constexpr auto size = static_cast<index>(sizeof(T));
+    ahead.add(head_rows(x, b, h, t.begin).data, x.stride(2) * size, x.extent(3) * size, t.size());
+  }
+  void look_ahead_keys(read_ahead& ahead, index head, range t) const noexcept {
+    look_ahead(ahead, k, batch_of(head), head_of(head), t);
+    look_ahead(ahead, v, batch_of(head), head_of(head), t);
+  }
+  void look_ahead_queries(read_ahead& ahead, index head, index h, range t) const noexcept {
+    look_ahead(ahead, q, batch_of(head), h, t);
+    look_ahead(ahead, out, batch_of(head), h, t);
   }
 
   /// Features of the tokens of one head, the padding of each row zero.
@@ -299,8 +333,9 @@ struct kernelised_recurrence {
     copy_tile(rectangle<const A>{s.out.data, s.out.stride, 1}, to, t.size(), value_dim());
   }
 
-  void write(index n, matrix_rows<const A> values, scratch_type& s) const noexcept {
-    write_rows<A>(in(s.k), values, n, features, value_dim(), s.sum);
+  void write(index n, matrix_rows<const A> values, scratch_type& s,
+             read_ahead& ahead) const noexcept {
+    write_rows<A>(in(s.k), values, n, features, value_dim(), s.sum, ahead);
     for (index f = 0; f < features; f += lanes) {
       simd::packet<A> total = simd::zero<A>();
       for (index j = 0; j < n; ++j) total = simd::add(total, simd::load(s.k[j] + f));
