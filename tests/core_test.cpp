@@ -122,7 +122,16 @@ TEST(Workspace, GrowsNeverShrinksAndStandsOnACacheLine) {
   EXPECT_EQ(heed::workspace(77).size(), 77U);
 }
 
-#if !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#if defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define CORE_TEST_SANITIZED 1
+#endif
+#endif
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define CORE_TEST_SANITIZED 1
+#endif
+
+#if !defined(CORE_TEST_SANITIZED)
 TEST(Workspace, IsUnchangedWhenMemoryRunsOut) {
   heed::workspace scratch(64);
   std::byte* const before = scratch.reserve(64);
