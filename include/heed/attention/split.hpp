@@ -52,7 +52,7 @@ struct split_kernel {
     };
     for (index s = 0; s < shares; ++s) pack_queries(call, share(s), q + s * q_rows * d.head_dim);
 
-    for_each_task(exec, workers, tasks, [&](index worker, index t) noexcept {
+    const auto task = [&](index worker, index t) noexcept {
       split_scratch<A> scratch;
       carver c(scratch_block + static_cast<std::size_t>(worker) * each);
       scratch.carve(c, rows, d);
@@ -63,23 +63,28 @@ struct split_kernel {
       split_task(call.program, call.source, share(s), d, q + s * q_rows * d.head_dim, d.head_dim,
                  keys, scratch,
                  split_partial<A>{state + t * rows, out + t * rows * d.value_dim, d.value_dim});
-    });
+    };
+    // Splits next to each other stay with one worker, whose memory stream then runs on.
+    const index grain = std::clamp<index>(tasks / (workers * 64), 1, 4);
+    for_each_task(exec, workers, tasks, task, grain);
 
-    for_each_task(exec, workers, shares * rows, [&](index, index t) noexcept {
-      const index s = t / rows;
-      const index r = t % rows;
-      if (r >= share(s).size()) return;
-      const tile where = share(s).row(r, {});
-      softmax_state<A>* const st = state + s * splits * rows + r;
-      A* const o = out + (s * splits * rows + r) * d.value_dim;
-      const A factor = merge_splits(st, rows, o, rows * d.value_dim, splits, d.value_dim,
-                                    call.program.sink_logit(where.head));
-      const index row = where.rows().begin;
-      const auto to = call.output_rows(where.batch, where.head, row);
-      for (index c = 0; c < d.value_dim; ++c) {
-        *to.at(0, c) = static_cast<typename Call::output_scalar>(o[c] * factor);
+    for_each_task(exec, workers, shares, [&](index, index s) noexcept {
+      softmax_state<A>* const states = state + s * splits * rows;
+      A* const outs = out + s * splits * rows * d.value_dim;
+      const shared_rows shared = share(s);
+      merge_splits(states, outs, shared.size(), rows, splits, d.value_dim);
+      for (index r = 0; r < shared.size(); ++r) {
+        const tile where = shared.row(r, {});
+        softmax_state<A>& st = states[r];
+        const A factor = st.join_sink(call.program.sink_logit(where.head)) * st.normaliser();
+        const index row = where.rows().begin;
+        const auto to = call.output_rows(where.batch, where.head, row);
+        for (index c = 0; c < d.value_dim; ++c) {
+          *to.at(0, c) =
+              static_cast<typename Call::output_scalar>(outs[r * d.value_dim + c] * factor);
+        }
+        if (A* lse = call.lse_rows(where.batch, where.head, row)) *lse = st.log_sum_exp();
       }
-      if (A* lse = call.lse_rows(where.batch, where.head, row)) *lse = st->log_sum_exp();
     });
   }
 

@@ -51,8 +51,7 @@ struct query_group {
     alignas(cache_line) A factor[plan::group];
     for (index i = 0; i < plan::group; ++i) {
       softmax_state<A> s = state(i);
-      A rescale = A(1);
-      if (sink != softmax_state<A>::empty_max) rescale = s.merge({sink, A(1)}).self;
+      const A rescale = s.join_sink(sink);
       factor[i] = rescale * s.normaliser();
       max[i] = s.max;
       sum[i] = s.sum;

@@ -37,6 +37,9 @@ struct softmax_state {
     return w;
   }
 
+  /// A sink's logit joins the sum (-inf: there is none); what rescales the output is returned.
+  A join_sink(A logit) noexcept { return logit == empty_max ? A(1) : merge({logit, A(1)}).self; }
+
   /// Natural log of the sum of exponentials of the scores seen; -inf if there were none.
   [[nodiscard]] A log_sum_exp() const noexcept {
     return sum == A(0) ? empty_max : max + std::log(sum);

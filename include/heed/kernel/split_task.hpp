@@ -103,15 +103,16 @@ HEED_INLINE bool modify_row(const Program& program, const tile& t, A* s) noexcep
   return Program::changes_scores;
 }
 
-/// Softmax and values of one row, pair by pair, leaving out what is hidden.
+/// Softmax and values of one row, pair by pair, leaving out what is hidden; `factor` are those of
+/// dropout.
 template <class A, class TV>
 HEED_NOINLINE void attend_row_pairwise(softmax_state<A>& state, A* out, const A* s, index keys,
-                                       const A* dropout, const TV* v, index v_stride,
+                                       const A* factor, const TV* v, index v_stride,
                                        index channels) noexcept {
   for (index j = 0; j < keys; ++j) {
     if (s[j] == softmax_state<A>::empty_max) continue;
     const auto w = state.merge({s[j], A(1)});
-    const A weight = w.other * (dropout != nullptr ? dropout[j] : A(1));
+    const A weight = w.other * factor[j];
     for (index c = 0; c < channels; ++c) {
       out[c] = w.self * out[c] + weight * static_cast<A>(v[j * v_stride + c]);
     }
@@ -135,7 +136,9 @@ void split_task(const Program& program, const Source& source, const shared_rows&
   for (index r = 0; r < split_scratch<A>::padded(n); ++r) {
     scratch.state[r] = {};
     scratch.rescale[r] = A(1);
-    for (index j = 0; j < plan::keys; ++j) scratch.scores[r * plan::keys + j] = A(0);
+  }
+  for (index i = n * plan::keys; i < split_scratch<A>::padded(n) * plan::keys; ++i) {
+    scratch.scores[i] = A(0);
   }
 
   range seen{0, 0};
@@ -177,32 +180,42 @@ void split_task(const Program& program, const Source& source, const shared_rows&
     }
     with_values([&](const auto* rows_of_v, index stride, index left) noexcept {
       const bool pairwise = hides && !all_finite<A>(rows_of_v, count, stride, d.value_dim);
+      const auto dropout_factors = [&](index r, index j, index keys_at, auto&& use) {
+        const tile t = rows.row(r, block);
+        for (index i = j; i < j + keys_at; ++i) {
+          use(i, program.dropout_factor({t.batch, t.head, t.kv_head, t.queries.begin,
+                                         block.begin + i, t.rows().begin}));
+        }
+      };
+      if (pairwise) {
+        for (index r = 0; r < n; ++r) {
+          A factor[std::size_t{plan::keys}];
+          std::fill_n(factor, count, A(1));
+          if constexpr (Program::template has<stage::dropout>) {
+            dropout_factors(r, 0, count, [&](index j, A f) { factor[j] = f; });
+          }
+          detail::attend_row_pairwise<A>(scratch.state[r], scratch.out + r * out_stride,
+                                         scratch.scores + r * plan::keys, count, factor, rows_of_v,
+                                         stride, d.value_dim);
+        }
+        return;
+      }
       for (index r = 0; r < n; ++r) {
-        A* const s = scratch.scores + r * plan::keys;
-        softmax_state<A>& state = scratch.state[r];
-        A dropout[std::size_t{plan::keys}];
+        scratch.rescale[r] =
+            split_maximum(scratch.scores + r * plan::keys, count, scratch.state[r]);
+      }
+      const auto weigh = [&](index first_row, index j, index keys_at) {
+        split_weights(scratch.scores + first_row * plan::keys + j, keys_at,
+                      scratch.state + first_row);
         if constexpr (Program::template has<stage::dropout>) {
-          const tile t = rows.row(r, block);
-          for (index j = 0; j < count; ++j) {
-            dropout[j] = program.dropout_factor(
-                {t.batch, t.head, t.kv_head, t.queries.begin, block.begin + j, t.rows().begin});
+          for (index r = first_row; r < std::min<index>(first_row + plan::value_rows, n); ++r) {
+            A* const s = scratch.scores + r * plan::keys;
+            dropout_factors(r, j, keys_at, [&](index i, A f) { s[i] *= f; });
           }
         }
-        if (pairwise) {
-          detail::attend_row_pairwise<A>(state, scratch.out + r * out_stride, s, count,
-                                         Program::template has<stage::dropout> ? dropout : nullptr,
-                                         rows_of_v, stride, d.value_dim);
-          continue;
-        }
-        scratch.rescale[r] = split_softmax(s, count, state);
-        if constexpr (Program::template has<stage::dropout>) {
-          for (index j = 0; j < count; ++j) s[j] *= dropout[j];
-        }
-      }
-      if (!pairwise) {
-        split_values<A>(scratch.scores, n, rows_of_v, stride, count, left, d.value_dim,
-                        scratch.rescale, scratch.out, out_stride);
-      }
+      };
+      split_values<A>(scratch.scores, n, rows_of_v, stride, count, left, d.value_dim,
+                      scratch.rescale, scratch.out, out_stride, weigh);
     });
   }
 
@@ -214,21 +227,19 @@ void split_task(const Program& program, const Source& source, const shared_rows&
   }
 }
 
-/// A row's partials of `splits` splits, `state_stride` and `out_stride` apart, merged in their
-/// order into the first; `sink` joins the denominator. What is left to multiply the output with is
-/// returned.
+/// The partials of `rows` rows, those of each split `stride` rows after the last one's, merged in
+/// the order of the splits into the first. Read as they lie: by now they are far away in memory.
 template <class A>
-[[nodiscard]] A merge_splits(softmax_state<A>* state, index state_stride, A* out, index out_stride,
-                             index splits, index channels, A sink) noexcept {
+void merge_splits(softmax_state<A>* state, A* out, index rows, index stride, index splits,
+                  index channels) noexcept {
   for (index i = 1; i < splits; ++i) {
-    const auto w = state[0].merge(state[i * state_stride]);
-    for (index c = 0; c < channels; ++c) {
-      out[c] = w.self * out[c] + w.other * out[i * out_stride + c];
+    for (index r = 0; r < rows; ++r) {
+      const auto w = state[r].merge(state[i * stride + r]);
+      A* const into = out + r * channels;
+      const A* const from = out + (i * stride + r) * channels;
+      for (index c = 0; c < channels; ++c) into[c] = w.self * into[c] + w.other * from[c];
     }
   }
-  A factor = A(1);
-  if (sink != softmax_state<A>::empty_max) factor = state[0].merge({sink, A(1)}).self;
-  return factor * state[0].normaliser();
 }
 
 }  // namespace heed

@@ -39,9 +39,10 @@ struct serial_executor {
 };
 
 /// Runs `task(worker, t)` for t = 0 .. tasks-1 on at most `workers` workers. Tasks start in order;
-/// each runs once. Which worker takes a task must not change its result.
+/// each runs once. Which worker takes a task must not change its result. Workers take `grain` tasks
+/// at a time, for tasks that read on where the one before ended.
 template <executor E, class Task>
-void for_each_task(E& e, index workers, index tasks, Task&& task) {
+void for_each_task(E& e, index workers, index tasks, Task&& task, index grain = 1) {
   if (workers > tasks) workers = tasks;
   if (workers <= 1) {
     for (index t = 0; t < tasks; ++t) task(index{0}, t);
@@ -49,9 +50,9 @@ void for_each_task(E& e, index workers, index tasks, Task&& task) {
   }
   std::atomic<index> next{0};
   e.run(workers, [&](index worker) {
-    for (index t = next.fetch_add(1, std::memory_order_relaxed); t < tasks;
-         t = next.fetch_add(1, std::memory_order_relaxed)) {
-      task(worker, t);
+    for (index t = next.fetch_add(grain, std::memory_order_relaxed); t < tasks;
+         t = next.fetch_add(grain, std::memory_order_relaxed)) {
+      for (index i = t; i < t + grain && i < tasks; ++i) task(worker, i);
     }
   });
 }
