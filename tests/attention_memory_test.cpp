@@ -189,7 +189,7 @@ TEST(Memory, AHundredThousandKeys) {
     heed::tensor<float, 2> out({n, 8});
     const use u = measure([&] { heed::attention_into(out, q, k, k); });
     if (n == 1) {
-      // Few queries: a partial result per 1024 keys, and blocks of 512 keys.
+      // Few queries: a partial result per 2048 keys, and blocks of 512 keys.
       EXPECT_LE(u.bytes, 400000U);
     } else {
       EXPECT_LE(u.bytes, promised<float>(8, 8));

@@ -28,7 +28,7 @@ struct split_plan {
   /// all rows and channels are summed.
   static constexpr index stretch_bytes = 4096;
   /// Keys of a task. Splits start at multiples of it, whatever the threads.
-  static constexpr index split = 1024;
+  static constexpr index split = 2048;
   /// Register tile of the scores: one sum each for lanes (row, key) pairs.
   static constexpr int tile_keys = lanes >= 4 ? 4 : 1;
   static constexpr int tile_rows = static_cast<int>(lanes) / tile_keys;
