@@ -44,7 +44,7 @@ class paired_block {
   using P = simd::packet<A>;
   static constexpr index key_step = 2;
 
-  explicit paired_block(A scale) noexcept : scale_(scale) {}
+  paired_block(A scale, read_ahead& ahead) noexcept : scale_(scale), ahead_(&ahead) {}
 
   /// Words of channel pairs; the scale stays out, for it would round.
   static void pack(rectangle<const bfloat16> q, index rows, index head_dim, A, A* to) noexcept {
@@ -93,6 +93,7 @@ class paired_block {
                             P* maximum) const noexcept {
     const auto* words = reinterpret_cast<const std::uint32_t*>(q);
     in_steps<static_cast<int>(plan::key_step)>(keys, [&](auto step, index j) HEED_INLINE_LAMBDA {
+      ahead_->issue();
       score_register_tile<decltype(step)::value, Packets>(words, j, head_dim / 2,
                                                           s + j * plan::group, maximum);
     });
@@ -112,6 +113,7 @@ class paired_block {
     }
     in_steps<static_cast<int>(plan::key_step)>(
         value_dim, [&](auto step, index c) HEED_INLINE_LAMBDA {
+          ahead_->issue();
           value_register_tile<decltype(step)::value, Packets>(words, c, ceil_div(keys, 2), rescale,
                                                               out + c * plan::group);
         });
@@ -196,6 +198,7 @@ class paired_block {
   index v_stride_ = 0;
   index value_dim_ = 0;
   A scale_;
+  read_ahead* ahead_;
 #endif
 };
 

@@ -5,7 +5,7 @@
 // What the exact kernel asks of a block, so that another form of keys needs only another block:
 //
 //   key_step                                           keys a part may begin at
-//   Block(scale)
+//   Block(scale, ahead)                                what `scores` and `values` ask for ahead
 //   pack(q, rows, head_dim, scale, to)                 queries as `scores` wants them
 //   load(source, where, keys, d, copies)               the keys `keys` of a head
 //   from(n)                                            the block from its n-th key on
@@ -76,7 +76,7 @@ class plain_block {
   static constexpr index key_step = 1;
 
   /// The scale is in the packed queries.
-  explicit plain_block(A) noexcept {}
+  plain_block(A, read_ahead& ahead) noexcept : ahead_(&ahead) {}
 
   template <class T>
   static void pack(rectangle<const T> q, index rows, index head_dim, A scale, A* to) noexcept {
@@ -109,12 +109,12 @@ class plain_block {
   template <int Packets>
   void scores(const A* q, index head_dim, index keys, A* s,
               simd::packet<A>* maximum) const noexcept {
-    score_tile<A, Packets>(q, k_, k_stride_, head_dim, keys, s, maximum);
+    score_tile<A, Packets>(q, k_, k_stride_, head_dim, keys, s, maximum, *ahead_);
   }
   template <int Packets>
   void values(A* p, index keys, index value_dim, const simd::packet<A>* rescale,
               A* out) const noexcept {
-    value_tile<A, Packets>(p, v_, v_stride_, keys, value_dim, rescale, out);
+    value_tile<A, Packets>(p, v_, v_stride_, keys, value_dim, rescale, out, *ahead_);
   }
 
   [[nodiscard]] A value(index j, index c) const noexcept { return v_[j * v_stride_ + c]; }
@@ -123,6 +123,7 @@ class plain_block {
   }
 
  private:
+  read_ahead* ahead_;
   const A* k_ = nullptr;
   const A* v_ = nullptr;
   index k_stride_ = 0;

@@ -11,6 +11,7 @@
 
 #include <type_traits>
 
+#include "heed/kernel/read_ahead.hpp"
 #include "heed/kernel/tile_plan.hpp"
 #include "heed/simd/exponential.hpp"
 
@@ -93,23 +94,25 @@ HEED_INLINE void in_steps(index count, F&& f) noexcept {
   }
 }
 
-/// Scores of any number of keys.
+/// Scores of any number of keys; `ahead` is asked for on the way.
 template <class A, int Packets>
 HEED_NOINLINE void score_tile(const A* q, const A* k, index k_stride, index channels, index keys,
-                              A* s, simd::packet<A>* maximum) noexcept {
+                              A* s, simd::packet<A>* maximum, read_ahead& ahead) noexcept {
   constexpr index group = tile_plan<A>::group;
   in_steps<static_cast<int>(tile_plan<A>::key_step)>(keys, [&](auto step, index j) {
+    ahead.issue();
     score_register_tile<A, decltype(step)::value, Packets>(q, k + j * k_stride, k_stride, channels,
                                                            s + j * group, maximum);
   });
 }
 
-/// Any number of channels of the output.
+/// Any number of channels of the output; `ahead` is asked for on the way.
 template <class A, int Packets>
 HEED_NOINLINE void value_tile(const A* p, const A* v, index v_stride, index keys, index channels,
-                              const simd::packet<A>* rescale, A* o) noexcept {
+                              const simd::packet<A>* rescale, A* o, read_ahead& ahead) noexcept {
   constexpr index group = tile_plan<A>::group;
   in_steps<static_cast<int>(tile_plan<A>::key_step)>(channels, [&](auto step, index c) {
+    ahead.issue();
     value_register_tile<A, decltype(step)::value, Packets>(p, v + c, v_stride, keys, rescale,
                                                            o + c * group);
   });

@@ -23,6 +23,8 @@ struct tile_plan {
   static constexpr index key_step = simd::vector_registers == 32 ? 8 : 4;
   static constexpr index keys = 128;
   static constexpr index groups_per_task = 4;
+  /// Keys and values of a head that stay in the second-level cache from one task to the next.
+  static constexpr index resident_bytes = index{1} << 20U;
   /// Keys a partly masked block is classified by.
   static constexpr index mask_step = 16;
   /// Rows this far apart in memory fall into few sets of the cache: copied before use.

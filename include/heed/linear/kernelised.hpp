@@ -136,7 +136,7 @@ struct kernelised_recurrence {
     read_ahead ahead;
     for (index g = 0; g < group(); ++g) {
       const index h = head_of(head) * group() + g;
-      ahead = {};
+      ahead = read_ahead();
       if (g + 1 < group()) {
         look_ahead_queries(ahead, head, h + 1, t);
       } else {

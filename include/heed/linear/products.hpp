@@ -18,7 +18,7 @@
 #include "heed/core/config.hpp"
 #include "heed/core/types.hpp"
 #include "heed/kernel/register_tile.hpp"
-#include "heed/linear/read_ahead.hpp"
+#include "heed/kernel/read_ahead.hpp"
 #include "heed/simd/packet.hpp"
 
 namespace heed {

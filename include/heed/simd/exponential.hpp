@@ -6,7 +6,8 @@
 // p is the polynomial of least relative error on [-1/2, 1/2] (Remez), its constant term rounded to
 // 1 so that exp(0) is exactly 1: the rescaling of an online softmax whose maximum stands still then
 // changes nothing, however often it happens. Degree 5 for float (1.5e-7 before rounding, 2.5e-7
-// after it), degree 11 for double (3e-18, then 2 units in the last place).
+// after it), degree 11 for double (3e-18, then 2 units in the last place); where a register holds
+// eight numbers, n counts eighths for double, and degree 7 does the same (5e-18).
 // Relative to exp the argument's own rounding |x| eps is added, as in any exponential computed from
 // a rounded product; for softmax that weighs in only where the result is small.
 #pragma once
@@ -40,6 +41,26 @@ struct exp2_constants<float> {
                                 0.0013276472727472581579F};
 };
 
+#if defined(__AVX512F__)
+// One register holds the powers 2^(j/8): |f| is then at most 1/16.
+template <>
+struct exp2_constants<double> {
+  static constexpr double round = 844424930131968.0;  // 1.5 * 2^49: adding it rounds to an eighth
+  static constexpr double vanishing = -1023.0;
+  static constexpr double p[] = {1.0,
+                                 0.69314718055994530942,
+                                 0.24022650695910932816,
+                                 0.055504108664822243509,
+                                 0.0096181290899833007826,
+                                 0.0013333558132838855753,
+                                 0.0001540443381934758133,
+                                 0.000015253429586496909374};
+  /// The bits of 2^(j/8), less those that n + j/8 brings along as the low bits of `shifted`.
+  static constexpr std::int64_t powers[] = {
+      0x3FF0000000000000, 0x3FEF72B83C7D517B, 0x3FEF06FE0A31B715, 0x3FEEBFDAD5362A27,
+      0x3FEEA09E667F3BCD, 0x3FEEACE5422AA0DB, 0x3FEEE89F995AD3AD, 0x3FEF5818DCFBA487};
+};
+#else
 template <>
 struct exp2_constants<double> {
   using bits = std::int64_t;
@@ -59,6 +80,7 @@ struct exp2_constants<double> {
                                  7.0741056134994288393e-9,
                                  4.4352818921179420508e-10};
 };
+#endif
 
 /// p 2^n where `shifted` = n + round, whose low bits are the exponent field of 2^n: 0 for n =
 /// `vanishing`. A product, not a sum of exponents: whatever bits a NaN carries it stays one.
@@ -78,6 +100,17 @@ HEED_INLINE P scale_by_exponent(const P& p, const P& shifted) noexcept {
   }
   return mul(p, power);
 }
+
+#if defined(__AVX512F__)
+/// The same, n a multiple of 1/8: three low bits of `shifted` choose the power of the fraction.
+template <class A>
+HEED_INLINE __m512d scale_by_exponent(const __m512d& p, const __m512d& shifted) noexcept {
+  const __m512i n = _mm512_castpd_si512(shifted);
+  const __m512i fraction =
+      _mm512_permutexvar_epi64(n, _mm512_loadu_si512(exp2_constants<double>::powers));
+  return mul(p, _mm512_castsi512_pd(_mm512_add_epi64(fraction, _mm512_slli_epi64(n, 49))));
+}
+#endif
 
 /// The larger of x and the bound; a NaN stays.
 template <class P>

@@ -120,10 +120,12 @@ HEED_INLINE auto largest(const P& a) noexcept {
   return Eigen::internal::predux_max(a);
 }
 
-/// Asks for the cache line at `p`, which need not be a valid address.
+/// Asks for the cache line at `p`, which need not be a valid address, to come into the cache of
+/// `Level` 1 or 2.
+template <int Level = 1>
 HEED_INLINE void prefetch(const void* p) noexcept {
 #if defined(__GNUC__) || defined(__clang__)
-  __builtin_prefetch(p);
+  __builtin_prefetch(p, 0, Level == 1 ? 3 : 2);
 #else
   (void)p;
 #endif
