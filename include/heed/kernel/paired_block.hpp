@@ -38,7 +38,7 @@ class paired_block {
            source.values(where.batch, where.kv_head, 0).count >= n;
   }
 
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) && defined(EIGEN_VECTORIZE_AVX512)
   using A = float;
   using plan = tile_plan<A>;
   using P = simd::packet<A>;

@@ -14,7 +14,7 @@
 
 namespace heed::simd {
 
-#if defined(__AVX512BF16__) && defined(__AVX512F__) && defined(__AVX512BW__)
+#if defined(__AVX512BF16__) && defined(EIGEN_VECTORIZE_AVX512)
 
 inline constexpr bool has_bfloat16_pairs = true;
 

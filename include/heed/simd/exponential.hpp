@@ -41,7 +41,7 @@ struct exp2_constants<float> {
                                 0.0013276472727472581579F};
 };
 
-#if defined(__AVX512F__)
+#if defined(EIGEN_VECTORIZE_AVX512)
 // One register holds the powers 2^(j/8): |f| is then at most 1/16.
 template <>
 struct exp2_constants<double> {
@@ -101,7 +101,7 @@ HEED_INLINE P scale_by_exponent(const P& p, const P& shifted) noexcept {
   return mul(p, power);
 }
 
-#if defined(__AVX512F__)
+#if defined(EIGEN_VECTORIZE_AVX512)
 /// The same, n a multiple of 1/8: three low bits of `shifted` choose the power of the fraction.
 template <class A>
 HEED_INLINE __m512d scale_by_exponent(const __m512d& p, const __m512d& shifted) noexcept {
@@ -118,7 +118,7 @@ HEED_INLINE P at_least(const P& x, const P& bound) noexcept {
   return select(less(x, bound), bound, x);
 }
 
-#if defined(__AVX512F__)
+#if defined(EIGEN_VECTORIZE_AVX512)
 // The instruction returns its second operand where either is a NaN.
 HEED_INLINE __m512 at_least(__m512 x, __m512 bound) noexcept { return _mm512_max_ps(bound, x); }
 HEED_INLINE __m512d at_least(__m512d x, __m512d bound) noexcept { return _mm512_max_pd(bound, x); }
