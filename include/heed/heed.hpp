@@ -11,4 +11,5 @@
 #include "heed/rotary.hpp"
 #include "heed/score.hpp"
 #include "heed/simd.hpp"
+#include "heed/sparse.hpp"
 #include "heed/tensor.hpp"

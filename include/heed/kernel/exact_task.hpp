@@ -59,25 +59,40 @@ void attend_groups(const Program& program, const Source& source, const tile& whe
                    rectangle<const TQ> q, A scale, exact_scratch<A>& scratch) noexcept {
   using plan = tile_plan<A>;
   range all{0, 0};
-  const index groups = ceil_div(where.queries.size(), plan::group);
-  for (index g = 0; g < groups; ++g) {
+  const group_rows cut(where.queries.size(), plan::lanes, plan::group);
+  for (index g = 0; g < cut.groups; ++g) {
     query_group<A>& group = scratch.groups[g];
     group.where = where;
-    group.where.queries = intersect(where.queries, {where.queries.begin + g * plan::group,
-                                                    where.queries.begin + (g + 1) * plan::group});
+    group.where.queries = intersect(where.queries, {where.queries.begin + g * cut.rows,
+                                                    where.queries.begin + (g + 1) * cut.rows});
     group.where.keys = program.visible_keys(group.where);
     all = hull(all, group.where.keys);
     group.start(d.value_dim);
-    Block::pack(rectangle<const TQ>{q.at(g * plan::group, 0), q.row, q.column},
+    Block::pack(rectangle<const TQ>{q.at(g * cut.rows, 0), q.row, q.column},
                 group.where.queries.size(), d.head_dim, scale, group.q);
   }
+  // The first block from key `first` on in which a group may see anything: holes cost nothing.
+  const auto next_block = [&](index first) noexcept {
+    if constexpr (Program::template has<stage::mask>) {
+      range rest{0, 0};
+      for (index g = 0; g < cut.groups; ++g) {
+        tile t = scratch.groups[g].where;
+        t.keys = intersect(t.keys, {first, t.keys.end});
+        if (!t.keys.empty()) rest = hull(rest, program.visible_keys(t));
+      }
+      return rest.empty() ? all.end : rest.begin / plan::keys * plan::keys;
+    } else {
+      return first;
+    }
+  };
 
-  for (index first = all.begin / plan::keys * plan::keys; first < all.end; first += plan::keys) {
+  index after = 0;
+  for (index first = all.begin / plan::keys * plan::keys; first < all.end; first = after) {
+    after = next_block(first + plan::keys);
     range keys = intersect(all, {first, first + plan::keys});
-    keys.begin -= (keys.begin - first) % Block::key_step;
-    read_ahead ahead =
-        block_ahead<A>(source, where, all,
-                       intersect(all, {first + plan::keys, first + 2 * plan::keys}), d, groups);
+    keys.begin -= keys.begin % Block::key_step;
+    read_ahead ahead = block_ahead<A>(source, where, all,
+                                      intersect(all, {after, after + plan::keys}), d, cut.groups);
     Block block(scale, ahead);
     block.load(source, where, keys, d, scratch.copies);
     int known = -1;  // whether the block's values are finite: not yet asked
@@ -86,10 +101,11 @@ void attend_groups(const Program& program, const Source& source, const tile& whe
       return known != 0;
     };
 
-    for (index g = 0; g < groups; ++g) {
+    for (index g = 0; g < cut.groups; ++g) {
       query_group<A>& group = scratch.groups[g];
       tile t = group.where;
       t.keys = intersect(keys, group.where.keys);
+      if constexpr (Program::template has<stage::mask>) t.keys = program.visible_keys(t);
       if (t.keys.empty()) continue;
       // Whole steps: a key beside the range is taken in, and masked, rather than left to weigh 0.
       t.keys.begin -= (t.keys.begin - keys.begin) % Block::key_step;
@@ -129,16 +145,16 @@ void exact_task(const Program& program, const Source& source, const tile& where,
   } else {
     detail::attend_groups<plain_block<A>>(program, source, where, d, q, scale, scratch);
   }
-  const index groups = ceil_div(where.queries.size(), plan::group);
-  for (index g = 0; g < groups; ++g) {
+  const group_rows cut(where.queries.size(), plan::lanes, plan::group);
+  for (index g = 0; g < cut.groups; ++g) {
     query_group<A>& group = scratch.groups[g];
     const index rows = group.where.queries.size();
     group.finish(d.value_dim, program.sink_logit(where.head));
-    copy_tile<A, TO>({group.out, 1, plan::group}, {out.at(g * plan::group, 0), out.row, out.column},
+    copy_tile<A, TO>({group.out, 1, plan::group}, {out.at(g * cut.rows, 0), out.row, out.column},
                      rows, d.value_dim);
     if (lse != nullptr) {
       for (index i = 0; i < rows; ++i) {
-        lse[(g * plan::group + i) * lse_stride] = group.state(i).log_sum_exp();
+        lse[(g * cut.rows + i) * lse_stride] = group.state(i).log_sum_exp();
       }
     }
   }

@@ -21,6 +21,16 @@ struct head_dims {
   index value_dim = 0;
 };
 
+/// How the rows of a task become groups: as few as hold them, about equal, in whole packets.
+struct group_rows {
+  index groups;
+  index rows;  // of each but the last
+
+  constexpr group_rows(index queries, index lanes, index most) noexcept
+      : groups(ceil_div(queries, most)),
+        rows(groups > 0 ? round_up(ceil_div(queries, groups), lanes) : 0) {}
+};
+
 template <class A>
 struct query_group {
   using plan = tile_plan<A>;

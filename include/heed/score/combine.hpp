@@ -32,6 +32,10 @@ struct two_masks {
   A a;
   B b;
   constexpr two_masks(A first, B second) : a(std::move(first)), b(std::move(second)) {}
+  /// That of the coarser one: cut there, the finer one's rows mostly stand together too.
+  [[nodiscard]] constexpr index query_block() const noexcept {
+    return query_block_of(a) > query_block_of(b) ? query_block_of(a) : query_block_of(b);
+  }
   void check(const score_extents& e) const {
     check_modifier(a, e);
     check_modifier(b, e);
@@ -80,6 +84,7 @@ struct mask_not {
   A a;
   explicit constexpr mask_not(A mask) : a(std::move(mask)) {}
   [[nodiscard]] constexpr bool operator()(const position& p) const noexcept { return !a(p); }
+  [[nodiscard]] constexpr index query_block() const noexcept { return query_block_of(a); }
   [[nodiscard]] constexpr heed::coverage coverage(const tile& t) const noexcept {
     switch (coverage_of(a, t)) {
       case heed::coverage::empty:

@@ -10,7 +10,11 @@
 // It may offer, const and noexcept:
 //
 //   coverage coverage(const tile&)       what the mask leaves of a tile; lets kernels skip or not
-//   mask range visible_keys(const tile&)      a range inside tile.keys that holds every visible key
+//   mask range visible_keys(const tile&)      a range inside tile.keys that holds every visible
+//   key;
+//                                        asked again behind each block, so that holes are skipped
+//   index query_block()                  queries that stand together: kernels cut rows at multiples
+//                                        of it, in positions, and none where it is 0
 //   void check(const score_extents&)     throws where the modifier does not fit the call
 //
 // A mask that offers none is correct and merely slower. Rows and keys outside the call are never
@@ -106,6 +110,18 @@ template <class M>
     return m.visible_keys(t);
   } else {
     return t.keys;
+  }
+}
+
+/// Positions at whose multiples the mask's rows change together; 0 where it does not say.
+template <class M>
+[[nodiscard]] constexpr index query_block_of(const M& m) noexcept {
+  if constexpr (requires {
+                  { m.query_block() } -> std::convertible_to<index>;
+                }) {
+    return m.query_block();
+  } else {
+    return 0;
   }
 }
 

@@ -63,6 +63,13 @@ class score_program {
     return r;
   }
 
+  /// Where kernels cut the rows: the coarsest of the masks' query blocks, 0 without any.
+  [[nodiscard]] constexpr index query_block() const noexcept {
+    index n = 0;
+    each<stage::mask>([&](const auto& m) { n = query_block_of(m) > n ? query_block_of(m) : n; });
+    return n;
+  }
+
   [[nodiscard]] A softcapped(A s, const position& p) const noexcept {
     each<stage::softcap>([&](const auto& m) { s = invoke_score<A>(m, s, p); });
     return s;

@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: MIT
+// Front header of the sparse family: block patterns, analytic patterns, pictures of them.
+#pragma once
+
+#include "heed/sparse/big_bird.hpp"
+#include "heed/sparse/block_mask.hpp"
+#include "heed/sparse/block_pattern.hpp"
+#include "heed/sparse/draw.hpp"
+#include "heed/sparse/patterns.hpp"
+#include "heed/sparse/vertical_slash.hpp"
