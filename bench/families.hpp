@@ -9,5 +9,6 @@ void register_narrow();    ///< exact attention on half and bfloat16 tensors
 void register_modified();  ///< windows, score modifiers, lambdas
 void register_decode();    ///< one query against a cache
 void register_linear();    ///< kernelised linear attention
+void register_sparse();    ///< sparse patterns
 
 }  // namespace bench

@@ -35,6 +35,7 @@ int main(int argc, char** argv) {
   bench::register_modified();
   bench::register_decode();
   bench::register_linear();
+  bench::register_sparse();
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
   return 0;
