@@ -8,3 +8,4 @@
 #include "heed/attention/naive.hpp"
 #include "heed/attention/options.hpp"
 #include "heed/attention/ragged.hpp"
+#include "heed/attention/selected.hpp"

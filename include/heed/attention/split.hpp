@@ -12,6 +12,35 @@
 
 namespace heed::detail {
 
+/// The rows that share a KV head, scaled, in the accumulator type; padding rows are 0.
+template <class Call, class A>
+void pack_queries(const Call& call, const shared_rows& rows, A* q) noexcept {
+  const index d = call.q.extent(3);
+  for (index r = 0; r < split_scratch<A>::padded(rows.size()); ++r) {
+    if (r >= rows.size()) {
+      for (index c = 0; c < d; ++c) q[r * d + c] = A(0);
+      continue;
+    }
+    const tile where = rows.row(r, {});
+    const auto from = call.query_rows(where.batch, where.head, where.rows().begin);
+    for (index c = 0; c < d; ++c) q[r * d + c] = static_cast<A>(*from.at(0, c)) * call.scale;
+  }
+}
+
+/// Row r's output, divided by its sum after a sink has joined it, and its log-sum-exp go home.
+template <class Call, class A>
+void finish_row(const Call& call, const shared_rows& rows, index r, softmax_state<A>& state,
+                const A* out) noexcept {
+  const tile where = rows.row(r, {});
+  const A factor = state.join_sink(call.program.sink_logit(where.head)) * state.normaliser();
+  const index row = where.rows().begin;
+  const auto to = call.output_rows(where.batch, where.head, row);
+  for (index c = 0; c < call.out.extent(3); ++c) {
+    *to.at(0, c) = static_cast<typename Call::output_scalar>(out[c] * factor);
+  }
+  if (A* lse = call.lse_rows(where.batch, where.head, row)) *lse = state.log_sum_exp();
+}
+
 struct split_kernel {
   template <class E, class Call>
   static void run(E& exec, const Call& call) {
@@ -47,8 +76,10 @@ struct split_kernel {
     (void)carve(carver(block), q, out, state, scratch_block);
 
     const auto share = [&](index s) {
-      return shared_rows{s / e.kv_heads, s % e.kv_heads, call.group(), call.queries(s / e.kv_heads),
-                         call.options.offset[s / e.kv_heads]};
+      const index b = s / e.kv_heads;
+      const index h = s % e.kv_heads;
+      return shared_rows{
+          b, h, h * call.group(), call.group(), 0, call.queries(b), call.options.offset[b]};
     };
     for (index s = 0; s < shares; ++s) pack_queries(call, share(s), q + s * q_rows * d.head_dim);
 
@@ -74,34 +105,9 @@ struct split_kernel {
       const shared_rows shared = share(s);
       merge_splits(states, outs, shared.size(), rows, splits, d.value_dim);
       for (index r = 0; r < shared.size(); ++r) {
-        const tile where = shared.row(r, {});
-        softmax_state<A>& st = states[r];
-        const A factor = st.join_sink(call.program.sink_logit(where.head)) * st.normaliser();
-        const index row = where.rows().begin;
-        const auto to = call.output_rows(where.batch, where.head, row);
-        for (index c = 0; c < d.value_dim; ++c) {
-          *to.at(0, c) =
-              static_cast<typename Call::output_scalar>(outs[r * d.value_dim + c] * factor);
-        }
-        if (A* lse = call.lse_rows(where.batch, where.head, row)) *lse = st.log_sum_exp();
+        finish_row(call, shared, r, states[r], outs + r * d.value_dim);
       }
     });
-  }
-
- private:
-  /// The rows that share a KV head, scaled, in the accumulator type; padding rows are 0.
-  template <class Call, class A>
-  static void pack_queries(const Call& call, const shared_rows& rows, A* q) noexcept {
-    const index d = call.q.extent(3);
-    for (index r = 0; r < split_scratch<A>::padded(rows.size()); ++r) {
-      if (r >= rows.size()) {
-        for (index c = 0; c < d; ++c) q[r * d + c] = A(0);
-        continue;
-      }
-      const tile where = rows.row(r, {});
-      const auto from = call.query_rows(where.batch, where.head, where.rows().begin);
-      for (index c = 0; c < d; ++c) q[r * d + c] = static_cast<A>(*from.at(0, c)) * call.scale;
-    }
   }
 };
 

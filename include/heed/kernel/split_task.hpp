@@ -18,15 +18,17 @@ namespace heed {
 struct shared_rows {
   index batch = 0;
   index kv_head = 0;
-  index group = 1;    // query heads of the KV head
-  index queries = 1;  // rows of each
-  index offset = 0;   // position of row 0
+  index first_head = 0;  // query heads of the KV head, or some of them
+  index group = 1;
+  index first_query = 0;  // rows of each
+  index queries = 1;
+  index offset = 0;  // position of the query tensor's row 0
 
   [[nodiscard]] constexpr index size() const noexcept { return group * queries; }
   /// Row r as a tile of one query against `keys`.
   [[nodiscard]] constexpr tile row(index r, range keys) const noexcept {
-    const index p = offset + r % queries;
-    return {batch, kv_head * group + r / queries, kv_head, {p, p + 1}, keys, offset};
+    const index p = offset + first_query + r % queries;
+    return {batch, first_head + r / queries, kv_head, {p, p + 1}, keys, offset};
   }
 };
 

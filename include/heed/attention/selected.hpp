@@ -1,0 +1,274 @@
+// SPDX-License-Identifier: MIT
+// Exact attention of each query row to blocks of keys selected for it: top-k keys, blocks chosen by
+// their means or bounds, an indexer's choice.
+//
+//   selected_attention([executor,] q, k, v, selection, block, options = {}, modifiers...)
+//
+// | argument  | axes                                    | meaning                              |
+// |-----------|-----------------------------------------|--------------------------------------|
+// | q         | [batch, heads, queries, head dim]       |                                      |
+// | k, v      | [batch, kv heads, keys, ...]            |                                      |
+// | selection | [batch, S heads, queries, choices]      | blocks of `block` keys, any order    |
+//
+// S heads are 1 (one choice for all heads), the KV heads (shared in a group) or the query heads; a
+// batch of 1 serves all. A negative choice is none; a block chosen twice counts once; `block` 1
+// selects single keys. The result is that of `attention` under the mask "key / block is among the
+// row's choices": scale, modifiers, masks, sinks, dropout and log-sum-exp mean what they mean
+// there, `causal()` must be asked for, and a row without a visible choice is 0.
+//
+// Accumulator and errors as in `attention`. Cost 2 (D + Dv) FLOPs for each query head and chosen
+// key: keys and values of a row's choices are read once for all heads that share them. Scratch a
+// worker: some 500 rows of keys and values, and the choices of one row. Parallel over rows: the
+// same bits for any number of threads. Throws shape_error, option_error, std::bad_alloc before
+// anything is written.
+#pragma once
+
+#include <algorithm>
+#include <string>
+
+#include "heed/attention/door.hpp"
+#include "heed/attention/split.hpp"
+
+namespace heed {
+
+namespace detail {
+
+/// The chosen blocks of one row, ascending, laid end to end as keys 0, 1, 2, ...
+struct chosen_blocks {
+  const index* block = nullptr;
+  index count = 0;
+  index size = 1;
+  index tokens = 0;  // of the whole sequence: only its last block may be shorter than `size`
+
+  [[nodiscard]] index keys() const noexcept {
+    return count == 0 ? 0 : (count - 1) * size + std::min(size, tokens - block[count - 1] * size);
+  }
+  /// The token that stands at key j.
+  [[nodiscard]] index token(index j) const noexcept { return block[j / size] * size + j % size; }
+};
+
+/// Reads the chosen blocks of a source.
+template <class Source>
+class chosen_source {
+ public:
+  using key_scalar = typename Source::key_scalar;
+  using value_scalar = typename Source::value_scalar;
+  chosen_source(const Source& s, const chosen_blocks& c) noexcept : source_(&s), chosen_(&c) {}
+  [[nodiscard]] row_run<key_scalar> keys(index b, index h, index j) const noexcept {
+    return cut(source_->keys(b, h, chosen_->token(j)), j);
+  }
+  [[nodiscard]] row_run<value_scalar> values(index b, index h, index j) const noexcept {
+    return cut(source_->values(b, h, chosen_->token(j)), j);
+  }
+  [[nodiscard]] index key_channel_stride() const noexcept { return source_->key_channel_stride(); }
+  [[nodiscard]] index value_channel_stride() const noexcept {
+    return source_->value_channel_stride();
+  }
+
+ private:
+  template <class T>
+  [[nodiscard]] row_run<T> cut(row_run<T> r, index j) const noexcept {
+    r.count = std::min(r.count, chosen_->size - j % chosen_->size);
+    return r;
+  }
+  const Source* source_;
+  const chosen_blocks* chosen_;
+};
+
+/// A program asked about chosen keys, which answers about the tokens they are.
+template <class Program>
+class chosen_program {
+ public:
+  template <stage S>
+  static constexpr bool has = Program::template has<S>;
+  static constexpr bool changes_scores = Program::changes_scores;
+  static constexpr bool hides = Program::hides;
+
+  chosen_program(const Program& p, const chosen_blocks& c) noexcept : program_(&p), chosen_(&c) {}
+
+  [[nodiscard]] static range visible_keys(const tile& t) noexcept { return t.keys; }
+  [[nodiscard]] coverage coverage_in(const tile& t) const noexcept {
+    bool any = false;
+    bool all = true;
+    for (index j = t.keys.begin; j < t.keys.end;) {
+      const index n = std::min(chosen_->size - j % chosen_->size, t.keys.end - j);
+      tile part = t;
+      part.keys = {chosen_->token(j), chosen_->token(j) + n};
+      const coverage c = program_->coverage_in(part);
+      any = any || c != coverage::empty;
+      all = all && c == coverage::full;
+      if (any && !all) return coverage::partial;
+      j += n;
+    }
+    return !any ? coverage::empty : coverage::full;
+  }
+  template <class A>
+  [[nodiscard]] A softcapped(A s, const position& p) const noexcept {
+    return program_->softcapped(s, moved(p));
+  }
+  template <class A>
+  [[nodiscard]] A modified(A s, const position& p) const noexcept {
+    return program_->modified(s, moved(p));
+  }
+  [[nodiscard]] bool visible(const position& p) const noexcept {
+    return program_->visible(moved(p));
+  }
+  [[nodiscard]] auto dropout_factor(const position& p) const noexcept {
+    return program_->dropout_factor(moved(p));
+  }
+
+ private:
+  [[nodiscard]] position moved(position p) const noexcept {
+    p.key = chosen_->token(p.key);
+    return p;
+  }
+  const Program* program_;
+  const chosen_blocks* chosen_;
+};
+
+template <class I>
+void check_selection(const view<const I, 4>& s, index block, const score_extents& e) {
+  if (block < 1) fail<option_error>("block is " + std::to_string(block) + ", must be at least 1");
+  const bool heads = s.extent(1) == 1 || s.extent(1) == e.kv_heads || s.extent(1) == e.heads;
+  if ((s.extent(0) != 1 && s.extent(0) != e.batch) || !heads || s.extent(2) != e.queries) {
+    const index call[] = {e.batch, e.heads, e.queries};
+    fail<shape_error>("selection has extents " + format_extents(s.extents()) +
+                      " (batch, heads, queries, choices), the call has " + format_extents(call) +
+                      " and " + std::to_string(e.kv_heads) + " kv heads");
+  }
+  const index blocks = ceil_div(e.keys, block);
+  for (index b = 0; b < s.extent(0); ++b) {
+    for (index h = 0; h < s.extent(1); ++h) {
+      for (index i = 0; i < s.extent(2); ++i) {
+        for (index c = 0; c < s.extent(3); ++c) {
+          if (static_cast<index>(s(b, h, i, c)) < blocks) continue;
+          fail<shape_error>("selection names block " +
+                            std::to_string(static_cast<index>(s(b, h, i, c))) + ", k has " +
+                            std::to_string(blocks) + " blocks of " + std::to_string(block));
+        }
+      }
+    }
+  }
+}
+
+/// The row's choices, ascending, without repeats and negatives.
+template <class I>
+[[nodiscard]] index sort_choices(const view<const I, 4>& s, index b, index h, index i,
+                                 index* to) noexcept {
+  index n = 0;
+  for (index c = 0; c < s.extent(3); ++c) {
+    const auto block = static_cast<index>(s(s.extent(0) == 1 ? 0 : b, h, i, c));
+    if (block >= 0) to[n++] = block;
+  }
+  std::sort(to, to + n);
+  return std::unique(to, to + n) - to;
+}
+
+template <class E, class Call, class I>
+void run_selected(E& exec, const Call& call, const view<const I, 4>& selection, index block) {
+  using A = typename Call::A;
+  const score_extents e = call.extents;
+  check_selection(selection, block, e);
+  const head_dims d{call.q.extent(3), call.out.extent(3)};
+  // Rows that share keys: a whole group, unless each of its heads chooses for itself.
+  const index group = selection.extent(1) == e.heads && e.heads != e.kv_heads ? 1 : call.group();
+  const index shares = group > 0 ? e.heads / group : 0;
+  const index tasks = e.batch * shares * e.queries;
+  if (tasks == 0) return;
+
+  struct scratch_type {
+    split_scratch<A> split;
+    A* q = nullptr;
+    A* out = nullptr;
+    softmax_state<A>* state = nullptr;
+    index* choices = nullptr;
+  };
+  const auto carve = [&](carver& c) {
+    scratch_type s;
+    s.split.carve(c, group, d);
+    s.q = c.take<A>(split_scratch<A>::padded(group) * d.head_dim);
+    s.out = c.take<A>(group * d.value_dim);
+    s.state = c.take<softmax_state<A>>(group);
+    s.choices = c.take<index>(selection.extent(3));
+    return s;
+  };
+  const index workers = worker_count(exec, tasks);
+  carver measure;
+  (void)carve(measure);
+  workspace own;
+  workspace& memory = call.options.scratch != nullptr ? *call.options.scratch : own;
+  std::byte* const memory_block =
+      memory.reserve(measure.used() * static_cast<std::size_t>(workers));
+
+  const auto task = [&](index worker, index t) noexcept {
+    carver c(memory_block + static_cast<std::size_t>(worker) * measure.used());
+    scratch_type s = carve(c);
+    const index i = t % e.queries;
+    const index first_head = t / e.queries % shares * group;
+    const index b = t / e.queries / shares;
+    const index kv_head = first_head / call.group();
+    const index s_head = selection.extent(1) == 1         ? 0
+                         : selection.extent(1) == e.heads ? first_head
+                                                          : kv_head;
+    const shared_rows rows{b, kv_head, first_head, group, i, 1, call.options.offset[b]};
+    const chosen_blocks chosen{s.choices, sort_choices(selection, b, s_head, i, s.choices), block,
+                               call.source.length(b)};
+    pack_queries(call, rows, s.q);
+    split_task(chosen_program(call.program, chosen), chosen_source(call.source, chosen), rows, d,
+               s.q, d.head_dim, {0, chosen.keys()}, s.split,
+               split_partial<A>{s.state, s.out, d.value_dim});
+    for (index r = 0; r < group; ++r)
+      finish_row(call, rows, r, s.state[r], s.out + r * d.value_dim);
+  };
+  for_each_task(exec, workers, tasks, task, std::clamp<index>(tasks / (workers * 64), 1, 64));
+}
+
+template <class S>
+[[nodiscard]] auto selection4(const S& selection) {
+  using I = scalar_of<const S&>;
+  static_assert(std::is_integral_v<std::remove_const_t<I>>,
+                "heed: a selection is a tensor of integers");
+  return view<const std::remove_const_t<I>, 4>(as_rank4(as_view(selection)));
+}
+
+}  // namespace detail
+
+/// selected_attention_into([executor,] out | into(out, lse), q, k, v, selection, block, ...)
+template <detail::an_executor E, class Out, class Q, class K, class V, tensor_like S, class... M>
+void selected_attention_into(E&& exec, Out&& out, const Q& q, const K& k, const V& v,
+                             const S& selection, index block, const attention_options& options = {},
+                             const M&... modifiers) {
+  detail::run_selected(exec,
+                       detail::open_call(std::forward<Out>(out), q, k, v, options, modifiers...),
+                       detail::selection4(selection), block);
+}
+template <class Out, class Q, class K, class V, tensor_like S, class... M>
+requires(!detail::an_executor<Out>) void selected_attention_into(
+    Out&& out, const Q& q, const K& k, const V& v, const S& selection, index block,
+    const attention_options& options = {}, const M&... modifiers) {
+  default_executor exec;
+  selected_attention_into(exec, std::forward<Out>(out), q, k, v, selection, block, options,
+                          modifiers...);
+}
+
+/// selected_attention([executor,] q, k, v, selection, block, ...) -> a tensor of q's family
+template <detail::an_executor E, class Q, class K, class V, tensor_like S, class... M>
+[[nodiscard]] auto selected_attention(E&& exec, const Q& q, const K& k, const V& v,
+                                      const S& selection, index block,
+                                      const attention_options& options = {},
+                                      const M&... modifiers) {
+  detail::require_tensors<const Q&, const K&, const V&>();
+  auto out = result_like<const Q&>(detail::result_extents(q, v));
+  selected_attention_into(exec, out, q, k, v, selection, block, options, modifiers...);
+  return out;
+}
+template <class Q, class K, class V, tensor_like S, class... M>
+requires(!detail::an_executor<Q>)
+    [[nodiscard]] auto selected_attention(const Q& q, const K& k, const V& v, const S& selection,
+                                          index block, const attention_options& options = {},
+                                          const M&... modifiers) {
+  default_executor exec;
+  return selected_attention(exec, q, k, v, selection, block, options, modifiers...);
+}
+
+}  // namespace heed

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: MIT
+// Attention to selected blocks: the textbook in double under the mask that the selection is.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <random>
+#include <vector>
+
+#include "attention_oracle.hpp"
+#include "heed/attention.hpp"
+#include "heed/parallel.hpp"
+#include "heed/score.hpp"
+
+namespace {
+
+using heed::index;
+using heed::position;
+
+struct shapes {
+  index batch = 2;
+  index heads = 4;
+  index kv_heads = 2;
+  index queries = 37;
+  index keys = 83;
+  index selection_batch = 2;
+  index selection_heads = 2;
+  index choices = 5;
+  index block = 16;
+};
+
+/// Choices in any order, some of them none, some of them twice.
+heed::tensor<index, 4> random_selection(const shapes& s, unsigned seed) {
+  heed::tensor<index, 4> t({s.selection_batch, s.selection_heads, s.queries, s.choices});
+  std::mt19937 draw(seed);
+  const index blocks = heed::ceil_div(s.keys, s.block);
+  for (index i = 0; i < t.size(); ++i) {
+    t.data()[i] = static_cast<index>(draw() % static_cast<unsigned>(blocks + 1)) - 1;
+  }
+  return t;
+}
+
+/// The selection as a mask.
+struct selected {
+  const heed::tensor<index, 4>& choices;
+  shapes s;
+  bool operator()(const position& p) const {
+    const index b = s.selection_batch == 1 ? 0 : p.batch;
+    const index h = s.selection_heads == 1 ? 0 : s.selection_heads == s.heads ? p.head : p.kv_head;
+    for (index c = 0; c < s.choices; ++c) {
+      if (choices(b, h, p.row, c) == p.key / s.block) return true;
+    }
+    return false;
+  }
+};
+
+template <class T>
+class Selected : public testing::Test {
+ protected:
+  template <class... M>
+  static void check(const shapes& s, const heed::attention_options& options, const M&... mods) {
+    const auto q = oracle::random_tensor<T, 4>({s.batch, s.heads, s.queries, 19}, 1);
+    const auto k = oracle::random_tensor<T, 4>({s.batch, s.kv_heads, s.keys, 19}, 2);
+    const auto v = oracle::random_tensor<T, 4>({s.batch, s.kv_heads, s.keys, 21}, 3);
+    const auto selection = random_selection(s, 4);
+    const auto want = oracle::expected(q, k, v, options, mods..., selected{selection, s});
+    heed::tensor<T, 4> out({s.batch, s.heads, s.queries, 21});
+    heed::tensor<heed::accumulate_t<T>, 3> lse({s.batch, s.heads, s.queries});
+    heed::selected_attention_into(heed::into(out, lse), q, k, v, selection, s.block, options,
+                                  mods...);
+    EXPECT_EQ(oracle::difference<T>(out, want.output, want.sizes), "");
+    EXPECT_EQ(oracle::lse_difference<T>(lse, want.log_sum_exp, want.sizes), "");
+    for (const index threads : {2, 7}) {
+      heed::thread_pool pool(threads);
+      EXPECT_TRUE(oracle::same_bits(
+          out, heed::selected_attention(pool, q, k, v, selection, s.block, options, mods...)));
+    }
+  }
+};
+using scalars = testing::Types<float, double, heed::half, heed::bfloat16>;
+TYPED_TEST_SUITE(Selected, scalars);
+
+TYPED_TEST(Selected, IsAttentionUnderItsMask) {
+  for (const index selection_heads : {1, 2, 4}) {
+    for (const index block : {1, 2, 16, 17, 83, 200}) {
+      shapes s;
+      s.selection_heads = selection_heads;
+      s.block = block;
+      s.choices = block == 1 ? 20 : 5;
+      this->check(s, {});
+      s.selection_batch = 1;
+      this->check(s, {.scale = 0.5, .offset = 46}, heed::causal());
+    }
+  }
+}
+
+TYPED_TEST(Selected, ItsOptionsAllApply) {
+  const std::vector<float> sinks{0.5F, -1.0F, 2.0F, 0.0F};
+  shapes s;
+  this->check(s, {.offset = 46}, heed::causal(), heed::softcap(3.0), heed::alibi(),
+              heed::sink(sinks));
+  s.selection_heads = 4;
+  this->check(
+      s, {}, heed::window{.left = 30, .right = 3}, heed::dropout(0.25, 7),
+      [](auto x, const position& p) { return x + decltype(x)(0.1) * decltype(x)(p.key % 5); });
+}
+
+TYPED_TEST(Selected, AnyCountOfRowsKeysAndChoices) {
+  for (const index queries : {0, 1, 3}) {
+    for (const index keys : {1, 16, 1200}) {
+      for (const index choices : {0, 1, 90}) {
+        shapes s;
+        s.queries = queries;
+        s.keys = keys;
+        s.choices = choices;
+        this->check(s, {});
+      }
+    }
+  }
+}
+
+TEST(SelectedErrors, NameTheSelection) {
+  const shapes s;
+  const auto q = oracle::random_tensor<float, 4>({2, 4, 37, 8}, 1);
+  const auto k = oracle::random_tensor<float, 4>({2, 2, 83, 8}, 2);
+  auto selection = random_selection(s, 4);
+  EXPECT_THROW((void)heed::selected_attention(q, k, k, selection, 0), heed::option_error);
+  EXPECT_THROW((void)heed::selected_attention(q, k, k, selection, 20), heed::shape_error);
+  const heed::tensor<index, 4> short_one({2, 2, 36, 5});
+  EXPECT_THROW((void)heed::selected_attention(q, k, k, short_one, 16), heed::shape_error);
+  const heed::tensor<index, 4> three_heads({2, 3, 37, 5});
+  EXPECT_THROW((void)heed::selected_attention(q, k, k, three_heads, 16), heed::shape_error);
+}
+
+}  // namespace
