@@ -7,4 +7,6 @@
 #include "heed/sparse/block_pattern.hpp"
 #include "heed/sparse/draw.hpp"
 #include "heed/sparse/patterns.hpp"
+#include "heed/sparse/row_scores.hpp"
+#include "heed/sparse/selection.hpp"
 #include "heed/sparse/vertical_slash.hpp"

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: MIT
+// Scores of a few query rows against all keys, for selections: q.k, not scaled, a row at a time and
+// never N x M.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+#include <type_traits>
+
+#include "heed/core/workspace.hpp"
+#include "heed/kernel/copy_tile.hpp"
+#include "heed/kernel/split_tile.hpp"
+#include "heed/parallel/executor.hpp"
+#include "heed/tensor/scalar.hpp"
+#include "heed/tensor/view.hpp"
+
+namespace heed {
+
+/// The scratch of one worker, for `rows` query rows at a time.
+template <class A>
+struct row_scores_scratch {
+  A* q = nullptr;       // [rows, padded][head dim]
+  A* tile = nullptr;    // [rows, padded][keys of a block]
+  A* k = nullptr;       // a copied block of keys
+  A* scores = nullptr;  // [rows][keys]
+  index keys = 0;
+
+  [[nodiscard]] static constexpr index padded(index rows) noexcept {
+    return round_up(rows, split_plan<A>::tile_rows);
+  }
+  void carve(carver& c, index rows, index keys_in_all, index head_dim) noexcept {
+    q = c.take<A>(padded(rows) * head_dim);
+    tile = c.take<A>(padded(rows) * split_plan<A>::keys);
+    k = c.take<A>(split_plan<A>::keys * head_dim);
+    scores = c.take<A>(rows * keys_in_all);
+    keys = keys_in_all;
+  }
+  [[nodiscard]] A* row(index r) const noexcept { return scores + r * keys; }
+
+  /// Query row r of the next `score`.
+  template <class T>
+  void load(index r, const T* from, index channel_stride, index head_dim) noexcept {
+    for (index c = 0; c < head_dim; ++c) {
+      q[r * head_dim + c] = static_cast<A>(from[c * channel_stride]);
+    }
+  }
+
+  /// Scores of the `rows` loaded rows against keys [0, count) of a head.
+  template <class T>
+  void score(index rows, const view<const T, 4>& keys_of, index b, index h, index count) noexcept {
+    using plan = split_plan<A>;
+    const index d = keys_of.extent(3);
+    for (index r = rows; r < padded(rows); ++r) std::fill_n(q + r * d, d, A(0));
+    for (index first = 0; first < count; first += plan::keys) {
+      const index n = std::min(plan::keys, count - first);
+      const T* const from = keys_of.data() + b * keys_of.stride(0) + h * keys_of.stride(1) +
+                            first * keys_of.stride(2);
+      if (keys_of.stride(3) == 1) {
+        split_scores<A>(q, d, rows, from, keys_of.stride(2), n, count - first, d, tile);
+      } else {
+        copy_tile(rectangle<const T>{from, keys_of.stride(2), keys_of.stride(3)},
+                  rectangle<A>{k, d, 1}, n, d);
+        split_scores<A, A>(q, d, rows, k, d, n, 0, d, tile);
+      }
+      for (index r = 0; r < rows; ++r) std::copy_n(tile + r * plan::keys, n, row(r) + first);
+    }
+  }
+};
+
+/// Runs `task(scratch, t)` for t in [0, tasks), each worker with scratch of its own.
+template <class A, executor E, class Task>
+void for_each_scored(E& exec, index tasks, index rows, index keys, index head_dim, Task&& task) {
+  if (tasks == 0) return;
+  const index workers = std::clamp<index>(static_cast<index>(exec.concurrency()), index{1}, tasks);
+  carver measure;
+  row_scores_scratch<A>().carve(measure, rows, keys, head_dim);
+  workspace memory;
+  std::byte* const block = memory.reserve(measure.used() * static_cast<std::size_t>(workers));
+  for_each_task(exec, workers, tasks, [&](index worker, index t) noexcept {
+    row_scores_scratch<A> scratch;
+    carver c(block + static_cast<std::size_t>(worker) * measure.used());
+    scratch.carve(c, rows, keys, head_dim);
+    task(scratch, t);
+  });
+}
+
+/// The indices of the `count` largest of x[0 .. n), largest first, ties to the lower index; NaN
+/// counts as -inf. `to` has room for `count`; what is left of it becomes -1. `x` is scratch after.
+template <class A>
+void largest_indices(A* x, index n, index count, index* to) noexcept {
+  for (index i = 0; i < n; ++i) {
+    if (!(x[i] == x[i])) x[i] = -std::numeric_limits<A>::infinity();
+  }
+  const auto before = [x](index a, index b) { return x[a] > x[b] || (x[a] == x[b] && a < b); };
+  // A heap of the best so far, the worst of them on top.
+  index held = 0;
+  for (index i = 0; i < n; ++i) {
+    if (held < count) {
+      to[held++] = i;
+      std::push_heap(to, to + held, before);
+    } else if (count > 0 && before(i, to[0])) {
+      std::pop_heap(to, to + held, before);
+      to[held - 1] = i;
+      std::push_heap(to, to + held, before);
+    }
+  }
+  std::sort_heap(to, to + held, before);
+  std::fill(to + held, to + count, index{-1});
+}
+
+}  // namespace heed

@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: MIT
+// What each query row selects: the keys, or the blocks of keys, with the largest scores.
+//
+// | function          | a row's choices                                                     |
+// source
+// |-------------------|---------------------------------------------------------------------|-------
+// | top_k_keys        | the `count` keys of largest q.k                                     | 1
+// | mixture_of_blocks | its own block, and the best `count - 1` earlier by q.mean(block)    | 2
+// | indexer_keys      | the `count` keys of largest sum_h w_h relu(qi_h.ki), for all heads  | 3
+//
+// The result is a tensor [batch, heads, queries, count] of indices, best first, -1 where there are
+// fewer, for `selected_attention` (heed/attention.hpp), which takes them in any order. Ties go to
+// the lower index, so that a selection is the same on every run and for any number of threads.
+// Scores accumulate in float (double for double); a NaN is never preferred. Causal rows choose
+// among keys j <= offset + i alone. Cost 2 N M D FLOPs a head for keys, 1 / block of that for
+// blocks; memory O(M) a worker beside the result. Throws shape_error, option_error, std::bad_alloc.
+//
+// Sources: 1 Gupta et al. 2021, arXiv 2106.06899; 2 Lu et al. 2025, arXiv 2502.13189 (MoBA), eq. 4
+// to 6; 3 DeepSeek-AI 2025, DeepSeek-V3.2 (sparse attention with a lightning indexer), eq. 1.
+#pragma once
+
+#include <limits>
+#include <string>
+
+#include "heed/core/errors.hpp"
+#include "heed/parallel/openmp.hpp"
+#include "heed/sparse/row_scores.hpp"
+#include "heed/tensor/layout.hpp"
+#include "heed/tensor/tensor.hpp"
+
+namespace heed {
+
+struct selection_options {
+  index count = 16;    ///< choices a row
+  index block = 1;     ///< keys a block, where blocks are chosen
+  bool causal = true;  ///< choose among keys up to the row's own position
+  index offset = 0;    ///< position of row 0
+};
+
+namespace detail {
+
+template <class T>
+[[nodiscard]] auto selection_input(const T& t) {
+  using S = std::remove_const_t<scalar_of<const T&>>;
+  static_assert(attention_scalar<S>,
+                "heed: a selection is made from float, double, half, bfloat16");
+  return view<const S, 4>(as_rank4(as_view(t)));
+}
+
+inline void check_selection_call(const std::array<index, 4>& q, const std::array<index, 4>& k,
+                                 const selection_options& o) {
+  require_equal("k", "batch", k[0], "q", q[0]);
+  require_equal("k", "head dim", k[3], "q", q[3]);
+  if (k[1] == 0 ? q[1] != 0 : q[1] % k[1] != 0) {
+    fail<shape_error>("q has " + std::to_string(q[1]) + " heads, not a multiple of k's " +
+                      std::to_string(k[1]));
+  }
+  if (o.count < 0 || o.block < 1) {
+    fail<option_error>("selection of " + std::to_string(o.count) + " blocks of " +
+                       std::to_string(o.block));
+  }
+}
+
+/// How many of `keys` keys row i may choose among.
+[[nodiscard]] constexpr index choosable(const selection_options& o, index i, index keys) noexcept {
+  return o.causal ? intersect({0, keys}, {0, o.offset + i + 1}).size() : keys;
+}
+
+}  // namespace detail
+
+/// top_k_keys(executor, q, k, options): for `selected_attention` with block 1.
+template <executor E, tensor_like Q, tensor_like K>
+[[nodiscard]] tensor<index, 4> top_k_keys(E& exec, const Q& q, const K& k,
+                                          const selection_options& o = {}) {
+  const auto q4 = detail::selection_input(q);
+  const auto k4 = detail::selection_input(k);
+  detail::check_selection_call(q4.extents(), k4.extents(), o);
+  using A = accumulate_t<scalar_of<const Q&>>;
+  const index n = q4.extent(2);
+  const index d = q4.extent(3);
+  const index group = k4.extent(1) > 0 ? q4.extent(1) / k4.extent(1) : 1;
+  constexpr index rows = split_plan<A>::tile_rows;
+  const index steps = ceil_div(n, rows);
+  tensor<index, 4> chosen({q4.extent(0), q4.extent(1), n, o.count});
+  for_each_scored<A>(
+      exec, q4.extent(0) * q4.extent(1) * steps, rows, k4.extent(2), d,
+      [&](row_scores_scratch<A>& s, index t) noexcept {
+        const index b = t / steps / q4.extent(1);
+        const index h = t / steps % q4.extent(1);
+        const range i = intersect({0, n}, {t % steps * rows, (t % steps + 1) * rows});
+        for (index r = 0; r < i.size(); ++r) {
+          s.load(r, &q4(b, h, i.begin + r, 0), q4.stride(3), d);
+        }
+        s.score(i.size(), k4, b, h / group, detail::choosable(o, i.end - 1, k4.extent(2)));
+        for (index r = 0; r < i.size(); ++r) {
+          largest_indices(s.row(r), detail::choosable(o, i.begin + r, k4.extent(2)), o.count,
+                          chosen.data() + ((b * q4.extent(1) + h) * n + i.begin + r) * o.count);
+        }
+      });
+  return chosen;
+}
+
+/// The means of blocks of keys, [batch, kv heads, blocks, head dim] in the accumulator type; the
+/// last block's is of what it holds.
+template <executor E, tensor_like K>
+[[nodiscard]] auto block_means(E& exec, const K& k, index block) {
+  const auto k4 = detail::selection_input(k);
+  if (block < 1) fail<option_error>("block is " + std::to_string(block) + ", must be at least 1");
+  using A = accumulate_t<scalar_of<const K&>>;
+  const index blocks = ceil_div(k4.extent(2), block);
+  tensor<A, 4> means({k4.extent(0), k4.extent(1), blocks, k4.extent(3)});
+  const index tasks = k4.extent(0) * k4.extent(1) * blocks;
+  if (tasks == 0) return means;
+  const index workers = std::clamp<index>(static_cast<index>(exec.concurrency()), index{1}, tasks);
+  for_each_task(exec, workers, tasks, [&](index, index t) noexcept {
+    const index b = t / blocks / k4.extent(1);
+    const index h = t / blocks % k4.extent(1);
+    const range j = intersect({0, k4.extent(2)}, {t % blocks * block, (t % blocks + 1) * block});
+    A* const to = &means(b, h, t % blocks, 0);
+    std::fill_n(to, k4.extent(3), A(0));
+    for (index i = j.begin; i < j.end; ++i) {
+      for (index c = 0; c < k4.extent(3); ++c) to[c] += static_cast<A>(k4(b, h, i, c));
+    }
+    for (index c = 0; c < k4.extent(3); ++c) to[c] /= static_cast<A>(j.size());
+  });
+  return means;
+}
+
+/// mixture_of_blocks(executor, q, k, options): for `selected_attention` with the same block, and
+/// `causal()`. Always causal: a row chooses among blocks that end before its own begins.
+template <executor E, tensor_like Q, tensor_like K>
+[[nodiscard]] tensor<index, 4> mixture_of_blocks(E& exec, const Q& q, const K& k,
+                                                 const selection_options& o) {
+  const auto q4 = detail::selection_input(q);
+  detail::check_selection_call(q4.extents(), detail::selection_input(k).extents(), o);
+  const auto means = block_means(exec, k, o.block);
+  using A = accumulate_t<scalar_of<const Q&>>;
+  const view<const A, 4> m = as_view(means);
+  const index n = q4.extent(2);
+  const index d = q4.extent(3);
+  const index group = m.extent(1) > 0 ? q4.extent(1) / m.extent(1) : 1;
+  constexpr index rows = split_plan<A>::tile_rows;
+  const index steps = ceil_div(n, rows);
+  tensor<index, 4> chosen({q4.extent(0), q4.extent(1), n, o.count});
+  for_each_scored<A>(
+      exec, q4.extent(0) * q4.extent(1) * steps, rows, m.extent(2), d,
+      [&](row_scores_scratch<A>& s, index t) noexcept {
+        const index b = t / steps / q4.extent(1);
+        const index h = t / steps % q4.extent(1);
+        const range i = intersect({0, n}, {t % steps * rows, (t % steps + 1) * rows});
+        const auto own = [&](index row) {
+          return std::min((o.offset + row) / o.block, m.extent(2) - 1);
+        };
+        for (index r = 0; r < i.size(); ++r) {
+          s.load(r, &q4(b, h, i.begin + r, 0), q4.stride(3), d);
+        }
+        s.score(i.size(), m, b, h / group, own(i.end - 1));
+        for (index r = 0; r < i.size() && o.count > 0; ++r) {
+          index* const to = chosen.data() + ((b * q4.extent(1) + h) * n + i.begin + r) * o.count;
+          to[0] = own(i.begin + r);
+          largest_indices(s.row(r), to[0], o.count - 1, to + 1);
+        }
+      });
+  return chosen;
+}
+
+/// indexer_keys(executor, qi, ki, w, options): qi [batch, index heads, queries, Di], ki [batch, 1,
+/// keys, Di], w [batch, index heads, queries]. The result has one head, which `selected_attention`
+/// takes as the choice of all.
+template <executor E, tensor_like Q, tensor_like K, tensor_like W>
+[[nodiscard]] tensor<index, 4> indexer_keys(E& exec, const Q& qi, const K& ki, const W& w,
+                                            const selection_options& o = {}) {
+  const auto q4 = detail::selection_input(qi);
+  const auto k4 = detail::selection_input(ki);
+  detail::check_selection_call(q4.extents(), k4.extents(), o);
+  require_equal("ki", "heads", k4.extent(1), "one key for all index heads", 1);
+  const auto weights = as_view(w);
+  static_assert(rank_of<const W&> == 3, "heed: w has axes batch, index heads, queries");
+  require_equal("w", "batch", weights.extent(0), "qi", q4.extent(0));
+  require_equal("w", "heads", weights.extent(1), "qi", q4.extent(1));
+  require_equal("w", "queries", weights.extent(2), "qi", q4.extent(2));
+  using A = accumulate_t<scalar_of<const Q&>>;
+  const index n = q4.extent(2);
+  const index heads = q4.extent(1);
+  const index d = q4.extent(3);
+  tensor<index, 4> chosen({q4.extent(0), 1, n, o.count});
+  if (heads == 0) return chosen;
+  for_each_scored<A>(exec, q4.extent(0) * n, heads, k4.extent(2), d,
+                     [&](row_scores_scratch<A>& s, index t) noexcept {
+                       const index b = t / n;
+                       const index i = t % n;
+                       const index keys = detail::choosable(o, i, k4.extent(2));
+                       for (index h = 0; h < heads; ++h)
+                         s.load(h, &q4(b, h, i, 0), q4.stride(3), d);
+                       s.score(heads, k4, b, 0, keys);
+                       for (index h = 0; h < heads; ++h) {
+                         const A weight = static_cast<A>(weights(b, h, i));
+                         A* const x = s.row(h);
+                         A* const sum = s.row(0);
+                         for (index j = 0; j < keys; ++j) {
+                           const A relu = x[j] > A(0) ? x[j] : A(0);
+                           sum[j] = (h == 0 ? A(0) : sum[j]) + weight * relu;
+                         }
+                       }
+                       largest_indices(s.row(0), keys, o.count, chosen.data() + t * o.count);
+                     });
+  return chosen;
+}
+
+}  // namespace heed

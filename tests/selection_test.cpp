@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: MIT
+// Selections: each against a plain loop over all keys in double, on numbers whose scores are exact,
+// so that ties are ties.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "attention_oracle.hpp"
+#include "heed/attention.hpp"
+#include "heed/parallel.hpp"
+#include "heed/sparse.hpp"
+
+namespace {
+
+using heed::index;
+
+/// Small integers: sums of products are exact in float, and many scores are equal.
+template <class T, int R>
+heed::tensor<T, R> small_integers(const std::array<index, std::size_t{R}>& extents, unsigned seed) {
+  heed::tensor<T, R> t(extents);
+  std::mt19937 draw(seed);
+  for (index i = 0; i < t.size(); ++i)
+    t.data()[i] = static_cast<T>(static_cast<int>(draw() % 5) - 2);
+  return t;
+}
+
+/// The best by score, ties to the lower index, -1 where there are none left.
+std::vector<index> best(std::vector<double> scores, index count) {
+  for (double& s : scores) s = std::isnan(s) ? -oracle::infinity : s;
+  std::vector<index> order(scores.size());
+  for (std::size_t i = 0; i < order.size(); ++i) order[i] = static_cast<index>(i);
+  std::stable_sort(order.begin(), order.end(), [&](index a, index b) {
+    return scores[static_cast<std::size_t>(a)] > scores[static_cast<std::size_t>(b)];
+  });
+  order.resize(static_cast<std::size_t>(count), -1);
+  return order;
+}
+
+TEST(LargestIndices, LargestFirstTiesToTheLower) {
+  constexpr float nan = std::numeric_limits<float>::quiet_NaN();
+  std::vector<float> x{1, 3, nan, 3, -2, 5, 3};
+  std::vector<index> to(5);
+  heed::largest_indices(x.data(), 7, 5, to.data());
+  EXPECT_EQ(to, (std::vector<index>{5, 1, 3, 6, 0}));
+  std::vector<index> more(9);
+  heed::largest_indices(x.data(), 7, 9, more.data());
+  EXPECT_EQ(more, (std::vector<index>{5, 1, 3, 6, 0, 4, 2, -1, -1}));
+  heed::largest_indices(x.data(), 0, 2, to.data());
+  EXPECT_EQ(to[0], -1);
+}
+
+template <class T>
+class Selection : public testing::Test {};
+using scalars = testing::Types<float, double, heed::bfloat16>;
+TYPED_TEST_SUITE(Selection, scalars);
+
+TYPED_TEST(Selection, TopKeys) {
+  heed::thread_pool pool(3);
+  heed::serial_executor serial;
+  for (const bool causal : {false, true}) {
+    for (const index keys : {1, 30, 600}) {
+      for (const index count : {0, 1, 7, 40}) {
+        const auto q = small_integers<TypeParam, 4>({2, 4, 9, 17}, 1);
+        auto k = small_integers<TypeParam, 4>({2, 2, keys, 17}, 2);
+        if (keys > 5) k(0, 1, 3, 2) = static_cast<TypeParam>(oracle::not_a_number);
+        const heed::selection_options o{.count = count, .causal = causal, .offset = 5};
+        const auto got = heed::top_k_keys(pool, q, k, o);
+        EXPECT_TRUE(oracle::same_bits(got, heed::top_k_keys(serial, q, k, o)));
+        oracle::each_index({2, 4, 9, 1}, [&](index b, index h, index i, index) {
+          std::vector<double> scores;
+          for (index j = 0; j < (causal ? std::min(keys, 5 + i + 1) : keys); ++j) {
+            double s = 0;
+            for (index c = 0; c < 17; ++c) {
+              s += static_cast<double>(q(b, h, i, c)) * static_cast<double>(k(b, h / 2, j, c));
+            }
+            scores.push_back(s);
+          }
+          const auto want = best(scores, count);
+          for (index c = 0; c < count; ++c) {
+            EXPECT_EQ(got(b, h, i, c), want[static_cast<std::size_t>(c)]) << b << h << i << c;
+          }
+        });
+      }
+    }
+  }
+}
+
+TYPED_TEST(Selection, MixtureOfBlocks) {
+  heed::thread_pool pool(2);
+  // Blocks of 4: a mean of small integers is exact.
+  const auto q = small_integers<TypeParam, 4>({1, 4, 50, 8}, 1);
+  const auto k = small_integers<TypeParam, 4>({1, 2, 53, 8}, 2);
+  for (const index count : {0, 1, 3, 20}) {
+    const auto got = heed::mixture_of_blocks(pool, q, k, {.count = count, .block = 4, .offset = 3});
+    oracle::each_index({1, 4, 50, 1}, [&](index b, index h, index i, index) {
+      const index own = (3 + i) / 4;
+      std::vector<double> scores;
+      for (index n = 0; n < own; ++n) {
+        double s = 0;
+        for (index c = 0; c < 8; ++c) {
+          double mean = 0;
+          for (index j = 4 * n; j < 4 * n + 4; ++j) {
+            mean += static_cast<double>(k(b, h / 2, j, c)) / 4;
+          }
+          s += static_cast<double>(q(b, h, i, c)) * mean;
+        }
+        scores.push_back(s);
+      }
+      if (count == 0) return;
+      EXPECT_EQ(got(b, h, i, 0), own);
+      const auto want = best(scores, count - 1);
+      for (index c = 1; c < count; ++c) {
+        EXPECT_EQ(got(b, h, i, c), want[static_cast<std::size_t>(c - 1)]) << h << i << c;
+      }
+    });
+  }
+}
+
+TYPED_TEST(Selection, IndexerKeys) {
+  heed::serial_executor serial;
+  const auto qi = small_integers<TypeParam, 4>({2, 3, 20, 8}, 1);
+  const auto ki = small_integers<TypeParam, 4>({2, 1, 20, 8}, 2);
+  const auto w = small_integers<TypeParam, 3>({2, 3, 20}, 3);
+  const auto got = heed::indexer_keys(serial, qi, ki, w, {.count = 6});
+  oracle::each_index({2, 1, 20, 1}, [&](index b, index, index i, index) {
+    std::vector<double> scores;
+    for (index j = 0; j <= i; ++j) {
+      double sum = 0;
+      for (index h = 0; h < 3; ++h) {
+        double s = 0;
+        for (index c = 0; c < 8; ++c) {
+          s += static_cast<double>(qi(b, h, i, c)) * static_cast<double>(ki(b, 0, j, c));
+        }
+        sum += static_cast<double>(w(b, h, i)) * std::max(s, 0.0);
+      }
+      scores.push_back(sum);
+    }
+    const auto want = best(scores, 6);
+    for (index c = 0; c < 6; ++c) EXPECT_EQ(got(b, 0, i, c), want[static_cast<std::size_t>(c)]);
+  });
+}
+
+// All keys selected is attention itself.
+TYPED_TEST(Selection, OfEverythingIsAttention) {
+  heed::serial_executor serial;
+  const auto q = oracle::random_tensor<TypeParam, 4>({1, 4, 40, 16}, 1);
+  const auto k = oracle::random_tensor<TypeParam, 4>({1, 2, 40, 16}, 2);
+  const auto want = oracle::expected(q, k, k, {}, heed::causal());
+  const auto all = heed::top_k_keys(serial, q, k, {.count = 40});
+  EXPECT_EQ(oracle::difference<TypeParam>(heed::selected_attention(q, k, k, all, 1), want.output,
+                                          want.sizes),
+            "");
+  const auto blocks = heed::mixture_of_blocks(serial, q, k, {.count = 10, .block = 4});
+  EXPECT_EQ(oracle::difference<TypeParam>(
+                heed::selected_attention(q, k, k, blocks, 4, {}, heed::causal()), want.output,
+                want.sizes),
+            "");
+}
+
+TEST(SelectionErrors, NameTheArgument) {
+  heed::serial_executor serial;
+  const heed::tensor<float, 4> q({1, 3, 4, 8});
+  const heed::tensor<float, 4> k({1, 2, 4, 8});
+  const heed::tensor<float, 4> narrow({1, 1, 4, 7});
+  EXPECT_THROW((void)heed::top_k_keys(serial, q, k), heed::shape_error);
+  EXPECT_THROW((void)heed::top_k_keys(serial, q, narrow), heed::shape_error);
+  EXPECT_THROW((void)heed::mixture_of_blocks(serial, k, k, {.block = 0}), heed::option_error);
+}
+
+}  // namespace
