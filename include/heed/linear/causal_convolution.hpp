@@ -32,7 +32,7 @@
 //
 // Cost: 2 W multiply-add FLOPs an output, and with silu an exponential and a division; x and out
 // are each moved once. Parallel over batch x blocks of channels. Scratch a worker:
-// (3 W + 64) x 4 packets or 2 W + 1024 numbers, about; no other allocation. Memory is read along
+// (3 W + 32) x 8 packets or 2 W + 1024 numbers, about; no other allocation. Memory is read along
 // channels where those are contiguous, else along tokens.
 //
 // Throws shape_error, std::bad_alloc, before anything is written.

@@ -58,6 +58,14 @@ void scatter_row(const A* src, T* dst, index stride, index count) noexcept {
   }
 }
 
+/// Rows of one block lie far apart, where no processor expects them.
+template <class T>
+void ask_for(const T* row, index stride, index count) noexcept {
+  if (stride != 1) return;
+  constexpr auto line = static_cast<index>(cache_line / sizeof(T));
+  for (index i = 0; i < count; i += line) simd::prefetch(row + i);
+}
+
 template <class A>
 struct convolution_scratch {
   A* weight = nullptr;  // taps x width
@@ -88,11 +96,11 @@ struct convolution_block {
   [[nodiscard]] bool along_tokens() const noexcept {
     return tokens() >= lanes && (x.stride(2) == 1 || x.stride(1) != 1);
   }
-  /// Channels a task: four packets side by side, or as many rows as are worth starting a task.
-  [[nodiscard]] index width() const noexcept { return along_tokens() ? 8 : 4 * lanes; }
+  /// Channels a task: eight packets side by side, or as many rows as are worth starting a task.
+  [[nodiscard]] index width() const noexcept { return along_tokens() ? 8 : 8 * lanes; }
   [[nodiscard]] index tile() const noexcept {
     return std::min<index>(along_tokens() ? round_up(tokens(), lanes) : tokens(),
-                           along_tokens() ? 1024 : 64);
+                           along_tokens() ? 1024 : 32);
   }
   [[nodiscard]] index blocks() const noexcept { return ceil_div(channels(), width()); }
 
@@ -135,6 +143,8 @@ struct convolution_block {
       const index n = std::min(tile(), tokens() - t);
       std::copy_n(s.past, past_rows * row, s.window);
       for (index i = 0; i < n; ++i) {
+        const index later = t + i + tile();
+        if (later < tokens()) ask_for(&x(b, first, later), x.stride(1), count);
         gather_row(&x(b, first, t + i), x.stride(1), count, s.window + (past_rows + i) * row);
       }
       std::copy_n(s.window + n * row, past_rows * row, s.past);
