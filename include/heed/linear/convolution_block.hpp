@@ -25,7 +25,7 @@ namespace heed::detail {
 
 /// x / (1 + exp(-x)) of N packets in place, by an exponential that cannot overflow.
 template <class A, int N>
-HEED_INLINE void silu(simd::packet<A>* x) noexcept {
+HEED_INLINE void silu_in_place(simd::packet<A>* x) noexcept {
   using packet = simd::packet<A>;
   const packet one = simd::broadcast(A(1));
   packet e[std::size_t{N}];
@@ -197,7 +197,7 @@ struct convolution_block {
           y[p] = simd::fmadd(factor, simd::load<A>(at + p * step + j * tap_step), y[p]);
         });
       }
-      if (silu_output) silu<A, n>(y);
+      if (silu_output) silu_in_place<A, n>(y);
       simd::unroll<n>([&](auto p) HEED_INLINE_LAMBDA { simd::store(at + p * step, y[p]); });
     });
   }
