@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT
-// Front header of the linear family: kernelised linear attention, its feature maps and its state.
+// Front header of the linear family: kernelised linear attention, its feature maps and its state;
+// causal convolution.
 #pragma once
 
+#include "heed/linear/causal_convolution.hpp"
 #include "heed/linear/feature_map.hpp"
 #include "heed/linear/linear_attention.hpp"
 #include "heed/linear/options.hpp"

@@ -238,6 +238,7 @@ void run_attention(const test_case& c, comparison& results);
 void run_flex_attention(const test_case& c, comparison& results);
 void run_rotary_embedding(const test_case& c, comparison& results);
 void run_linear_attention(const test_case& c, comparison& results);
+void run_causal_convolution(const test_case& c, comparison& results);
 /// The recurrences of the `fla` folder, by name.
 void run_recurrence(const test_case& c, comparison& results);
 

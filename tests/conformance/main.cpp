@@ -40,6 +40,8 @@ void run(const conformance::test_case& c, conformance::comparison& results) {
     conformance::run_rotary_embedding(c, results);
   } else if (op == "LinearAttention") {
     conformance::run_linear_attention(c, results);
+  } else if (op == "CausalConvWithState") {
+    conformance::run_causal_convolution(c, results);
   } else {
     throw conformance::unsupported(op);
   }
