@@ -58,6 +58,11 @@ class test_case {
   }
   /// The operator, or for a recurrence its name.
   [[nodiscard]] std::string op() const { return meta_.value("op", meta_.value("name", "")); }
+  /// The function that computed the case, of one that has a `source`.
+  [[nodiscard]] std::string function() const {
+    const std::string source = meta_.value("source", "");
+    return source.substr(source.find_last_of(':') + 1);
+  }
   [[nodiscard]] bool is_operator() const { return meta_.contains("op"); }
   [[nodiscard]] const nlohmann::json& meta() const { return meta_; }
 
@@ -195,6 +200,14 @@ template <class T, int Rank>
   return out;
 }
 
+/// An array batch x tokens x heads x channels, seen heads first.
+template <class T>
+struct token_major {
+  heed::tensor<T, 4> memory;
+  explicit token_major(const array& a) : memory(to_tensor<T, 4>(a)) {}
+  [[nodiscard]] heed::view<T, 4> view() { return heed::heads_first(memory); }
+};
+
 /// Collects comparisons; remembers the largest error and the first result out of tolerance.
 class comparison {
  public:
@@ -241,5 +254,7 @@ void run_linear_attention(const test_case& c, comparison& results);
 void run_causal_convolution(const test_case& c, comparison& results);
 /// The recurrences of the `fla` folder, by name.
 void run_recurrence(const test_case& c, comparison& results);
+/// Those that are softmax attention under a mask; false for any other.
+[[nodiscard]] bool run_masked_attention(const test_case& c, comparison& results);
 
 }  // namespace conformance

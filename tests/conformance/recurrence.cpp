@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The recurrences of the `fla` folder, tensors batch x tokens x heads x channels unless noted.
-#include <heed/attention.hpp>
 #include <heed/linear.hpp>
-#include <heed/score.hpp>
 #include <span>
 #include <string>
 #include <vector>
@@ -14,66 +12,6 @@ namespace conformance {
 namespace {
 
 using heed::index;
-
-/// batch x tokens x heads x channels, seen heads first.
-template <class T>
-struct token_major {
-  heed::tensor<T, 4> memory;
-  explicit token_major(const array& a) : memory(to_tensor<T, 4>(a)) {}
-  [[nodiscard]] heed::view<T, 4> view() { return heed::heads_first(memory); }
-};
-
-/// Softmax attention with log forget gates: score q.k / sqrt(D) + G_i - G_j, G the running sum of
-/// g.
-template <class T>
-void forgetting_attention(const test_case& c, const std::string& scalar, comparison& results) {
-  token_major<T> q(c.required_input("q"));
-  token_major<T> k(c.required_input("k"));
-  token_major<T> v(c.required_input("v"));
-  auto sums = to_tensor<double, 3>(c.required_input("g"));  // batch x tokens x heads
-  for (index b = 0; b < sums.extent(0); ++b) {
-    for (index t = 1; t < sums.extent(1); ++t) {
-      for (index h = 0; h < sums.extent(2); ++h) sums(b, t, h) += sums(b, t - 1, h);
-    }
-  }
-  const auto gates = [&sums]<class A>(A s, const heed::position& p) {
-    return s + static_cast<A>(sums(p.batch, p.query, p.head) - sums(p.batch, p.key, p.head));
-  };
-  const array& expected = c.output("o");
-  const auto compare = [&](const auto& method, const std::string& name) {
-    token_major<T> out(expected);
-    method(out.view(), q.view(), k.view(), v.view(), heed::attention_options{}, gates,
-           heed::causal());
-    results.add("o by " + name + " in " + scalar, values_of(heed::as_view(out.memory)), expected);
-  };
-  compare(heed::naive_attention_into, "naive attention");
-  compare(heed::attention_into, "tiled attention");
-}
-
-/// A query sees the keys of its selected blocks that do not lie ahead of it.
-template <class T>
-void selected_blocks(const test_case& c, const std::string& scalar, comparison& results) {
-  token_major<T> q(c.required_input("q"));
-  token_major<T> k(c.required_input("k"));
-  token_major<T> v(c.required_input("v"));
-  const auto blocks = to_tensor<index, 4>(c.required_input("block_indices"));
-  const auto block_size = c.attribute<index>("block_size", 64);
-  const auto selected = [&blocks, block_size](const heed::position& p) {
-    for (index s = 0; s < blocks.extent(3); ++s) {
-      if (blocks(p.batch, p.row, p.kv_head, s) == p.key / block_size) return true;
-    }
-    return false;
-  };
-  const array& expected = c.output("o");
-  const auto compare = [&](const auto& method, const std::string& name) {
-    token_major<T> out(expected);
-    method(out.view(), q.view(), k.view(), v.view(), heed::attention_options{},
-           heed::causal() && selected);
-    results.add("o by " + name + " in " + scalar, values_of(heed::as_view(out.memory)), expected);
-  };
-  compare(heed::naive_attention_into, "naive attention");
-  compare(heed::attention_into, "tiled attention");
-}
 
 /// S += k v', o = S'q / sqrt(Dk).
 template <class T>
@@ -128,13 +66,8 @@ void squared_kernel(const test_case& c, const std::string& scalar, comparison& r
 }  // namespace
 
 void run_recurrence(const test_case& c, comparison& results) {
-  if (c.op() == "forgetting_attn") {
-    forgetting_attention<float>(c, "float", results);
-    forgetting_attention<double>(c, "double", results);
-  } else if (c.op() == "nsa_selection") {
-    selected_blocks<float>(c, "float", results);
-    selected_blocks<double>(c, "double", results);
-  } else if (c.op() == "linear_attn") {
+  if (run_masked_attention(c, results)) return;
+  if (c.op() == "linear_attn") {
     unnormalised_linear<float>(c, "float", results);
     unnormalised_linear<double>(c, "double", results);
   } else if (c.op() == "rebased") {
