@@ -240,5 +240,7 @@ void run_rotary_embedding(const test_case& c, comparison& results);
 void run_linear_attention(const test_case& c, comparison& results);
 /// The recurrences of the `fla` folder, by name.
 void run_recurrence(const test_case& c, comparison& results);
+/// Those that are diagonal scans; false for any other.
+[[nodiscard]] bool run_scan(const test_case& c, comparison& results);
 
 }  // namespace conformance
