@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: MIT
 // Front header of the linear family: kernelised linear attention, its feature maps and its state;
-// causal convolution.
+// causal convolution; diagonal scans.
 #pragma once
 
 #include "heed/linear/causal_convolution.hpp"
 #include "heed/linear/feature_map.hpp"
+#include "heed/linear/hgrn.hpp"
 #include "heed/linear/linear_attention.hpp"
 #include "heed/linear/options.hpp"
 #include "heed/linear/recurrence.hpp"
+#include "heed/linear/rwkv4.hpp"
+#include "heed/linear/selective_scan.hpp"
 #include "heed/linear/state.hpp"

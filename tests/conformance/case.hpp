@@ -256,5 +256,7 @@ void run_causal_convolution(const test_case& c, comparison& results);
 void run_recurrence(const test_case& c, comparison& results);
 /// Those that are softmax attention under a mask; false for any other.
 [[nodiscard]] bool run_masked_attention(const test_case& c, comparison& results);
+/// Those that are diagonal scans; false for any other.
+[[nodiscard]] bool run_scan(const test_case& c, comparison& results);
 
 }  // namespace conformance

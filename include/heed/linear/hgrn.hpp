@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: MIT
+// HGRN, the hierarchically gated recurrence: each channel a leaky sum with a gate of its own.
+//
+//   h_t = exp(g_t) h_{t-1} + x_t,   out_t = h_t                        h_0: the state, or 0
+//
+//   auto out = heed::hgrn(x, g);
+//   auto out = heed::hgrn(pool, x, g, state);
+//   heed::hgrn_into(out, x, g, state, heed::scan_options{.scratch = &memory});
+//
+// | argument  | axes                                                      |
+// |-----------|-----------------------------------------------------------|
+// | x, g, out | [batch, tokens, channels], any strides; g: log gates      |
+// | state     | [batch, channels], in the accumulator type; in and out    |
+//
+// `out` may be x or g element for element, and overlaps nothing else. Scalars float, double, half,
+// bfloat16; h in the accumulator type. The error of h_t is at most eps times
+// sum_j (4 + |G_tj|) (t - j + 1) |x_j| exp(G_tj), G_tj the sum of the gates after j: bounded for
+// decaying gates however many the tokens. g = -inf forgets all that came before, when it was
+// finite; gates above 0 are computed too. A NaN or infinity reaches its own token and later tokens
+// of its channel. Zero tokens leave the state as it was.
+//
+// FLOPs 2 and one exp a token and channel; bytes: x, g and out once. Scratch a worker: 2 tiles of
+// 64 tokens x 4 packets. Parallel over batch x blocks of channels; the same bits for any number of
+// threads, and for a sequence in pieces. Safe to call from several threads.
+//
+// Throws shape_error, std::bad_alloc, before anything is written.
+// Source: Qin, Yang, Zhong 2023, arXiv 2311.04823, eq. 1 to 4 (real gates, the input gate in x).
+#pragma once
+
+#include <algorithm>
+#include <utility>
+
+#include "heed/linear/call.hpp"
+#include "heed/linear/channel_scan.hpp"
+
+namespace heed {
+
+namespace detail {
+
+template <class A, class TX, class TG, class TO>
+struct hgrn_scan {
+  static constexpr int packets = 4;
+  static constexpr index width = packets * simd::lanes<A>;
+
+  view<const TX, 3> x;
+  view<const TG, 3> g;
+  view<TO, 3> out;
+  view<A, 2> state;  // null data where the caller keeps none
+
+  struct scratch_type {
+    A* h = nullptr;
+    A* x = nullptr;
+    A* g = nullptr;
+  };
+  [[nodiscard]] scratch_type carve(carver& c) const noexcept {
+    scratch_type s;
+    s.h = c.take<A>(width);
+    s.x = c.take<A>(scan_tile * width);
+    s.g = c.take<A>(scan_tile * width);
+    return s;
+  }
+
+  void enter(const channel_block& c, const scratch_type& s) const noexcept {
+    std::fill_n(s.h, width, A(0));
+    std::fill_n(s.x, scan_tile * width, A(0));
+    std::fill_n(s.g, scan_tile * width, A(0));
+    if (state.data() == nullptr) return;
+    for (index i = 0; i < c.count; ++i) s.h[i] = state(c.batch, c.first + i);
+  }
+  void leave(const channel_block& c, const scratch_type& s) const noexcept {
+    if (state.data() == nullptr) return;
+    for (index i = 0; i < c.count; ++i) state(c.batch, c.first + i) = s.h[i];
+  }
+
+  void tile(const channel_block& c, range t, const scratch_type& s) const noexcept {
+    load_channels(x, c, t, s.x, width);
+    load_channels(g, c, t, s.g, width);
+    if (largest_or_zero(s.g, t.size() * width, A(1)) > A(0)) {
+      run<false>(t.size(), s);
+    } else {
+      run<true>(t.size(), s);
+    }
+    store_channels(s.x, width, out, c, t);
+  }
+
+ private:
+  template <bool Decaying>
+  HEED_NOINLINE void run(index tokens, const scratch_type& s) const noexcept {
+    using simd::unroll;
+    constexpr index w = simd::lanes<A>;
+    simd::packet<A> h[std::size_t{packets}];
+    simd::packet<A> e[std::size_t{packets}];
+    unroll<packets>([&](auto p) HEED_INLINE_LAMBDA { h[p] = simd::load<A>(s.h + p * w); });
+    for (index t = 0; t < tokens; ++t) {
+      A* const row = s.x + t * width;
+      const A* const gates = s.g + t * width;
+      unroll<packets>([&](auto p) HEED_INLINE_LAMBDA { e[p] = simd::load<A>(gates + p * w); });
+      scan_exp<A, packets, Decaying>(e);
+      unroll<packets>([&](auto p) HEED_INLINE_LAMBDA {
+        h[p] = simd::fmadd(e[p], h[p], simd::load<A>(row + p * w));
+        simd::store(row + p * w, h[p]);
+      });
+    }
+    unroll<packets>([&](auto p) HEED_INLINE_LAMBDA { simd::store(s.h + p * w, h[p]); });
+  }
+};
+
+struct hgrn_member : result_as_first_input {
+  template <executor E, class Out, class X, class G, class... Rest>
+  static void call(E& exec, Out&& out, const X& x, const G& g, Rest&&... rest) {
+    using A = accumulate_t<scalar_of<const X&>>;
+    static_assert(writable_tensor<Out>, "heed: the output is not a tensor that can be written");
+    const trailing_arguments<view<A, 2>, scan_options> last(rest...);
+    const auto x3 = scan_input<A, 3>(x);
+    const auto g3 = scan_input<A, 3>(g);
+    const view<scalar_of<Out>, 3> o3 = as_view(std::forward<Out>(out));
+    require_extents("g", g3.extents(), x3.extents());
+    require_extents("out", o3.extents(), x3.extents());
+    if (last.has_state) {
+      require_extents("state", last.state.extents(), {x3.extent(0), x3.extent(2)});
+    }
+    using scan = hgrn_scan<A, scalar_of<const X&>, scalar_of<const G&>, scalar_of<Out>>;
+    const channel_plan plan{x3.extent(0), 1, x3.extent(2), scan::width};
+    run_channel_scan(exec, plan, x3.extent(1), scan{x3, g3, o3, last.state}, last.options.scratch);
+  }
+};
+
+}  // namespace detail
+
+/// hgrn_into([executor,] out, x, g, [state,] [scan_options])
+inline constexpr call_into<detail::hgrn_member> hgrn_into{};
+/// hgrn([executor,] x, g, [state,] [scan_options]) -> x's family
+inline constexpr call_returning<detail::hgrn_member> hgrn{};
+
+}  // namespace heed

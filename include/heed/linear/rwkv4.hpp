@@ -1,0 +1,200 @@
+// SPDX-License-Identifier: MIT
+// RWKV-4's time mixing: a mean of the values of each channel, weighted by exp(k) and by age.
+//
+//   w = -exp(decay)
+//   out_t = (e^(p - m) a + e^(u + k_t - m) v_t) / (e^(p - m) b + e^(u + k_t - m)),
+//       m = max(p, u + k_t)                                   a, b, p: those before the token
+//   p' = max(p + w, k_t);  a' = e^(p + w - p') a + e^(k_t - p') v_t;  b' the same with 1 for v_t
+//
+// so that a e^p and b e^p are sum_j e^(k_j + (t - 1 - j) w) v_j and the sum of the weights, and
+// nothing overflows whatever the keys: every exponential is at most 1.
+//
+//   auto out = heed::rwkv4(k, v, decay, bonus);
+//   auto out = heed::rwkv4(pool, k, v, decay, bonus, state);
+//   heed::rwkv4_into(out, k, v, decay, bonus, state, heed::scan_options{.scratch = &memory});
+//
+// | argument       | axes                                                                   |
+// |----------------|------------------------------------------------------------------------|
+// | k, v, out      | [batch, tokens, channels], any strides                                 |
+// | decay, bonus u | [channels]                                                             |
+// | state          | [batch, 3, channels]: numerator a, denominator b, running maximum p;   |
+// |                | in the accumulator type; in and out                                    |
+//
+// Zeros are the state before the first token: where the denominator is 0, the maximum is not read.
+// `out` may be k or v element for element, and overlaps nothing else. Scalars float, double, half,
+// bfloat16; the state in the accumulator type. With weights w_j = e^(k_j + ...) / their sum the
+// error of out_t is at most eps sum_j w_j (|v_j| + |out_t|) (8 + 2 max|p| (t - j + 1)): bounded for
+// w < 0 however many the tokens. A key of -inf has no weight; no weight at all gives 0. A key of
+// +inf, a NaN, and an infinite value reach their own token and later ones of their channel. Zero
+// tokens leave the state as it was.
+//
+// Cost a token and channel: 4 exp, a division, 14 FLOPs; bytes: k, v and out once. Scratch a
+// worker: 2 tiles of 64 tokens x 2 packets. Parallel over batch x blocks of channels; the same bits
+// for any number of threads, and for a sequence in pieces. Safe to call from several threads.
+//
+// Throws shape_error, std::bad_alloc, before anything is written.
+// Source: Peng et al. 2023, arXiv 2305.13048, eq. 16 and appendix D.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "heed/linear/call.hpp"
+#include "heed/linear/channel_scan.hpp"
+
+namespace heed {
+
+namespace detail {
+
+template <class A, class TK, class TV, class TW, class TU, class TO>
+struct rwkv4_scan {
+  static constexpr int packets = 2;
+  static constexpr index width = packets * simd::lanes<A>;
+
+  view<const TK, 3> k;
+  view<const TV, 3> v;
+  view<const TW, 1> decay;
+  view<const TU, 1> bonus;
+  view<TO, 3> out;
+  view<A, 3> state;  // null data where the caller keeps none
+
+  struct scratch_type {
+    A* rows = nullptr;  // a, b, p, w, u, each `width` numbers
+    A* k = nullptr;
+    A* v = nullptr;
+  };
+  [[nodiscard]] scratch_type carve(carver& c) const noexcept {
+    scratch_type s;
+    s.rows = c.take<A>(5 * width);
+    s.k = c.take<A>(scan_tile * width);
+    s.v = c.take<A>(scan_tile * width);
+    return s;
+  }
+
+  void enter(const channel_block& c, const scratch_type& s) const noexcept {
+    std::fill_n(s.rows, 5 * width, A(0));
+    std::fill_n(s.k, scan_tile * width, A(0));
+    std::fill_n(s.v, scan_tile * width, A(0));
+    std::fill_n(s.rows + 2 * width, width, -std::numeric_limits<A>::infinity());
+    for (index i = 0; i < c.count; ++i) {
+      s.rows[3 * width + i] = -std::exp(static_cast<A>(decay(c.first + i)));
+      s.rows[4 * width + i] = static_cast<A>(bonus(c.first + i));
+      if (state.data() == nullptr) continue;
+      for (index r = 0; r < 2; ++r) s.rows[r * width + i] = state(c.batch, r, c.first + i);
+      if (s.rows[width + i] != A(0)) s.rows[2 * width + i] = state(c.batch, 2, c.first + i);
+    }
+  }
+  void leave(const channel_block& c, const scratch_type& s) const noexcept {
+    if (state.data() == nullptr || k.extent(1) == 0) return;
+    for (index r = 0; r < 3; ++r) {
+      for (index i = 0; i < c.count; ++i) state(c.batch, r, c.first + i) = s.rows[r * width + i];
+    }
+  }
+
+  void tile(const channel_block& c, range t, const scratch_type& s) const noexcept {
+    load_channels(k, c, t, s.k, width);
+    load_channels(v, c, t, s.v, width);
+    run(t.size(), s);
+    store_channels(s.v, width, out, c, t);
+  }
+
+ private:
+  using packet = simd::packet<A>;
+
+  /// The exponentials of x and y less their maximum, which is returned.
+  HEED_INLINE static void weigh(const packet* x, const packet* y, packet* ex, packet* ey,
+                                packet* m) noexcept {
+    // Not below the lowest number, so that two infinities do not make a NaN.
+    const packet lowest = simd::broadcast(std::numeric_limits<A>::lowest());
+    packet e[std::size_t{2 * packets}];
+    simd::unroll<packets>([&](auto p) HEED_INLINE_LAMBDA {
+      m[p] = simd::max(simd::max(x[p], y[p]), lowest);
+      e[p] = simd::sub(x[p], m[p]);
+      e[packets + p] = simd::sub(y[p], m[p]);
+    });
+    simd::exp_nonpositive<A, 2 * packets>(e);
+    simd::unroll<packets>([&](auto p) HEED_INLINE_LAMBDA {
+      ex[p] = e[p];
+      ey[p] = e[packets + p];
+    });
+  }
+
+  HEED_NOINLINE void run(index tokens, const scratch_type& s) const noexcept {
+    using simd::unroll;
+    constexpr index lane_count = simd::lanes<A>;
+    const auto load = [](const A* from, packet* to) HEED_INLINE_LAMBDA {
+      unroll<packets>([&](auto p)
+                          HEED_INLINE_LAMBDA { to[p] = simd::load<A>(from + p * lane_count); });
+    };
+    constexpr auto n = std::size_t{packets};
+    packet a[n], b[n], p[n], w[n], u[n], key[n], old[n], own[n], m[n], x[n], y[n];
+    load(s.rows, a);
+    load(s.rows + width, b);
+    load(s.rows + 2 * width, p);
+    load(s.rows + 3 * width, w);
+    load(s.rows + 4 * width, u);
+    for (index t = 0; t < tokens; ++t) {
+      A* const row = s.v + t * width;
+      load(s.k + t * width, key);
+      unroll<packets>([&](auto i) HEED_INLINE_LAMBDA { x[i] = simd::add(u[i], key[i]); });
+      weigh(p, x, old, own, m);
+      unroll<packets>([&](auto i) HEED_INLINE_LAMBDA { y[i] = simd::add(p[i], w[i]); });
+      packet older[n], newer[n];
+      weigh(y, key, older, newer, p);
+      unroll<packets>([&](auto i) HEED_INLINE_LAMBDA {
+        const packet value = simd::load<A>(row + i * lane_count);
+        const packet den = simd::fmadd(old[i], b[i], own[i]);
+        const packet num = simd::fmadd(old[i], a[i], simd::mul(own[i], value));
+        const packet mean = simd::div(num, den);
+        const packet none = simd::equal(den, simd::zero<A>());
+        simd::store(row + i * lane_count, simd::select(none, simd::zero<A>(), mean));
+        a[i] = simd::fmadd(older[i], a[i], simd::mul(newer[i], value));
+        b[i] = simd::fmadd(older[i], b[i], newer[i]);
+      });
+    }
+    unroll<packets>([&](auto i) HEED_INLINE_LAMBDA {
+      simd::store(s.rows + i * lane_count, a[i]);
+      simd::store(s.rows + width + i * lane_count, b[i]);
+      simd::store(s.rows + 2 * width + i * lane_count, p[i]);
+    });
+  }
+};
+
+struct rwkv4_member : result_as_first_input {
+  template <executor E, class Out, class K, class V, class W, class U, class... Rest>
+  static void call(E& exec, Out&& out, const K& k, const V& v, const W& decay, const U& bonus,
+                   Rest&&... rest) {
+    using A = accumulate_t<scalar_of<const K&>>;
+    static_assert(writable_tensor<Out>, "heed: the output is not a tensor that can be written");
+    const trailing_arguments<view<A, 3>, scan_options> last(rest...);
+    const auto k3 = scan_input<A, 3>(k);
+    const auto v3 = scan_input<A, 3>(v);
+    const auto w1 = scan_input<A, 1>(decay);
+    const auto u1 = scan_input<A, 1>(bonus);
+    const view<scalar_of<Out>, 3> o3 = as_view(std::forward<Out>(out));
+    const index channels = k3.extent(2);
+    require_extents("v", v3.extents(), k3.extents());
+    require_extents("decay", w1.extents(), {channels});
+    require_extents("bonus", u1.extents(), {channels});
+    require_extents("out", o3.extents(), k3.extents());
+    if (last.has_state) {
+      require_extents("state", last.state.extents(), {k3.extent(0), 3, channels});
+    }
+    using scan = rwkv4_scan<A, scalar_of<const K&>, scalar_of<const V&>, scalar_of<const W&>,
+                            scalar_of<const U&>, scalar_of<Out>>;
+    const channel_plan plan{k3.extent(0), 1, channels, scan::width};
+    run_channel_scan(exec, plan, k3.extent(1), scan{k3, v3, w1, u1, o3, last.state},
+                     last.options.scratch);
+  }
+};
+
+}  // namespace detail
+
+/// rwkv4_into([executor,] out, k, v, decay, bonus, [state,] [scan_options])
+inline constexpr call_into<detail::rwkv4_member> rwkv4_into{};
+/// rwkv4([executor,] k, v, decay, bonus, [state,] [scan_options]) -> k's family
+inline constexpr call_returning<detail::rwkv4_member> rwkv4{};
+
+}  // namespace heed

@@ -1,0 +1,288 @@
+// SPDX-License-Identifier: MIT
+// Selective scan, Mamba's S6: N leaky sums a channel, their rates and weights chosen by each token.
+//
+//   dt'_t = dt_t + bias, or softplus(dt_t + bias) with options.softplus
+//   h_t[c, n] = exp(dt'_t[c] A[c, n]) h_{t-1}[c, n] + dt'_t[c] x_t[c] B_t[n]     h_0: state, or 0
+//   y_t[c] = sum_n C_t[n] h_t[c, n] + D[c] x_t[c]
+//   out_t[c] = y_t[c] silu(z_t[c])                                               with a gate z
+//
+//   auto out = heed::selective_scan(x, dt, a, b, c);
+//   auto out = heed::selective_scan(pool, x, dt, a, b, c, state,
+//       heed::selective_scan_options<float>{.skip = as_view(d), .gate = as_view(z),
+//                                           .softplus = true});
+//   heed::selective_scan_into(out, x, dt, a, b, c, state);
+//
+// | argument         | axes                                                               |
+// |------------------|--------------------------------------------------------------------|
+// | x, dt, gate, out | [batch, tokens, channels], any strides                             |
+// | a                | [channels, N]; negative in every stable model                      |
+// | b, c             | [batch, tokens, N], or [batch, tokens, groups, N]: channel c reads  |
+// |                  | group c / (channels / groups)                                      |
+// | skip D, dt_bias  | [channels], in the accumulator type                                |
+// | state            | [batch, channels, N], in the accumulator type; in and out          |
+//
+// `out` may be x, dt or gate element for element, and overlaps nothing else. Scalars float, double,
+// half, bfloat16; dt', h and sums in the accumulator type. The error of h_t is at most eps times
+// sum_j (16 + 8 |L_tj|) (t - j + 1) |dt'_j x_j B_j| exp(L_tj), L_tj the sum of dt' A after j:
+// bounded for decaying channels however many the tokens; of y_t, that times |C|, and (N + 2) eps of
+// the terms' absolute sum. dt' A = -inf forgets all that came before, when it was finite; positive
+// dt' A is computed too. A NaN or infinity in x or dt reaches its own token and later tokens of its
+// channel, in b those of its group, in c and the gate its own token alone. A gate of -inf gives
+// NaN. Zero tokens leave the state as it was.
+//
+// Cost a token and channel: N exp, 5 N FLOPs and a few; bytes: x, dt, z and out once, b and c once
+// a block of channels (a packet). Scratch a worker: 64 tokens x (3 packets + 2 N numbers) + 2 N
+// packets. Parallel over batch x blocks of channels; the same bits for any number of threads, and
+// for a sequence in pieces. Safe to call from several threads.
+//
+// Throws shape_error, std::bad_alloc, before anything is written.
+// Source: Gu, Dao 2023, arXiv 2312.00752, algorithm 2 and eq. 2, with B discretised as dt B
+// (section 3.6 and the published code).
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <string>
+#include <utility>
+
+#include "heed/linear/call.hpp"
+#include "heed/linear/channel_scan.hpp"
+#include "heed/linear/softplus.hpp"
+
+namespace heed {
+
+/// T is x's scalar. A view left empty is absent.
+template <class T>
+struct selective_scan_options {
+  view<const accumulate_t<T>, 1> skip{};     ///< D
+  view<const accumulate_t<T>, 1> dt_bias{};  ///< added to dt, before softplus
+  view<const T, 3> gate{};                   ///< z
+  bool softplus = false;
+  workspace* scratch = nullptr;  ///< kept by the caller, so that a call allocates nothing
+};
+
+namespace detail {
+
+template <class A, class TX, class TD, class TA, class TB, class TC, class TO>
+struct selective_scan_kernel {
+  static constexpr index width = simd::lanes<A>;
+
+  view<const TX, 3> x;
+  view<const TD, 3> dt;
+  view<const TA, 2> a;
+  view<const TB, 4> b;
+  view<const TC, 4> c;
+  view<TO, 3> out;
+  view<A, 3> state;  // null data where the caller keeps none
+  selective_scan_options<TX> options;
+
+  struct scratch_type {
+    A* h = nullptr;  // N rows of channels, as a
+    A* a = nullptr;
+    A* x = nullptr;  // rows one token each
+    A* dt = nullptr;
+    A* gate = nullptr;
+    A* b = nullptr;
+    A* c = nullptr;
+    A* skip = nullptr;
+    A* bias = nullptr;
+    bool stable = false;  // no a is positive
+  };
+  [[nodiscard]] index states() const noexcept { return a.extent(1); }
+
+  [[nodiscard]] scratch_type carve(carver& m) const noexcept {
+    scratch_type s;
+    s.h = m.take<A>(states() * width);
+    s.a = m.take<A>(states() * width);
+    s.x = m.take<A>(scan_tile * width);
+    s.dt = m.take<A>(scan_tile * width);
+    s.gate = m.take<A>(scan_tile * width);
+    s.b = m.take<A>(scan_tile * states());
+    s.c = m.take<A>(scan_tile * states());
+    s.skip = m.take<A>(width);
+    s.bias = m.take<A>(width);
+    return s;
+  }
+
+  void enter(const channel_block& k, scratch_type& s) const noexcept {
+    const index n = states();
+    std::fill_n(s.h, n * width, A(0));
+    std::fill_n(s.a, n * width, A(0));
+    for (A* tile : {s.x, s.dt, s.gate}) std::fill_n(tile, scan_tile * width, A(0));
+    std::fill_n(s.skip, width, A(0));
+    std::fill_n(s.bias, width, A(0));
+    copy_tile(rectangle<const TA>{a.data() + k.first * a.stride(0), a.stride(1), a.stride(0)},
+              rectangle<A>{s.a, width, 1}, n, k.count);
+    s.stable = !(largest_or_zero(s.a, n * width, A(1)) > A(0));
+    for (index i = 0; i < k.count; ++i) {
+      if (options.skip.data() != nullptr) s.skip[i] = options.skip(k.first + i);
+      if (options.dt_bias.data() != nullptr) s.bias[i] = options.dt_bias(k.first + i);
+    }
+    if (state.data() == nullptr) return;
+    const auto home = state_at(k);
+    copy_tile(rectangle<const A>{home.data, home.row, home.column}, rectangle<A>{s.h, width, 1}, n,
+              k.count);
+  }
+  void leave(const channel_block& k, const scratch_type& s) const noexcept {
+    if (state.data() == nullptr) return;
+    copy_tile(rectangle<const A>{s.h, width, 1}, state_at(k), states(), k.count);
+  }
+
+  void tile(const channel_block& k, range t, const scratch_type& s) const noexcept {
+    load_channels(x, k, t, s.x, width);
+    load_channels(dt, k, t, s.dt, width);
+    if (options.gate.data() != nullptr) load_channels(options.gate, k, t, s.gate, width);
+    load_weights(b, k, t, s.b);
+    load_weights(c, k, t, s.c);
+    time_steps(t.size(), s);
+    if (s.stable && !(largest_or_zero(s.dt, t.size() * width, A(-1)) > A(0))) {
+      run<true>(t.size(), s);
+    } else {
+      run<false>(t.size(), s);
+    }
+    finish(t.size(), s);
+    store_channels(s.dt, width, out, k, t);
+  }
+
+ private:
+  using packet = simd::packet<A>;
+
+  [[nodiscard]] rectangle<A> state_at(const channel_block& k) const noexcept {
+    return {state.data() + k.batch * state.stride(0) + k.first * state.stride(1), state.stride(2),
+            state.stride(1)};
+  }
+
+  template <class T>
+  void load_weights(const view<const T, 4>& from, const channel_block& k, range t,
+                    A* to) const noexcept {
+    copy_tile(rectangle<const T>{from.data() + k.batch * from.stride(0) + t.begin * from.stride(1) +
+                                     k.group * from.stride(2),
+                                 from.stride(1), from.stride(3)},
+              rectangle<A>{to, states(), 1}, t.size(), states());
+  }
+
+  void time_steps(index tokens, const scratch_type& s) const noexcept {
+    const packet bias = simd::load<A>(s.bias);
+    for (index t = 0; t < tokens; ++t) {
+      packet step = simd::load<A>(s.dt + t * width);
+      if (options.dt_bias.data() != nullptr) step = simd::add(step, bias);
+      if (options.softplus) step = softplus<A>(step);
+      simd::store(s.dt + t * width, step);
+    }
+  }
+
+  /// The recurrence; sums over the states are left in place of dt.
+  template <bool Decaying>
+  HEED_NOINLINE void run(index tokens, const scratch_type& s) const noexcept {
+    constexpr int together = 4;
+    const index n = states();
+    for (index t = 0; t < tokens; ++t) {
+      const packet step = simd::load<A>(s.dt + t * width);
+      const packet in = simd::mul(step, simd::load<A>(s.x + t * width));
+      const A* const b_row = s.b + t * n;
+      const A* const c_row = s.c + t * n;
+      packet sums[std::size_t{together}];
+      simd::unroll<together>([&](auto i) HEED_INLINE_LAMBDA { sums[i] = simd::zero<A>(); });
+      index i = 0;
+      for (; i + together <= n; i += together) {
+        advance<together, Decaying>(i, step, in, b_row, c_row, s, sums);
+      }
+      for (; i < n; ++i) advance<1, Decaying>(i, step, in, b_row, c_row, s, sums);
+      simd::store(s.dt + t * width,
+                  simd::add(simd::add(sums[0], sums[1]), simd::add(sums[2], sums[3])));
+    }
+  }
+
+  template <int Count, bool Decaying>
+  HEED_INLINE static void advance(index first, const packet& step, const packet& in, const A* b_row,
+                                  const A* c_row, const scratch_type& s, packet* sums) noexcept {
+    packet e[std::size_t{Count}];
+    simd::unroll<Count>([&](auto i) HEED_INLINE_LAMBDA {
+      e[i] = simd::mul(step, simd::load<A>(s.a + (first + i) * width));
+    });
+    scan_exp<A, Count, Decaying>(e);
+    simd::unroll<Count>([&](auto i) HEED_INLINE_LAMBDA {
+      A* const at = s.h + (first + i) * width;
+      const packet h =
+          simd::fmadd(e[i], simd::load<A>(at), simd::mul(in, simd::broadcast(b_row[first + i])));
+      simd::store(at, h);
+      sums[i] = simd::fmadd(h, simd::broadcast(c_row[first + i]), sums[i]);
+    });
+  }
+
+  /// Skip and gate.
+  void finish(index tokens, const scratch_type& s) const noexcept {
+    const packet skip = simd::load<A>(s.skip);
+    for (index t = 0; t < tokens; ++t) {
+      packet y = simd::load<A>(s.dt + t * width);
+      if (options.skip.data() != nullptr) {
+        y = simd::fmadd(skip, simd::load<A>(s.x + t * width), y);
+      }
+      if (options.gate.data() != nullptr) {
+        y = simd::mul(y, silu<A>(simd::load<A>(s.gate + t * width)));
+      }
+      simd::store(s.dt + t * width, y);
+    }
+  }
+};
+
+/// b or c with an axis of groups.
+template <class A, class T>
+[[nodiscard]] auto grouped_weights(const T& t) {
+  if constexpr (rank_of<const T&> == 4) {
+    return scan_input<A, 4>(t);
+  } else {
+    const auto v = scan_input<A, 3>(t);
+    return view<const scalar_of<const T&>, 4>(v.data(), {v.extent(0), v.extent(1), 1, v.extent(2)},
+                                              {v.stride(0), v.stride(1), 0, v.stride(2)});
+  }
+}
+
+struct selective_scan_member : result_as_first_input {
+  template <executor E, class Out, class X, class Dt, class TA, class TB, class TC, class... Rest>
+  static void call(E& exec, Out&& out, const X& x, const Dt& dt, const TA& a, const TB& b,
+                   const TC& c, Rest&&... rest) {
+    using T = scalar_of<const X&>;
+    using A = accumulate_t<T>;
+    static_assert(writable_tensor<Out>, "heed: the output is not a tensor that can be written");
+    const trailing_arguments<view<A, 3>, selective_scan_options<T>> last(rest...);
+    const auto& o = last.options;
+    const auto x3 = scan_input<A, 3>(x);
+    const auto dt3 = scan_input<A, 3>(dt);
+    const auto a2 = scan_input<A, 2>(a);
+    const auto b4 = grouped_weights<A>(b);
+    const auto c4 = grouped_weights<A>(c);
+    const view<scalar_of<Out>, 3> o3 = as_view(std::forward<Out>(out));
+    const index batch = x3.extent(0), tokens = x3.extent(1), channels = x3.extent(2);
+    const index groups = b4.extent(2), states = a2.extent(1);
+    require_extents("dt", dt3.extents(), x3.extents());
+    require_equal("a", "channels", a2.extent(0), "x", channels);
+    require_extents("b", b4.extents(), {batch, tokens, groups, states});
+    require_extents("c", c4.extents(), {batch, tokens, groups, states});
+    if (groups == 0 ? channels != 0 : channels % groups != 0) {
+      fail<shape_error>("x has " + std::to_string(channels) + " channels, not a multiple of b's " +
+                        std::to_string(groups) + " groups");
+    }
+    require_extents("out", o3.extents(), x3.extents());
+    if (o.skip.data() != nullptr) require_extents("skip", o.skip.extents(), {channels});
+    if (o.dt_bias.data() != nullptr) require_extents("dt_bias", o.dt_bias.extents(), {channels});
+    if (o.gate.data() != nullptr) require_extents("gate", o.gate.extents(), x3.extents());
+    if (last.has_state) {
+      require_extents("state", last.state.extents(), {batch, channels, states});
+    }
+    using kernel =
+        selective_scan_kernel<A, T, scalar_of<const Dt&>, scalar_of<const TA&>,
+                              scalar_of<const TB&>, scalar_of<const TC&>, scalar_of<Out>>;
+    const channel_plan plan{batch, groups, channels, kernel::width};
+    run_channel_scan(exec, plan, tokens, kernel{x3, dt3, a2, b4, c4, o3, last.state, o}, o.scratch);
+  }
+};
+
+}  // namespace detail
+
+/// selective_scan_into([executor,] out, x, dt, a, b, c, [state,] [selective_scan_options<T>])
+inline constexpr call_into<detail::selective_scan_member> selective_scan_into{};
+/// selective_scan([executor,] x, dt, a, b, c, [state,] [selective_scan_options<T>]) -> x's family
+inline constexpr call_returning<detail::selective_scan_member> selective_scan{};
+
+}  // namespace heed

@@ -1,0 +1,599 @@
+// SPDX-License-Identifier: MIT
+// The diagonal scans (selective scan, HGRN, RWKV-4) against plain loops in double that carry a
+// running bound of the rounding errors; states, strides, threads, extremes, and errors.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <type_traits>
+#include <vector>
+
+#include "heed/linear.hpp"
+#include "heed/parallel.hpp"
+#include "heed/tensor.hpp"
+
+namespace {
+
+using heed::index;
+
+constexpr double infinity = std::numeric_limits<double>::infinity();
+constexpr double nan = std::numeric_limits<double>::quiet_NaN();
+
+template <class T>
+double epsilon_of() {
+  if constexpr (std::is_same_v<T, heed::half>) return std::ldexp(1.0, -10);
+  if constexpr (std::is_same_v<T, heed::bfloat16>) return std::ldexp(1.0, -7);
+  return static_cast<double>(std::numeric_limits<T>::epsilon());
+}
+
+/// Where results are this small, their absolute error is bounded, not their relative one.
+template <class T>
+double smallest_of() {
+  if constexpr (std::is_same_v<T, heed::half>) return std::ldexp(1.0, -24);
+  return static_cast<double>(std::numeric_limits<float>::min());
+}
+
+template <int R, class T>
+heed::tensor<T, R> random_tensor(const std::array<index, static_cast<std::size_t>(R)>& extents,
+                                 unsigned seed, double scale = 1, double shift = 0) {
+  heed::tensor<T, R> t(extents);
+  std::mt19937 engine(seed);
+  std::normal_distribution<double> normal;
+  for (index i = 0; i < t.size(); ++i) {
+    t.data()[i] = static_cast<T>(scale * normal(engine) + shift);
+  }
+  return t;
+}
+
+template <class T, int R>
+heed::tensor<T, R> decays(const std::array<index, static_cast<std::size_t>(R)>& extents,
+                          unsigned seed) {
+  auto t = random_tensor<R, T>(extents, seed);
+  for (index i = 0; i < t.size(); ++i) {
+    t.data()[i] = static_cast<T>(-std::abs(static_cast<double>(t.data()[i])));
+  }
+  return t;
+}
+
+/// The same numbers, stored channels first and backwards: strides (.., -1, tokens).
+template <class T>
+struct turned {
+  heed::tensor<T, 3> memory;
+  heed::view<T, 3> view;
+  explicit turned(const std::array<index, 3>& e)
+      : memory({e[0], e[2], e[1]}),
+        view(e[1] == 0 ? memory.data() : memory.data() + e[1] - 1, e, {e[1] * e[2], -1, e[1]}) {}
+  explicit turned(const heed::tensor<T, 3>& from) : turned(from.extents()) {
+    for (index b = 0; b < view.extent(0); ++b) {
+      for (index t = 0; t < view.extent(1); ++t) {
+        for (index c = 0; c < view.extent(2); ++c) view(b, t, c) = from(b, t, c);
+      }
+    }
+  }
+};
+
+template <class V, class W>
+bool same_bits(const V& a, const W& b) {
+  return a.size() == b.size() &&
+         std::memcmp(a.data(), b.data(), static_cast<std::size_t>(a.size()) * sizeof(*a.data())) ==
+             0;
+}
+
+/// A number computed in double, and how far the same steps in the accumulator type may end from it.
+struct bounded {
+  double value = 0;
+  double error = 0;
+};
+
+template <class T>
+void expect_within(T got, const bounded& want, const std::string& what) {
+  const double g = static_cast<double>(got);
+  if (std::isnan(want.value)) {
+    ASSERT_TRUE(std::isnan(g)) << what;
+  } else {
+    // Second-order terms, which the running bound leaves out, are far below its last tenth.
+    const double margin =
+        1.1 * want.error + epsilon_of<T>() * std::abs(want.value) + smallest_of<T>();
+    ASSERT_NEAR(g, want.value, margin) << what;
+  }
+}
+
+/// exp(x), x itself in error: the kernel's polynomial is good to 2 eps, its scaled argument to
+/// |x| eps.
+bounded exp_of(const bounded& x, double eps) {
+  const double e = std::exp(x.value);
+  if (e == 0) return {0, 0};
+  return {e, e * (x.error + (2 + std::abs(x.value)) * eps) + smallest_of<float>()};
+}
+/// e h + in, each with its error, rounded once or twice.
+bounded advance(const bounded& e, const bounded& h, const bounded& in, double eps) {
+  const double value = e.value * h.value + in.value;
+  return {value, e.value * h.error + e.error * std::abs(h.value) + in.error +
+                     eps * (std::abs(e.value * h.value) + std::abs(value))};
+}
+
+// ---- selective scan
+// ------------------------------------------------------------------------------
+
+template <class T>
+struct scan_case {
+  using A = heed::accumulate_t<T>;
+  heed::tensor<T, 3> x, dt, gate;
+  heed::tensor<A, 2> a;
+  heed::tensor<T, 4> b, c;
+  heed::tensor<A, 1> skip, bias;
+  heed::tensor<A, 3> state;
+  bool with_skip = false, with_bias = false, with_gate = false, softplus = false;
+
+  scan_case(index batch, index tokens, index channels, index groups, index n, unsigned seed)
+      : x(random_tensor<3, T>({batch, tokens, channels}, seed)),
+        dt(random_tensor<3, T>({batch, tokens, channels}, seed + 1, 0.5, 0.2)),
+        gate(random_tensor<3, T>({batch, tokens, channels}, seed + 2, 2)),
+        a(decays<A, 2>({channels, n}, seed + 3)),
+        b(random_tensor<4, T>({batch, tokens, groups, n}, seed + 4)),
+        c(random_tensor<4, T>({batch, tokens, groups, n}, seed + 5)),
+        skip(random_tensor<1, A>({channels}, seed + 6)),
+        bias(random_tensor<1, A>({channels}, seed + 7, 0.5)),
+        state(random_tensor<3, A>({batch, channels, n}, seed + 8)),
+        with_skip((seed & 1) != 0),
+        with_bias((seed & 2) != 0),
+        with_gate((seed & 4) != 0),
+        softplus((seed & 8) != 0) {
+    if (!softplus) {  // time steps are positive, unless the test of positive exponents makes some
+      for (index i = 0; i < dt.size(); ++i) {
+        dt.data()[i] = static_cast<T>(std::abs(static_cast<double>(dt.data()[i])));
+      }
+      for (index i = 0; i < bias.size(); ++i) bias.data()[i] = std::abs(bias.data()[i]);
+    }
+  }
+
+  [[nodiscard]] heed::selective_scan_options<T> options() const {
+    heed::selective_scan_options<T> o;
+    if (with_skip) o.skip = heed::as_view(skip);
+    if (with_bias) o.dt_bias = heed::as_view(bias);
+    if (with_gate) o.gate = heed::as_view(gate);
+    o.softplus = softplus;
+    return o;
+  }
+
+  void check(const heed::view<const T, 3>& out, const heed::tensor<A, 3>& after,
+             const std::string& what) const {
+    const double eps = epsilon_of<A>();
+    const index n = a.extents()[1], groups = b.extents()[2], channels = x.extents()[2];
+    for (index s = 0; s < x.extents()[0]; ++s) {
+      for (index k = 0; k < channels; ++k) {
+        const index g = k / (channels / groups);
+        std::vector<bounded> h;
+        for (index i = 0; i < n; ++i) h.push_back({static_cast<double>(state(s, k, i)), 0});
+        for (index t = 0; t < x.extents()[1]; ++t) {
+          const auto in = static_cast<double>(x(s, t, k));
+          bounded step{static_cast<double>(dt(s, t, k)), 0};
+          if (with_bias) {
+            step.error = eps * (std::abs(step.value) + std::abs(static_cast<double>(bias(k))));
+            step.value += static_cast<double>(bias(k));
+          }
+          if (softplus) {
+            step.value = step.value > 0 ? step.value + std::log1p(std::exp(-step.value))
+                                        : std::log1p(std::exp(step.value));
+            step.error += 8 * eps * step.value + smallest_of<float>();
+          }
+          bounded y;
+          double terms = 0;
+          for (index i = 0; i < n; ++i) {
+            const auto rate = static_cast<double>(a(k, i));
+            const auto bi = static_cast<double>(b(s, t, g, i));
+            const auto ci = static_cast<double>(c(s, t, g, i));
+            const double log_decay = step.value * rate;
+            const bounded e =
+                exp_of({log_decay, std::abs(rate) * step.error + eps * std::abs(log_decay)}, eps);
+            const bounded term{step.value * in * bi,
+                               std::abs(in * bi) * (step.error + 2 * eps * std::abs(step.value))};
+            auto& state_i = h[static_cast<std::size_t>(i)];
+            state_i = advance(e, state_i, term, eps);
+            y.value += ci * state_i.value;
+            y.error += std::abs(ci) * state_i.error;
+            terms += std::abs(ci * state_i.value);
+          }
+          y.error += static_cast<double>(n + 2) * eps * terms;
+          if (with_skip) {
+            const double d = static_cast<double>(skip(k)) * in;
+            y.value += d;
+            y.error += eps * (std::abs(d) + std::abs(y.value));
+          }
+          if (with_gate) {
+            const auto z = static_cast<double>(gate(s, t, k));
+            const double silu = z / (1 + std::exp(-z));
+            y.error = std::abs(silu) * (y.error + (7 + std::abs(z)) * eps * std::abs(y.value));
+            y.value *= silu;
+          }
+          expect_within(out(s, t, k), y,
+                        what + " token " + std::to_string(t) + " channel " + std::to_string(k));
+          if (testing::Test::HasFatalFailure()) return;
+        }
+        for (index i = 0; i < n; ++i) {
+          expect_within(after(s, k, i), h[static_cast<std::size_t>(i)], what + " state");
+          if (testing::Test::HasFatalFailure()) return;
+        }
+      }
+    }
+  }
+
+  /// Everything in one call, contiguous.
+  void run(const std::string& what) const {
+    auto after = state;
+    const auto out = heed::selective_scan(x, dt, a, b, c, after, options());
+    check(heed::as_view(out), after, what);
+  }
+};
+
+template <class T>
+class Scan : public testing::Test {};
+using scalars = testing::Types<float, double, heed::half, heed::bfloat16>;
+TYPED_TEST_SUITE(Scan, scalars);
+
+TYPED_TEST(Scan, SelectiveScanIsItsDefinition) {
+  std::mt19937 engine(7);
+  for (unsigned seed = 0; seed < 48; ++seed) {
+    const index groups = seed % 5 == 0 ? 2 : 1;
+    const index tokens = seed < 3 ? index{seed} : static_cast<index>(engine() % 150);
+    const scan_case<TypeParam> s(1 + static_cast<index>(engine() % 2), tokens,
+                                 groups * (1 + static_cast<index>(engine() % 21)), groups,
+                                 1 + static_cast<index>(engine() % 18), seed);
+    s.run("case " + std::to_string(seed));
+    if (this->HasFatalFailure()) return;
+  }
+}
+
+TYPED_TEST(Scan, SelectiveScanReadsAndWritesAnyStrides) {
+  using T = TypeParam;
+  const scan_case<T> s(2, 77, 19, 1, 5, 15);
+  const turned<T> x(s.x), dt(s.dt), gate(s.gate);
+  turned<T> out(s.x.extents());
+  auto o = s.options();
+  o.gate = gate.view;
+  auto after = s.state;
+  heed::selective_scan_into(out.view, x.view, dt.view, s.a, s.b, s.c, after, o);
+  s.check(out.view, after, "turned");
+  auto plain_after = s.state;
+  const auto plain = heed::selective_scan(s.x, s.dt, s.a, s.b, s.c, plain_after, s.options());
+  EXPECT_TRUE(same_bits(turned<T>(plain).memory, out.memory));
+  // In place, and b and c of rank 3.
+  auto x_copy = s.x;
+  const auto b3 = heed::make_view(s.b.data(), {2, 77, 5});
+  const auto c3 = heed::make_view(s.c.data(), {2, 77, 5});
+  after = s.state;
+  heed::selective_scan_into(x_copy, x_copy, s.dt, s.a, b3, c3, after, s.options());
+  EXPECT_TRUE(same_bits(x_copy, plain));
+  EXPECT_TRUE(same_bits(after, plain_after));
+}
+
+TEST(ScanExtremes, SelectiveScanForgetsAndSurvivesLargeSteps) {
+  for (const bool softplus : {false, true}) {
+    scan_case<float> s(1, 70, 3, 1, 6, softplus ? 15u : 7u);
+    for (index t = 0; t < 70; t += 7) s.dt(0, t, 1) = t % 2 == 0 ? 1e4f : 90.0f;
+    for (index t = 3; t < 70; t += 9) s.dt(0, t, 2) = softplus ? -200.0f : 0.0f;
+    s.run("large steps");
+    for (index i = 0; i < 6; i += 2) s.a(1, i) = -std::numeric_limits<float>::infinity();
+    s.with_bias = false;  // a step of exactly 0 times a rate of -inf is no number
+    s.run("rates of -inf");
+  }
+}
+
+TEST(ScanExtremes, SelectiveScanOfPositiveExponents) {
+  scan_case<double> s(1, 130, 9, 1, 7, 1);
+  for (index t = 0; t < 130; t += 11) s.dt(0, t, 4) = -0.75;
+  s.a(2, 3) = 0.125;
+  s.a(2, 4) = 0.0;
+  s.run("growing channels");
+}
+
+TEST(ScanExtremes, SelectiveScanKeepsNanToItsOwn) {
+  scan_case<float> s(1, 80, 20, 1, 4, 15);
+  const auto clean = heed::selective_scan(s.x, s.dt, s.a, s.b, s.c, s.options());
+  auto spoilt = s;
+  spoilt.x(0, 40, 3) = std::numeric_limits<float>::quiet_NaN();
+  spoilt.dt(0, 41, 17) = std::numeric_limits<float>::quiet_NaN();
+  spoilt.gate(0, 5, 6) = std::numeric_limits<float>::quiet_NaN();
+  const auto out = heed::selective_scan(spoilt.x, spoilt.dt, s.a, s.b, s.c, spoilt.options());
+  for (index t = 0; t < 80; ++t) {
+    for (index k = 0; k < 20; ++k) {
+      const bool hit = (k == 3 && t >= 40) || (k == 17 && t >= 41) || (k == 6 && t == 5);
+      EXPECT_EQ(std::isnan(out(0, t, k)), hit) << t << " " << k;
+      if (!hit) {
+        EXPECT_EQ(out(0, t, k), clean(0, t, k)) << t << " " << k;
+      }
+    }
+  }
+}
+
+TEST(ScanLong, SelectiveScanOfAHundredThousandTokens) {
+  const scan_case<float> s(1, 100'000, 2, 1, 3, 15);
+  s.run("long");
+}
+
+// ---- HGRN
+// ----------------------------------------------------------------------------------------
+
+template <class T>
+void check_hgrn(const heed::tensor<T, 3>& x, const heed::tensor<T, 3>& g,
+                const heed::tensor<heed::accumulate_t<T>, 2>& state,
+                const heed::view<const T, 3>& out,
+                const heed::tensor<heed::accumulate_t<T>, 2>& after, const std::string& what) {
+  const double eps = epsilon_of<heed::accumulate_t<T>>();
+  for (index b = 0; b < x.extents()[0]; ++b) {
+    for (index c = 0; c < x.extents()[2]; ++c) {
+      bounded h{static_cast<double>(state(b, c)), 0};
+      for (index t = 0; t < x.extents()[1]; ++t) {
+        h = advance(exp_of({static_cast<double>(g(b, t, c)), 0}, eps), h,
+                    {static_cast<double>(x(b, t, c)), 0}, eps);
+        expect_within(out(b, t, c), h, what + " token " + std::to_string(t));
+        if (testing::Test::HasFatalFailure()) return;
+      }
+      expect_within(after(b, c), h, what + " state");
+      if (testing::Test::HasFatalFailure()) return;
+    }
+  }
+}
+
+TYPED_TEST(Scan, HgrnIsItsDefinition) {
+  using T = TypeParam;
+  using A = heed::accumulate_t<T>;
+  std::mt19937 engine(11);
+  for (unsigned seed = 0; seed < 24; ++seed) {
+    const index tokens = seed < 3 ? index{seed} : static_cast<index>(engine() % 200);
+    const std::array<index, 3> e{1 + static_cast<index>(engine() % 2), tokens,
+                                 1 + static_cast<index>(engine() % 140)};
+    const auto x = random_tensor<3, T>(e, seed);
+    auto g = decays<T, 3>(e, seed + 100);
+    for (index i = 0; i < g.size(); i += 17) g.data()[i] = static_cast<T>(-infinity);
+    for (index i = 5; i < g.size(); i += 19) g.data()[i] = static_cast<T>(0);
+    if (seed % 4 == 3) {
+      for (index i = 7; i < g.size(); i += 23) g.data()[i] = static_cast<T>(0.5);
+    }
+    const auto state = random_tensor<2, A>({e[0], e[2]}, seed + 200);
+    auto after = state;
+    const auto out = heed::hgrn(x, g, after);
+    check_hgrn<T>(x, g, state, heed::as_view(out), after, "case " + std::to_string(seed));
+    if (this->HasFatalFailure()) return;
+    const turned<T> xt(x), gt(g);
+    turned<T> ot(e);
+    heed::hgrn_into(ot.view, xt.view, gt.view, heed::as_view(after = state));
+    EXPECT_TRUE(same_bits(turned<T>(out).memory, ot.memory));
+  }
+}
+
+TEST(ScanLong, HgrnOfAHundredThousandTokens) {
+  const auto x = random_tensor<3, float>({1, 100'000, 3}, 1);
+  auto g = decays<float, 3>({1, 100'000, 3}, 2);
+  for (index t = 0; t < 100'000; ++t) {
+    g(0, t, 1) *= 1e-4f;
+    g(0, t, 2) = 0;
+  }
+  const heed::tensor<float, 2> state({1, 3});
+  auto after = state;
+  const auto out = heed::hgrn(x, g, after);
+  check_hgrn<float>(x, g, state, heed::as_view(out), after, "long");
+}
+
+// ---- RWKV-4
+// --------------------------------------------------------------------------------------
+
+/// From the definition's sums, scaled by a maximum of their own, in long double.
+template <class T>
+void check_rwkv4(const heed::tensor<T, 3>& k, const heed::tensor<T, 3>& v,
+                 const heed::tensor<T, 1>& decay, const heed::tensor<T, 1>& bonus,
+                 const heed::view<const T, 3>& out, const std::string& what) {
+  using real = long double;
+  const double eps = epsilon_of<heed::accumulate_t<T>>();
+  for (index b = 0; b < k.extents()[0]; ++b) {
+    for (index c = 0; c < k.extents()[2]; ++c) {
+      const real w = -std::exp(static_cast<real>(static_cast<double>(decay(c))));
+      const real u = static_cast<double>(bonus(c));
+      // Sums of weights, of weights times values and their sizes, and the errors of the first two:
+      // all in units of e^p.
+      real a = 0, size = 0, den = 0, a_error = 0, den_error = 0;
+      real p = -std::numeric_limits<real>::infinity();
+      const auto weight = [](real x, real m) { return x == m ? real(1) : std::exp(x - m); };
+      for (index t = 0; t < k.extents()[1]; ++t) {
+        const real key = static_cast<double>(k(b, t, c));
+        const real value = static_cast<double>(v(b, t, c));
+        const real m = std::max(p, u + key);
+        // A weight e^(x - m): x - m is off by the roundings of x (u + key, p + w) and of the
+        // difference, the exponential by 2 + |x - m|.
+        const auto relative = [&](real x, real top) {
+          if (!std::isfinite(static_cast<double>(x))) return real(0);
+          return eps * (2 + 2 * std::abs(x - top) + std::abs(x) + std::abs(top) + std::abs(w));
+        };
+        const real old = weight(p, m), own = weight(u + key, m);
+        const real n = old * a + own * value, d = old * den + own;
+        if (d == 0) {
+          expect_within(out(b, t, c), {0, 0}, what);
+        } else {
+          const real n_error = old * a_error + (relative(p, m) + 2 * eps) * old * size +
+                               (relative(u + key, m) + 2 * eps) * own * std::abs(value);
+          const real d_error = old * den_error + (relative(p, m) + 2 * eps) * old * den +
+                               (relative(u + key, m) + 2 * eps) * own;
+          expect_within(out(b, t, c),
+                        {static_cast<double>(n / d),
+                         static_cast<double>((n_error + std::abs(n / d) * d_error) / d +
+                                             eps * std::abs(n / d))},
+                        what + " token " + std::to_string(t) + " channel " + std::to_string(c));
+        }
+        if (testing::Test::HasFatalFailure()) return;
+        const real next = std::max(p + w, key);
+        const real older = weight(p + w, next), newer = weight(key, next);
+        const real r_old = relative(p + w, next) + 2 * eps, r_new = relative(key, next) + 2 * eps;
+        a_error = older * a_error + r_old * older * size + r_new * newer * std::abs(value);
+        den_error = older * den_error + r_old * older * den + r_new * newer;
+        a = older * a + newer * value;
+        size = older * size + newer * std::abs(value);
+        den = older * den + newer;
+        p = next;
+        if (!std::isfinite(static_cast<double>(p))) a = size = den = a_error = den_error = 0;
+      }
+    }
+  }
+}
+
+TYPED_TEST(Scan, Rwkv4IsItsDefinition) {
+  using T = TypeParam;
+  std::mt19937 engine(13);
+  for (unsigned seed = 0; seed < 24; ++seed) {
+    const index tokens = seed < 3 ? index{seed} : static_cast<index>(engine() % 200);
+    const std::array<index, 3> e{1 + static_cast<index>(engine() % 2), tokens,
+                                 1 + static_cast<index>(engine() % 70)};
+    // Keys far beyond what exp can hold, and none at all.
+    auto k = random_tensor<3, T>(e, seed, seed % 3 == 0 ? 300 : 3);
+    for (index i = 0; i < k.size(); i += 13) k.data()[i] = static_cast<T>(-infinity);
+    const auto v = random_tensor<3, T>(e, seed + 100);
+    const auto decay = random_tensor<1, T>({e[2]}, seed + 200, 2, -1);
+    const auto bonus = random_tensor<1, T>({e[2]}, seed + 300);
+    const auto out = heed::rwkv4(k, v, decay, bonus);
+    check_rwkv4<T>(k, v, decay, bonus, heed::as_view(out), "case " + std::to_string(seed));
+    if (this->HasFatalFailure()) return;
+    const turned<T> kt(k), vt(v);
+    turned<T> ot(e);
+    heed::rwkv4_into(ot.view, kt.view, vt.view, decay, bonus);
+    EXPECT_TRUE(same_bits(turned<T>(out).memory, ot.memory));
+  }
+}
+
+TEST(ScanLong, Rwkv4OfAHundredThousandTokens) {
+  const auto k = random_tensor<3, float>({1, 100'000, 2}, 1, 4);
+  const auto v = random_tensor<3, float>({1, 100'000, 2}, 2);
+  heed::tensor<float, 1> decay({2}), bonus({2});
+  decay(0) = -9;
+  decay(1) = 0.5f;
+  const auto out = heed::rwkv4(k, v, decay, bonus);
+  check_rwkv4<float>(k, v, decay, bonus, heed::as_view(out), "long");
+}
+
+TEST(ScanExtremes, NanAndEmptyMeansOfRwkv4) {
+  auto k = random_tensor<3, float>({1, 80, 20}, 1);
+  const auto v = random_tensor<3, float>({1, 80, 20}, 2);
+  const heed::tensor<float, 1> decay({20}), bonus({20});
+  const auto clean = heed::rwkv4(k, v, decay, bonus);
+  k(0, 30, 5) = static_cast<float>(nan);
+  const auto out = heed::rwkv4(k, v, decay, bonus);
+  for (index t = 0; t < 80; ++t) {
+    for (index c = 0; c < 20; ++c) {
+      const bool hit = c == 5 && t >= 30;
+      EXPECT_EQ(std::isnan(out(0, t, c)), hit) << t << " " << c;
+      if (!hit) {
+        EXPECT_EQ(out(0, t, c), clean(0, t, c));
+      }
+    }
+  }
+}
+
+// ---- what all share
+// ------------------------------------------------------------------------------
+
+/// In pieces with a state, and on several threads: the same bits as at once on one.
+template <class State, class Run>
+void expect_same_bits_in_pieces(const std::array<index, 3>& e, const State& begin, Run&& run) {
+  heed::serial_executor serial;
+  heed::thread_pool pool(3);
+  heed::tensor<float, 3> whole(e), pieces(e), threads(e);
+  State one = begin, several = begin, many = begin;
+  run(serial, heed::as_view(whole), one, index{0}, e[1]);
+  run(pool, heed::as_view(threads), many, index{0}, e[1]);
+  index at = 0;
+  for (const index piece : {index{1}, index{0}, index{63}, index{2}, index{70}, e[1] - 136}) {
+    run(serial, heed::as_view(pieces).slice(1, at, at + piece), several, at, at + piece);
+    at += piece;
+  }
+  EXPECT_TRUE(same_bits(whole, pieces));
+  EXPECT_TRUE(same_bits(one, several));
+  EXPECT_TRUE(same_bits(whole, threads));
+  EXPECT_TRUE(same_bits(one, many));
+}
+
+TEST(ParallelScan, PiecesAndThreadsGiveTheSameBits) {
+  const std::array<index, 3> e{2, 201, 150};
+  // Positive exponents in places, so that tiles of both kinds meet.
+  scan_case<float> s(2, 201, 150, 3, 9, 15);
+  s.a(77, 2) = 0.25f;
+  expect_same_bits_in_pieces(e, s.state, [&](auto& exec, auto out, auto& state, index f, index l) {
+    auto o = s.options();
+    o.gate = o.gate.slice(1, f, l);
+    heed::selective_scan_into(
+        exec, out, heed::as_view(s.x).slice(1, f, l), heed::as_view(s.dt).slice(1, f, l), s.a,
+        heed::as_view(s.b).slice(1, f, l), heed::as_view(s.c).slice(1, f, l), state, o);
+  });
+  auto g = decays<float, 3>(e, 5);
+  g(1, 100, 70) = 0.5f;
+  expect_same_bits_in_pieces(e, heed::tensor<float, 2>({2, 150}),
+                             [&](auto& exec, auto out, auto& state, index f, index l) {
+                               heed::hgrn_into(exec, out, heed::as_view(s.x).slice(1, f, l),
+                                               heed::as_view(g).slice(1, f, l), state);
+                             });
+  auto k = random_tensor<3, float>(e, 6, 20);
+  for (index t = 0; t < 70; ++t) k(0, t, 9) = static_cast<float>(-infinity);
+  const auto decay = random_tensor<1, float>({150}, 7), bonus = random_tensor<1, float>({150}, 8);
+  expect_same_bits_in_pieces(e, heed::tensor<float, 3>({2, 3, 150}),
+                             [&](auto& exec, auto out, auto& state, index f, index l) {
+                               heed::rwkv4_into(exec, out, heed::as_view(k).slice(1, f, l),
+                                                heed::as_view(s.x).slice(1, f, l), decay, bonus,
+                                                state);
+                             });
+}
+
+TEST(ScanDoor, NoStateIsAStateOfZeros) {
+  const scan_case<float> s(1, 20, 7, 1, 3, 0);
+  heed::tensor<float, 3> zeros({1, 7, 3});
+  EXPECT_TRUE(same_bits(heed::selective_scan(s.x, s.dt, s.a, s.b, s.c),
+                        heed::selective_scan(s.x, s.dt, s.a, s.b, s.c, zeros)));
+  heed::workspace scratch;
+  heed::tensor<float, 2> none({1, 7});
+  const auto g = decays<float, 3>({1, 20, 7}, 3);
+  EXPECT_TRUE(same_bits(heed::hgrn(s.x, g),
+                        heed::hgrn(s.x, g, none, heed::scan_options{.scratch = &scratch})));
+}
+
+template <class Call>
+std::string message_of(Call&& call) {
+  try {
+    call();
+  } catch (const heed::shape_error& e) {
+    return e.what();
+  }
+  return "no error";
+}
+
+TEST(ScanDoor, WrongShapesAreNamed) {
+  scan_case<float> s(2, 5, 6, 1, 4, 0);
+  const heed::tensor<float, 3> other({2, 5, 7});
+  EXPECT_EQ(message_of([&] { (void)heed::selective_scan(s.x, other, s.a, s.b, s.c); }),
+            "dt has extents [2, 5, 7], the call needs [2, 5, 6]");
+  const heed::tensor<float, 2> a({7, 4});
+  EXPECT_EQ(message_of([&] { (void)heed::selective_scan(s.x, s.dt, a, s.b, s.c); }),
+            "a has channels 7, x has 6");
+  const heed::tensor<float, 4> four({2, 5, 4, 4});
+  EXPECT_EQ(message_of([&] { (void)heed::selective_scan(s.x, s.dt, s.a, four, four); }),
+            "x has 6 channels, not a multiple of b's 4 groups");
+  EXPECT_EQ(message_of([&] { (void)heed::selective_scan(s.x, s.dt, s.a, s.b, four); }),
+            "c has extents [2, 5, 4, 4], the call needs [2, 5, 1, 4]");
+  heed::tensor<float, 3> state({2, 6, 5});
+  EXPECT_EQ(message_of([&] { (void)heed::selective_scan(s.x, s.dt, s.a, s.b, s.c, state); }),
+            "state has extents [2, 6, 5], the call needs [2, 6, 4]");
+  auto o = s.options();
+  o.gate = heed::as_view(other);
+  EXPECT_EQ(message_of([&] { (void)heed::selective_scan(s.x, s.dt, s.a, s.b, s.c, o); }),
+            "gate has extents [2, 5, 7], the call needs [2, 5, 6]");
+  EXPECT_EQ(message_of([&] { (void)heed::hgrn(s.x, other); }),
+            "g has extents [2, 5, 7], the call needs [2, 5, 6]");
+  const heed::tensor<float, 1> u({6}), w({5});
+  EXPECT_EQ(message_of([&] { (void)heed::rwkv4(s.x, s.x, w, u); }),
+            "decay has extents [5], the call needs [6]");
+  heed::tensor<float, 3> out({2, 5, 7});
+  EXPECT_EQ(message_of([&] { heed::rwkv4_into(out, s.x, s.x, u, u); }),
+            "out has extents [2, 5, 7], the call needs [2, 5, 6]");
+}
+
+}  // namespace
