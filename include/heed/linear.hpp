@@ -1,9 +1,17 @@
 // SPDX-License-Identifier: MIT
-// Front header of the linear family: kernelised linear attention, its feature maps and its state.
+// Front header of the linear family: kernelised linear attention, its feature maps
+// and state, and the recurrences with a matrix state.
 #pragma once
 
+#include "heed/linear/call.hpp"
+#include "heed/linear/delta.hpp"
 #include "heed/linear/feature_map.hpp"
+#include "heed/linear/gated.hpp"
 #include "heed/linear/linear_attention.hpp"
+#include "heed/linear/low_rank.hpp"
 #include "heed/linear/options.hpp"
 #include "heed/linear/recurrence.hpp"
+#include "heed/linear/retention.hpp"
+#include "heed/linear/rwkv.hpp"
+#include "heed/linear/ssd.hpp"
 #include "heed/linear/state.hpp"
