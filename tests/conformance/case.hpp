@@ -240,5 +240,7 @@ void run_rotary_embedding(const test_case& c, comparison& results);
 void run_linear_attention(const test_case& c, comparison& results);
 /// The recurrences of the `fla` folder, by name.
 void run_recurrence(const test_case& c, comparison& results);
+/// Those with a matrix state; false where the case is none of them.
+[[nodiscard]] bool run_gated_recurrence(const test_case& c, comparison& results);
 
 }  // namespace conformance

@@ -140,7 +140,7 @@ void run_recurrence(const test_case& c, comparison& results) {
   } else if (c.op() == "rebased") {
     squared_kernel<float>(c, "float", results);
     squared_kernel<double>(c, "double", results);
-  } else {
+  } else if (!run_gated_recurrence(c, results)) {
     throw unsupported(c.op());
   }
 }
