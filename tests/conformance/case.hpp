@@ -258,5 +258,7 @@ void run_recurrence(const test_case& c, comparison& results);
 [[nodiscard]] bool run_masked_attention(const test_case& c, comparison& results);
 /// Those that are diagonal scans; false for any other.
 [[nodiscard]] bool run_scan(const test_case& c, comparison& results);
+/// Those with a matrix state; false where the case is none of them.
+[[nodiscard]] bool run_gated_recurrence(const test_case& c, comparison& results);
 
 }  // namespace conformance

@@ -73,7 +73,7 @@ void run_recurrence(const test_case& c, comparison& results) {
   } else if (c.op() == "rebased") {
     squared_kernel<float>(c, "float", results);
     squared_kernel<double>(c, "double", results);
-  } else if (!run_scan(c, results)) {
+  } else if (!run_scan(c, results) && !run_gated_recurrence(c, results)) {
     throw unsupported(c.op());
   }
 }

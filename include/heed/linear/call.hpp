@@ -1,94 +1,138 @@
 // SPDX-License-Identifier: MIT
-// How a member of the linear family is called: with or without executor, result, state and options.
+// The public functions of a member of the linear family, all overloads from one `call`.
 //
-//   X_into([executor,] out, inputs..., [state,] [options])
-//   X([executor,] inputs..., [state,] [options])            -> a new tensor
+//   struct my_method {                       // what a member says of itself
+//     static constexpr std::size_t inputs = 3;
+//     using options = recurrence_options;
+//     static auto result(const Q&, const K&, const V&);       // an output for these inputs
+//     static void call(E& exec, Out&& out, const Q&, const K&, const V&, State&& state,
+//                      const options&);      // state is a no_state where the user gives none
+//   };
+//   inline constexpr linear_function_into<my_method> my_into{};
+//   inline constexpr linear_function<my_method> my{};
 //
-// A member writes one function, `call(exec, out, inputs..., trailing...)`, and the type and extents
-// of its result, `result(inputs...)`; the call objects below supply the rest. `trailing_arguments`
-// sorts what follows the inputs.
+//   my_into([executor,] out, inputs..., [state,] [options]);
+//   auto out = my([executor,] inputs..., [state,] [options]);
+//
+// Options are named by their type, since the number of inputs is the member's own. `call` checks
+// everything before it writes anything.
 #pragma once
 
+#include <cstddef>
+#include <tuple>
 #include <type_traits>
 #include <utility>
 
-#include "heed/core/errors.hpp"
 #include "heed/parallel/executor.hpp"
 #include "heed/parallel/openmp.hpp"
-#include "heed/tensor/scalar.hpp"
-#include "heed/tensor/tensor.hpp"
 
 namespace heed {
 
-/// A state and options, each at most once and in this order. `State` is the view a state is seen
-/// by.
-template <class State, class Options>
-struct trailing_arguments {
-  State state{};
-  bool has_state = false;
-  Options options{};
+/// Stands for the state of a call that keeps none: it begins as zero and is forgotten.
+struct no_state {};
 
-  template <class... Rest>
-  explicit trailing_arguments(Rest&&... rest) {
-    static_assert(sizeof...(Rest) <= 2, "heed: at most a state and options follow the inputs");
-    (take(rest), ...);
+namespace detail {
+
+/// The arguments of a public function: where each kind begins.
+template <class M, bool Into, class... Args>
+struct linear_arguments {
+  using tuple = std::tuple<Args...>;
+  template <std::size_t I>
+  using argument = std::tuple_element_t<I, tuple>;
+
+  static constexpr std::size_t count = sizeof...(Args);
+  static constexpr std::size_t least = M::inputs + (Into ? 1 : 0);
+  static constexpr bool has_executor = [] {
+    if constexpr (count > 0) return executor<std::remove_reference_t<argument<0>>>;
+    return false;
+  }();
+  static constexpr std::size_t first = has_executor ? 1 : 0;
+  static constexpr std::size_t first_input = first + (Into ? 1 : 0);
+  static constexpr std::size_t rest = first + least;
+  static constexpr bool has_options = [] {
+    if constexpr (count > rest) {
+      return std::is_same_v<std::remove_cvref_t<argument<count - 1>>, typename M::options>;
+    }
+    return false;
+  }();
+  static constexpr bool has_state = count == rest + (has_options ? 2 : 1);
+  static constexpr bool fits = count == rest + (has_options ? 1 : 0) + (has_state ? 1 : 0);
+};
+
+/// Calls f(inputs...).
+template <class L, class M, class Tuple, class F>
+decltype(auto) with_inputs(Tuple& all, F&& f) {
+  return [&]<std::size_t... I>(std::index_sequence<I...>)->decltype(auto) {
+    return f(std::as_const(std::get<L::first_input + I>(all))...);
   }
+  (std::make_index_sequence<M::inputs>{});
+}
 
- private:
-  template <class T>
-  void take(T& given) {
-    if constexpr (std::is_same_v<std::remove_const_t<T>, Options>) {
-      options = given;
+template <class L, class M, class E, class Out, class Tuple>
+void call_with(E& exec, Out&& out, Tuple& all) {
+  const auto options = [&]() -> typename M::options {
+    if constexpr (L::has_options) {
+      return std::get<L::count - 1>(all);
     } else {
-      static_assert(tensor_like<T&>, "heed: a state is a tensor; options are of the member's type");
-      if constexpr (tensor_like<T&>) {
-        static_assert(std::is_same_v<view_of<T&>, State>,
-                      "heed: the state has another rank, or not the accumulator type (float, or "
-                      "double for double), or is constant");
-        state = as_view(given);
-        has_state = true;
-      }
+      return {};
+    }
+  }();
+  with_inputs<L, M>(all, [&](const auto&... in) {
+    if constexpr (L::has_state) {
+      M::call(exec, std::forward<Out>(out), in..., std::get<L::rest>(all), options);
+    } else {
+      M::call(exec, std::forward<Out>(out), in..., no_state{}, options);
+    }
+  });
+}
+
+/// f(executor): the caller's, or the default.
+template <class L, class Tuple, class F>
+void with_executor(Tuple& all, F&& f) {
+  if constexpr (L::has_executor) {
+    f(std::get<0>(all));
+  } else {
+    default_executor exec;
+    f(exec);
+  }
+}
+
+}  // namespace detail
+
+/// M's function that writes into the caller's output.
+template <class M>
+struct linear_function_into {
+  template <class... Args>
+  void operator()(Args&&... args) const {
+    using list = detail::linear_arguments<M, true, Args&&...>;
+    static_assert(list::fits,
+                  "heed: the arguments are [executor,] out, inputs..., [state,] [options], with "
+                  "the options of this method's type last");
+    if constexpr (list::fits) {
+      auto all = std::forward_as_tuple(std::forward<Args>(args)...);
+      detail::with_executor<list>(all, [&](auto& exec) {
+        using out_type = typename list::template argument<list::first>;
+        detail::call_with<list, M>(exec, static_cast<out_type>(std::get<list::first>(all)), all);
+      });
     }
   }
 };
 
-/// Results shaped as the first input.
-struct result_as_first_input {
-  template <class First, class... Rest>
-  [[nodiscard]] static auto result(const First& first, const Rest&...) {
-    static_assert(tensor_like<const First&>,
-                  "heed: the first input is not a tensor; specialise heed::tensor_traits");
-    return result_like<const First&>(as_view(first).extents());
-  }
-};
-
-/// X_into: writes `out`.
-template <class Member>
-struct call_into {
-  template <class First, class... Rest>
-  void operator()(First&& first, Rest&&... rest) const {
-    if constexpr (executor<std::remove_cvref_t<First>>) {
-      Member::call(first, std::forward<Rest>(rest)...);
-    } else {
-      default_executor exec;
-      Member::call(exec, std::forward<First>(first), std::forward<Rest>(rest)...);
-    }
-  }
-};
-
-/// X: makes the output and returns it.
-template <class Member>
-struct call_returning {
-  template <class First, class... Rest>
-  [[nodiscard]] auto operator()(First&& first, Rest&&... rest) const {
-    if constexpr (executor<std::remove_cvref_t<First>>) {
-      auto out = Member::result(rest...);
-      Member::call(first, out, std::forward<Rest>(rest)...);
-      return out;
-    } else {
-      default_executor exec;
-      auto out = Member::result(first, rest...);
-      Member::call(exec, out, std::forward<First>(first), std::forward<Rest>(rest)...);
+/// M's function that returns its output, of the first input's family.
+template <class M>
+struct linear_function {
+  template <class... Args>
+  [[nodiscard]] auto operator()(Args&&... args) const {
+    using list = detail::linear_arguments<M, false, Args&&...>;
+    static_assert(list::fits,
+                  "heed: the arguments are [executor,] inputs..., [state,] [options], with the "
+                  "options of this method's type last");
+    if constexpr (list::fits) {
+      auto all = std::forward_as_tuple(std::forward<Args>(args)...);
+      auto out =
+          detail::with_inputs<list, M>(all, [](const auto&... in) { return M::result(in...); });
+      detail::with_executor<list>(all,
+                                  [&](auto& exec) { detail::call_with<list, M>(exec, out, all); });
       return out;
     }
   }

@@ -30,7 +30,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "heed/linear/call.hpp"
+#include "heed/linear/scan_call.hpp"
 #include "heed/linear/channel_scan.hpp"
 
 namespace heed {

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
-// The options of kernelised linear attention.
+// The options of the linear family.
 #pragma once
 
 #include <optional>
+#include <span>
 
 #include "heed/core/types.hpp"
 #include "heed/core/workspace.hpp"
@@ -31,6 +32,21 @@ struct linear_options {
   index chunk = 64;
   /// Scratch the caller keeps between calls; not to be used by two calls at once. Without it a call
   /// allocates its own.
+  workspace* scratch = nullptr;
+};
+
+/// Of the recurrences with gates, delta rules and low rank updates, which are causal by nature.
+struct recurrence_options {
+  /// Of the output, where the method's definition has one; 1 / sqrt(key head dim) where absent.
+  std::optional<double> scale = std::nullopt;
+  /// Where absent: recurrent for fewer than 8 tokens, chunked otherwise.
+  std::optional<linear_form> form = std::nullopt;
+  /// Tokens a chunk of the chunked form, at most; absent, what suits the method.
+  std::optional<index> chunk = std::nullopt;
+  /// Sequences of different lengths, one after another on the token axis of a batch of 1: where
+  /// each begins, and at last where the last one ends. The state has one batch entry a sequence.
+  std::span<const index> sequence_bounds{};
+  /// Scratch the caller keeps between calls; not to be used by two calls at once.
   workspace* scratch = nullptr;
 };
 

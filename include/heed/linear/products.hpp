@@ -84,6 +84,13 @@ struct register_sums {
     });
   }
 
+  /// at[r] += a[r][t] b[t] for t < r.
+  HEED_INLINE void add_below_diagonal(matrix_rows<const A> a, matrix_rows<const A> b) noexcept {
+    simd::unroll<Rows - 1>([&](auto t) HEED_INLINE_LAMBDA {
+      add_outer<decltype(t)::value + 1>([&](auto r) HEED_INLINE_LAMBDA { return a[r][t]; }, b[t]);
+    });
+  }
+
   /// at[r] += x(r) b for rows r >= First.
   template <int First, class X>
   HEED_INLINE void add_outer(X&& x, const A* b) noexcept {

@@ -41,7 +41,7 @@
 #include <limits>
 #include <utility>
 
-#include "heed/linear/call.hpp"
+#include "heed/linear/scan_call.hpp"
 #include "heed/linear/channel_scan.hpp"
 
 namespace heed {

@@ -45,7 +45,7 @@
 #include <string>
 #include <utility>
 
-#include "heed/linear/call.hpp"
+#include "heed/linear/scan_call.hpp"
 #include "heed/linear/channel_scan.hpp"
 #include "heed/linear/softplus.hpp"
 
