@@ -241,9 +241,10 @@ TYPED_TEST(Scan, SelectiveScanIsItsDefinition) {
   for (unsigned seed = 0; seed < 48; ++seed) {
     const index groups = seed % 5 == 0 ? 2 : 1;
     const index tokens = seed < 3 ? index{seed} : static_cast<index>(engine() % 150);
-    const scan_case<TypeParam> s(1 + static_cast<index>(engine() % 2), tokens,
-                                 groups * (1 + static_cast<index>(engine() % 21)), groups,
-                                 1 + static_cast<index>(engine() % 18), seed);
+    const scan_case<TypeParam> s(
+        1 + static_cast<index>(engine() % 2), tokens,
+        groups * (1 + static_cast<index>(engine() % (seed % 8 == 7 ? 160 : 21))), groups,
+        1 + static_cast<index>(engine() % 18), seed);
     s.run("case " + std::to_string(seed));
     if (this->HasFatalFailure()) return;
   }
@@ -353,7 +354,7 @@ TYPED_TEST(Scan, HgrnIsItsDefinition) {
     for (index i = 0; i < g.size(); i += 17) g.data()[i] = static_cast<T>(-infinity);
     for (index i = 5; i < g.size(); i += 19) g.data()[i] = static_cast<T>(0);
     if (seed % 4 == 3) {
-      for (index i = 7; i < g.size(); i += 23) g.data()[i] = static_cast<T>(0.5);
+      for (index i = 7; i < g.size(); i += 23) g.data()[i] = static_cast<T>(0.015625);
     }
     const auto state = random_tensor<2, A>({e[0], e[2]}, seed + 200);
     auto after = state;
@@ -398,7 +399,9 @@ void check_rwkv4(const heed::tensor<T, 3>& k, const heed::tensor<T, 3>& v,
       // all in units of e^p.
       real a = 0, size = 0, den = 0, a_error = 0, den_error = 0;
       real p = -std::numeric_limits<real>::infinity();
-      const auto weight = [](real x, real m) { return x == m ? real(1) : std::exp(x - m); };
+      const auto weight = [](real x, real m) {
+        return std::isfinite(static_cast<double>(x)) ? std::exp(x - m) : real(0);
+      };
       for (index t = 0; t < k.extents()[1]; ++t) {
         const real key = static_cast<double>(k(b, t, c));
         const real value = static_cast<double>(v(b, t, c));

@@ -2,7 +2,7 @@
 // The driver of diagonal scans: recurrences whose channels never meet, lanes of packets across
 // channels.
 //
-// A block of a few packets of channels of one sequence is one task, run over all its tokens. Tiles
+// A block of some packets of channels of one sequence is one task, run over all its tokens. Tiles
 // of tokens come into scratch from any strides and scalar, rows one token each, padded with zeros;
 // the answers go home the same way. Every token of a channel undergoes the same operations wherever
 // tiles and blocks end: the result has the same bits for any number of threads, and for a sequence
@@ -60,13 +60,31 @@ struct channel_plan {
   }
 };
 
-/// Channels of a block of tokens to rows of `width` numbers.
+/// Most packets of channels in a block: rows long enough for the hardware to see them as streams.
+inline constexpr index scan_packets = 8;
+
+/// How many channels a block takes: many, unless workers would then stay idle. A multiple of
+/// `unit`.
+template <class A, executor E>
+[[nodiscard]] index scan_block_width(E& exec, index sequences, index channels, index unit) {
+  const index units = ceil_div(channels, unit);
+  const index workers = std::max<index>(static_cast<index>(exec.concurrency()), index{1});
+  const index share = sequences * units / (2 * workers);
+  return unit * std::clamp<index>(share, index{1}, scan_packets * simd::lanes<A> / unit);
+}
+
+/// Channels of a block of tokens to rows `width` numbers apart, zeros up to a multiple of `unit`.
 template <class T, class A>
-void load_channels(const view<const T, 3>& x, const channel_block& c, range t, A* to,
-                   index width) noexcept {
+void load_channels(const view<const T, 3>& x, const channel_block& c, range t, A* to, index width,
+                   index unit) noexcept {
   const T* from = x.data() + c.batch * x.stride(0) + t.begin * x.stride(1) + c.first * x.stride(2);
   copy_tile(rectangle<const T>{from, x.stride(1), x.stride(2)}, rectangle<A>{to, width, 1},
             t.size(), c.count);
+  const index padded = round_up(c.count, unit);
+  if (padded == c.count) return;
+  for (index i = 0; i < t.size(); ++i) {
+    std::fill(to + i * width + c.count, to + i * width + padded, A(0));
+  }
 }
 
 /// And home again, rounded to the output's scalar.
@@ -96,15 +114,18 @@ HEED_INLINE void scan_exp(simd::packet<A>* x) noexcept {
   }
 }
 
-/// The largest of rows x width numbers and 0, NaNs perhaps passed over. `width` is a multiple of
-/// the lanes.
+/// Whether any of `rows` x `columns` numbers times `sign` is above 0; NaNs may be passed over.
+/// `columns` is a multiple of the lanes.
 template <class A>
-[[nodiscard]] A largest_or_zero(const A* x, index size, A sign) noexcept {
+[[nodiscard]] bool any_positive(const A* x, index stride, index rows, index columns,
+                                A sign = A(1)) noexcept {
   simd::packet<A> m = simd::zero<A>();
-  for (index i = 0; i < size; i += simd::lanes<A>) {
-    m = simd::max(m, simd::mul(simd::broadcast(sign), simd::load<A>(x + i)));
+  for (index r = 0; r < rows; ++r) {
+    for (index c = 0; c < columns; c += simd::lanes<A>) {
+      m = simd::max(m, simd::mul(simd::broadcast(sign), simd::load<A>(x + r * stride + c)));
+    }
   }
-  return simd::largest(m);
+  return simd::largest(m) > A(0);
 }
 
 /// Runs a scan: `carve(carver)`, then for every block `enter(block, scratch)`, `tile(block, tokens,

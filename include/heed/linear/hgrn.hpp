@@ -20,7 +20,7 @@
 // of its channel. Zero tokens leave the state as it was.
 //
 // FLOPs 2 and one exp a token and channel; bytes: x, g and out once. Scratch a worker: 2 tiles of
-// 64 tokens x 4 packets. Parallel over batch x blocks of channels; the same bits for any number of
+// 64 tokens x 8 packets. Parallel over batch x blocks of channels; the same bits for any number of
 // threads, and for a sequence in pieces. Safe to call from several threads.
 //
 // Throws shape_error, std::bad_alloc, before anything is written.
@@ -40,7 +40,8 @@ namespace detail {
 template <class A, class TX, class TG, class TO>
 struct hgrn_scan {
   static constexpr int packets = 4;
-  static constexpr index width = packets * simd::lanes<A>;
+  static constexpr index unit = packets * simd::lanes<A>;
+  static constexpr index width = scan_packets * simd::lanes<A>;
 
   view<const TX, 3> x;
   view<const TG, 3> g;
@@ -62,8 +63,6 @@ struct hgrn_scan {
 
   void enter(const channel_block& c, const scratch_type& s) const noexcept {
     std::fill_n(s.h, width, A(0));
-    std::fill_n(s.x, scan_tile * width, A(0));
-    std::fill_n(s.g, scan_tile * width, A(0));
     if (state.data() == nullptr) return;
     for (index i = 0; i < c.count; ++i) s.h[i] = state(c.batch, c.first + i);
   }
@@ -73,12 +72,15 @@ struct hgrn_scan {
   }
 
   void tile(const channel_block& c, range t, const scratch_type& s) const noexcept {
-    load_channels(x, c, t, s.x, width);
-    load_channels(g, c, t, s.g, width);
-    if (largest_or_zero(s.g, t.size() * width, A(1)) > A(0)) {
-      run<false>(t.size(), s);
-    } else {
-      run<true>(t.size(), s);
+    load_channels(x, c, t, s.x, width, unit);
+    load_channels(g, c, t, s.g, width, unit);
+    for (index first = 0; first < c.count; first += unit) {
+      const scratch_type part{s.h + first, s.x + first, s.g + first};
+      if (any_positive(part.g, width, t.size(), unit)) {
+        run<false>(t.size(), part);
+      } else {
+        run<true>(t.size(), part);
+      }
     }
     store_channels(s.x, width, out, c, t);
   }
@@ -120,7 +122,8 @@ struct hgrn_member : result_as_first_input {
       require_extents("state", last.state.extents(), {x3.extent(0), x3.extent(2)});
     }
     using scan = hgrn_scan<A, scalar_of<const X&>, scalar_of<const G&>, scalar_of<Out>>;
-    const channel_plan plan{x3.extent(0), 1, x3.extent(2), scan::width};
+    const channel_plan plan{x3.extent(0), 1, x3.extent(2),
+                            scan_block_width<A>(exec, x3.extent(0), x3.extent(2), scan::unit)};
     run_channel_scan(exec, plan, x3.extent(1), scan{x3, g3, o3, last.state}, last.options.scratch);
   }
 };

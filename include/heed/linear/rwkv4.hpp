@@ -29,7 +29,7 @@
 // tokens leave the state as it was.
 //
 // Cost a token and channel: 4 exp, a division, 14 FLOPs; bytes: k, v and out once. Scratch a
-// worker: 2 tiles of 64 tokens x 2 packets. Parallel over batch x blocks of channels; the same bits
+// worker: 2 tiles of 64 tokens x 8 packets. Parallel over batch x blocks of channels; the same bits
 // for any number of threads, and for a sequence in pieces. Safe to call from several threads.
 //
 // Throws shape_error, std::bad_alloc, before anything is written.
@@ -51,7 +51,8 @@ namespace detail {
 template <class A, class TK, class TV, class TW, class TU, class TO>
 struct rwkv4_scan {
   static constexpr int packets = 2;
-  static constexpr index width = packets * simd::lanes<A>;
+  static constexpr index unit = packets * simd::lanes<A>;
+  static constexpr index width = scan_packets * simd::lanes<A>;
 
   view<const TK, 3> k;
   view<const TV, 3> v;
@@ -75,8 +76,6 @@ struct rwkv4_scan {
 
   void enter(const channel_block& c, const scratch_type& s) const noexcept {
     std::fill_n(s.rows, 5 * width, A(0));
-    std::fill_n(s.k, scan_tile * width, A(0));
-    std::fill_n(s.v, scan_tile * width, A(0));
     std::fill_n(s.rows + 2 * width, width, -std::numeric_limits<A>::infinity());
     for (index i = 0; i < c.count; ++i) {
       s.rows[3 * width + i] = -std::exp(static_cast<A>(decay(c.first + i)));
@@ -94,9 +93,11 @@ struct rwkv4_scan {
   }
 
   void tile(const channel_block& c, range t, const scratch_type& s) const noexcept {
-    load_channels(k, c, t, s.k, width);
-    load_channels(v, c, t, s.v, width);
-    run(t.size(), s);
+    load_channels(k, c, t, s.k, width, unit);
+    load_channels(v, c, t, s.v, width, unit);
+    for (index first = 0; first < c.count; first += unit) {
+      run(t.size(), {s.rows + first, s.k + first, s.v + first});
+    }
     store_channels(s.v, width, out, c, t);
   }
 
@@ -184,7 +185,8 @@ struct rwkv4_member : result_as_first_input {
     }
     using scan = rwkv4_scan<A, scalar_of<const K&>, scalar_of<const V&>, scalar_of<const W&>,
                             scalar_of<const U&>, scalar_of<Out>>;
-    const channel_plan plan{k3.extent(0), 1, channels, scan::width};
+    const channel_plan plan{k3.extent(0), 1, channels,
+                            scan_block_width<A>(exec, k3.extent(0), channels, scan::unit)};
     run_channel_scan(exec, plan, k3.extent(1), scan{k3, v3, w1, u1, o3, last.state},
                      last.options.scratch);
   }

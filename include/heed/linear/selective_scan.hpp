@@ -31,9 +31,9 @@
 // NaN. Zero tokens leave the state as it was.
 //
 // Cost a token and channel: N exp, 5 N FLOPs and a few; bytes: x, dt, z and out once, b and c once
-// a block of channels (a packet). Scratch a worker: 64 tokens x (3 packets + 2 N numbers) + 2 N
-// packets. Parallel over batch x blocks of channels; the same bits for any number of threads, and
-// for a sequence in pieces. Safe to call from several threads.
+// a block of channels (at most 8 packets). Scratch a worker: 64 tokens x (24 packets + 2 N numbers)
+// + 16 N packets. Parallel over batch x blocks of channels; the same bits for any number of
+// threads, and for a sequence in pieces. Safe to call from several threads.
 //
 // Throws shape_error, std::bad_alloc, before anything is written.
 // Source: Gu, Dao 2023, arXiv 2312.00752, algorithm 2 and eq. 2, with B discretised as dt B
@@ -65,7 +65,8 @@ namespace detail {
 
 template <class A, class TX, class TD, class TA, class TB, class TC, class TO>
 struct selective_scan_kernel {
-  static constexpr index width = simd::lanes<A>;
+  static constexpr index lanes = simd::lanes<A>;
+  static constexpr index width = scan_packets * lanes;
 
   view<const TX, 3> x;
   view<const TD, 3> dt;
@@ -77,7 +78,7 @@ struct selective_scan_kernel {
   selective_scan_options<TX> options;
 
   struct scratch_type {
-    A* h = nullptr;  // N rows of channels, as a
+    A* h = nullptr;  // one packet of channels after the other, N rows each; a likewise
     A* a = nullptr;
     A* x = nullptr;  // rows one token each
     A* dt = nullptr;
@@ -108,48 +109,67 @@ struct selective_scan_kernel {
     const index n = states();
     std::fill_n(s.h, n * width, A(0));
     std::fill_n(s.a, n * width, A(0));
-    for (A* tile : {s.x, s.dt, s.gate}) std::fill_n(tile, scan_tile * width, A(0));
     std::fill_n(s.skip, width, A(0));
     std::fill_n(s.bias, width, A(0));
-    copy_tile(rectangle<const TA>{a.data() + k.first * a.stride(0), a.stride(1), a.stride(0)},
-              rectangle<A>{s.a, width, 1}, n, k.count);
-    s.stable = !(largest_or_zero(s.a, n * width, A(1)) > A(0));
+    each_packet(k, [&](index first, index count) {
+      const TA* from = a.data() + (k.first + first) * a.stride(0);
+      copy_tile(rectangle<const TA>{from, a.stride(1), a.stride(0)},
+                rectangle<A>{s.a + first * n, lanes, 1}, n, count);
+      if (state.data() == nullptr) return;
+      const auto home = state_at(k, first);
+      copy_tile(rectangle<const A>{home.data, home.row, home.column},
+                rectangle<A>{s.h + first * n, lanes, 1}, n, count);
+    });
+    s.stable = !any_positive(s.a, width, n, width);
     for (index i = 0; i < k.count; ++i) {
       if (options.skip.data() != nullptr) s.skip[i] = options.skip(k.first + i);
       if (options.dt_bias.data() != nullptr) s.bias[i] = options.dt_bias(k.first + i);
     }
-    if (state.data() == nullptr) return;
-    const auto home = state_at(k);
-    copy_tile(rectangle<const A>{home.data, home.row, home.column}, rectangle<A>{s.h, width, 1}, n,
-              k.count);
   }
   void leave(const channel_block& k, const scratch_type& s) const noexcept {
     if (state.data() == nullptr) return;
-    copy_tile(rectangle<const A>{s.h, width, 1}, state_at(k), states(), k.count);
+    each_packet(k, [&](index first, index count) {
+      copy_tile(rectangle<const A>{s.h + first * states(), lanes, 1}, state_at(k, first), states(),
+                count);
+    });
   }
 
   void tile(const channel_block& k, range t, const scratch_type& s) const noexcept {
-    load_channels(x, k, t, s.x, width);
-    load_channels(dt, k, t, s.dt, width);
-    if (options.gate.data() != nullptr) load_channels(options.gate, k, t, s.gate, width);
+    load_channels(x, k, t, s.x, width, lanes);
+    load_channels(dt, k, t, s.dt, width, lanes);
+    if (options.gate.data() != nullptr) load_channels(options.gate, k, t, s.gate, width, lanes);
     load_weights(b, k, t, s.b);
     load_weights(c, k, t, s.c);
-    time_steps(t.size(), s);
-    if (s.stable && !(largest_or_zero(s.dt, t.size() * width, A(-1)) > A(0))) {
-      run<true>(t.size(), s);
-    } else {
-      run<false>(t.size(), s);
-    }
-    finish(t.size(), s);
+    each_packet(k, [&](index first, index) {
+      scratch_type part = s;
+      for (A** at : {&part.x, &part.dt, &part.gate, &part.skip, &part.bias}) *at += first;
+      part.a += first * states();
+      part.h += first * states();
+      time_steps(t.size(), part);
+      if (s.stable && !any_positive(part.dt, width, t.size(), lanes, A(-1))) {
+        run<true>(t.size(), part);
+      } else {
+        run<false>(t.size(), part);
+      }
+      finish(t.size(), part);
+    });
     store_channels(s.dt, width, out, k, t);
   }
 
  private:
   using packet = simd::packet<A>;
 
-  [[nodiscard]] rectangle<A> state_at(const channel_block& k) const noexcept {
-    return {state.data() + k.batch * state.stride(0) + k.first * state.stride(1), state.stride(2),
-            state.stride(1)};
+  [[nodiscard]] rectangle<A> state_at(const channel_block& k, index first) const noexcept {
+    return {state.data() + k.batch * state.stride(0) + (k.first + first) * state.stride(1),
+            state.stride(2), state.stride(1)};
+  }
+
+  /// f(first channel in the block, channels) for each packet of a block.
+  template <class F>
+  static void each_packet(const channel_block& k, F&& f) noexcept {
+    for (index first = 0; first < k.count; first += lanes) {
+      f(first, std::min(lanes, k.count - first));
+    }
   }
 
   template <class T>
@@ -198,11 +218,11 @@ struct selective_scan_kernel {
                                   const A* c_row, const scratch_type& s, packet* sums) noexcept {
     packet e[std::size_t{Count}];
     simd::unroll<Count>([&](auto i) HEED_INLINE_LAMBDA {
-      e[i] = simd::mul(step, simd::load<A>(s.a + (first + i) * width));
+      e[i] = simd::mul(step, simd::load<A>(s.a + (first + i) * lanes));
     });
     scan_exp<A, Count, Decaying>(e);
     simd::unroll<Count>([&](auto i) HEED_INLINE_LAMBDA {
-      A* const at = s.h + (first + i) * width;
+      A* const at = s.h + (first + i) * lanes;
       const packet h =
           simd::fmadd(e[i], simd::load<A>(at), simd::mul(in, simd::broadcast(b_row[first + i])));
       simd::store(at, h);
@@ -273,7 +293,10 @@ struct selective_scan_member : result_as_first_input {
     using kernel =
         selective_scan_kernel<A, T, scalar_of<const Dt&>, scalar_of<const TA&>,
                               scalar_of<const TB&>, scalar_of<const TC&>, scalar_of<Out>>;
-    const channel_plan plan{batch, groups, channels, kernel::width};
+    const channel_plan plan{
+        batch, groups, channels,
+        scan_block_width<A>(exec, batch * groups, groups == 0 ? 0 : channels / groups,
+                            kernel::lanes)};
     run_channel_scan(exec, plan, tokens, kernel{x3, dt3, a2, b4, c4, o3, last.state, o}, o.scratch);
   }
 };
