@@ -30,8 +30,8 @@
 #include <algorithm>
 #include <utility>
 
-#include "heed/linear/scan_call.hpp"
 #include "heed/linear/channel_scan.hpp"
+#include "heed/linear/scan_call.hpp"
 
 namespace heed {
 

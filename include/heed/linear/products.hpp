@@ -17,8 +17,8 @@
 
 #include "heed/core/config.hpp"
 #include "heed/core/types.hpp"
-#include "heed/kernel/register_tile.hpp"
 #include "heed/kernel/read_ahead.hpp"
+#include "heed/kernel/register_tile.hpp"
 #include "heed/simd/packet.hpp"
 
 namespace heed {

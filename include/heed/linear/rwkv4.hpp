@@ -41,8 +41,8 @@
 #include <limits>
 #include <utility>
 
-#include "heed/linear/scan_call.hpp"
 #include "heed/linear/channel_scan.hpp"
+#include "heed/linear/scan_call.hpp"
 
 namespace heed {
 

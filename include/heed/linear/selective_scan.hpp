@@ -45,8 +45,8 @@
 #include <string>
 #include <utility>
 
-#include "heed/linear/scan_call.hpp"
 #include "heed/linear/channel_scan.hpp"
+#include "heed/linear/scan_call.hpp"
 #include "heed/linear/softplus.hpp"
 
 namespace heed {
