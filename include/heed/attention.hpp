@@ -4,6 +4,8 @@
 
 #include "heed/attention/decode.hpp"
 #include "heed/attention/exact.hpp"
+#include "heed/attention/forgetting.hpp"
+#include "heed/attention/linformer.hpp"
 #include "heed/attention/merge.hpp"
 #include "heed/attention/naive.hpp"
 #include "heed/attention/options.hpp"

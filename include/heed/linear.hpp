@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT
 // Front header of the linear family: kernelised linear attention, its feature maps and its state;
-// recurrences with a matrix state; diagonal scans; causal convolution.
+// recurrences with a matrix state; diagonal scans; causal convolution; approximations of softmax.
 #pragma once
 
 #include "heed/linear/call.hpp"
 #include "heed/linear/causal_convolution.hpp"
+#include "heed/linear/cosformer.hpp"
 #include "heed/linear/delta.hpp"
 #include "heed/linear/feature_map.hpp"
 #include "heed/linear/gated.hpp"
@@ -12,6 +13,9 @@
 #include "heed/linear/linear_attention.hpp"
 #include "heed/linear/low_rank.hpp"
 #include "heed/linear/options.hpp"
+#include "heed/linear/performer.hpp"
+#include "heed/linear/polynomial_features.hpp"
+#include "heed/linear/random_features.hpp"
 #include "heed/linear/recurrence.hpp"
 #include "heed/linear/retention.hpp"
 #include "heed/linear/rwkv.hpp"

@@ -1,13 +1,21 @@
 // SPDX-License-Identifier: MIT
 // Feature maps phi of kernelised attention: what makes phi(q).phi(k) the similarity of q and k.
 //
-// | map                | phi(x)                      | F    | source |
-// |--------------------|-----------------------------|------|------------------------------------------|
-// | elu_plus_one       | x + 1 for x > 0, else exp x | D    | Katharopoulos et al. 2020,
-// 2006.16236, 7 | | identity_features  | x                           | D    | Schlag et al. 2021,
-// 2102.11174           | | your callable      | (A x) -> A, channel by channel                | D
-// |                        | | your vector map    | (span<const A> x, span<A> phi), features(D)   |
-// F  |                        |
+// | map                   | phi(x)                         | F                     |
+// |-----------------------|--------------------------------|-----------------------|
+// | elu_plus_one          | x + 1 for x > 0, else exp x    | D                     |
+// | identity_features     | x                              | D                     |
+// | relu_features         | max(x, 0)                      | D                     |
+// | squared_relu_features | max(x, 0)^2                    | D                     |
+// | taylor_features       | 1, x, products of two          | 1 + D + D (D + 1) / 2 |
+// | rebased_features      | products of two                | D (D + 1) / 2         |
+// | your callable         | (A x) -> A, channel by channel | D                     |
+// | your vector map       | (span<const A> x, span<A> phi) | features(D)           |
+//
+// Taylor's and rebased: polynomial_features.hpp.
+// Sources: elu + 1: Katharopoulos et al. 2020, arXiv 2006.16236, eq. 7. Identity: Schlag, Irie,
+// Schmidhuber 2021, arXiv 2102.11174. Relu: Choromanski et al. 2020, arXiv 2009.14794, section 2.2
+// (generalised attention). Squared relu: So et al. 2021, arXiv 2109.08668.
 //
 // A is the accumulator type (float, or double for double). A map must not throw and is called from
 // several threads at once. Normalised attention wants phi > 0.
@@ -48,6 +56,25 @@ struct elu_plus_one {
 struct identity_features {
   template <class A, int N>
   HEED_INLINE void on_packets(simd::packet<A>*) const noexcept {}
+};
+
+/// phi(x) = max(x, 0); a NaN stays NaN. Exact.
+struct relu_features {
+  template <class A, int N>
+  HEED_INLINE void on_packets(simd::packet<A>* x) const noexcept {
+    simd::unroll<N>([&](auto i) HEED_INLINE_LAMBDA {
+      x[i] = simd::select(simd::less(x[i], simd::zero<A>()), simd::zero<A>(), x[i]);
+    });
+  }
+};
+
+/// phi(x) = max(x, 0)^2; a NaN stays NaN. One rounding.
+struct squared_relu_features {
+  template <class A, int N>
+  HEED_INLINE void on_packets(simd::packet<A>* x) const noexcept {
+    relu_features{}.template on_packets<A, N>(x);
+    simd::unroll<N>([&](auto i) HEED_INLINE_LAMBDA { x[i] = simd::mul(x[i], x[i]); });
+  }
 };
 
 namespace detail {

@@ -7,10 +7,10 @@
 //   out_i = scale phi(q_i)'S_i                                          unnormalised
 //   not causal: S and z of all keys, for every query
 //
-//   auto out = heed::linear_attention(q, k, v);                                   // causal, elu +
-//   1 auto out = heed::linear_attention(pool, q, k, v, {.causal = false}, my_map); auto out =
-//   heed::linear_attention(q, k, v, state);                            // in and out auto out =
-//   heed::linear_attention(q, k, v, {.normalise = false}, heed::identity_features{});
+//   auto out = heed::linear_attention(q, k, v);          // causal, elu + 1
+//   auto out = heed::linear_attention(q, k, v, state);   // the state goes in and comes out
+//   auto out = heed::linear_attention(pool, q, k, v, {.causal = false}, my_map);
+//   auto out = heed::linear_attention(q, k, v, {.normalise = false}, heed::identity_features{});
 //   heed::linear_attention_into(out, q, k, v, state, options, map);
 //
 // | argument | axes                                                                |

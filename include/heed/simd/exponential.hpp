@@ -9,7 +9,8 @@
 // after it), degree 11 for double (3e-18, then 2 units in the last place); where a register holds
 // eight numbers, n counts eighths for double, and degree 7 does the same (5e-18).
 // Relative to exp the argument's own rounding |x| eps is added, as in any exponential computed from
-// a rounded product; for softmax that weighs in only where the result is small.
+// a rounded product; for softmax that weighs in only where the result is small. Positive arguments
+// are as exact up to 80 (700 for double); beyond, the result is meaningless.
 #pragma once
 
 #include <cmath>

@@ -1,0 +1,154 @@
+// SPDX-License-Identifier: MIT
+// Forgetting attention: exact softmax attention whose scores fade by the gates between query and
+// key.
+//
+//   s_ij = scale q_i.k_j + G_i - G_j,   G_i = g_0 + ... + g_i,   j <= i
+//
+// g, the natural log of a forget gate (at most 0), is per query head and token.
+//
+//   auto out = heed::forgetting_attention(q, k, v, g);
+//   auto out = heed::forgetting_attention(pool, q, k, v, g, options, heed::window{.left = 9});
+//   heed::forgetting_attention_into(out, q, k, v, g);    // or into(out, lse); executor first
+//
+//   const heed::forget_gates gates(g);                         // or the modifier alone, in decode:
+//   heed::attention(q1, k, v, {.offset = past}, gates, heed::causal());
+//
+// | argument | axes                                                                       |
+// |----------|----------------------------------------------------------------------------|
+// | q, k, v  | as heed::attention                                                         |
+// | g        | [batch, heads, tokens], or [heads, tokens], [tokens]; tokens = keys        |
+//
+// The sums are double, compensated (Neumaier 1974), and only their difference is rounded to the
+// accumulator type: its error is an eps of the difference, however many tokens precede the window.
+// A gate of -inf hides every earlier token: G restarts there, and counts of restarts are compared.
+// A NaN gate reaches the queries at or past it. A query past the last gate counts as the last
+// token. Causal always; every option and modifier of heed::attention still applies. The gate of
+// the query's own token does not fade its own key.
+// Cost: that of heed::attention with a score modifier; 16 bytes a gate. Errors as heed::attention,
+// shape_error where g fits neither q nor k. Source: Lin, Nikishin, He, Courville 2025, arXiv
+// 2503.02130, eq. 5 to 8.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <type_traits>
+#include <utility>
+
+#include "heed/attention/exact.hpp"
+
+namespace heed {
+
+/// The score modifier s + G_i - G_j. Owns the sums; keep it alive during the call.
+class forget_gates {
+ public:
+  static constexpr stage when = stage::score;
+
+  /// g is [batch, heads, tokens]; missing leading axes count as 1.
+  template <tensor_like Gates>
+  explicit forget_gates(const Gates& g) {
+    static_assert(rank_of<const Gates&> <= 3, "heed: gates are [batch, heads, tokens]");
+    const auto from = as_view(g);
+    std::array<index, 3> e{1, 1, 1};
+    std::array<index, 3> s{0, 0, 0};
+    constexpr int rank = rank_of<const Gates&>;
+    for (int a = 0; a < rank; ++a) {
+      e[static_cast<std::size_t>(3 - rank + a)] = from.extent(a);
+      s[static_cast<std::size_t>(3 - rank + a)] = from.stride(a);
+    }
+    sums_ = tensor<sum, 3>(e);
+    const view<std::remove_pointer_t<decltype(from.data())>, 3> gates(from.data(), e, s);
+    for (index b = 0; b < e[0]; ++b) {
+      for (index h = 0; h < e[1]; ++h) accumulate(gates, b, h);
+    }
+  }
+
+  template <class A>
+  [[nodiscard]] A operator()(A s, const position& p) const noexcept {
+    return faded(s, &sums_(p.batch, p.head, 0), p);
+  }
+  void check(const score_extents& e) const {
+    require_equal("gates", "batch", sums_.extent(0), "q", e.batch);
+    require_equal("gates", "heads", sums_.extent(1), "q", e.heads);
+    require_equal("gates", "tokens", sums_.extent(2), "k", e.keys);
+  }
+
+ private:
+  struct sum {
+    double total = 0;
+    double restarts = 0;
+  };
+
+  template <class V>
+  void accumulate(const V& gates, index b, index h) noexcept {
+    double total = 0;
+    double lost = 0;
+    double restarts = 0;
+    for (index t = 0; t < gates.extent(2); ++t) {
+      const auto g = static_cast<double>(gates(b, h, t));
+      if (std::isinf(g) && g < 0) {
+        total = lost = 0;
+        ++restarts;
+      } else {
+        const double next = total + g;
+        lost += std::abs(total) >= std::abs(g) ? (total - next) + g : (g - next) + total;
+        total = next;
+      }
+      sums_(b, h, t) = {total + lost, restarts};
+    }
+  }
+  template <class A>
+  A faded(A s, const sum* row, const position& p) const noexcept {
+    const sum& at = row[std::clamp<index>(p.query, 0, sums_.extent(2) - 1)];
+    const sum& from = row[p.key];
+    if (at.restarts != from.restarts) return -std::numeric_limits<A>::infinity();
+    return s + static_cast<A>(at.total - from.total);
+  }
+
+  tensor<sum, 3> sums_;
+};
+
+namespace detail {
+
+/// f([exec,] out | into(out, lse), q, k, v, g, options, modifiers...)
+struct forgetting_writing_form {
+  template <executor E, class Out, class Q, class K, class V, class G, class... M>
+  void operator()(E& exec, Out&& out, const Q& q, const K& k, const V& v, const G& g,
+                  const attention_options& options = {}, const M&... modifiers) const {
+    const forget_gates gates(g);
+    attention_into(exec, std::forward<Out>(out), q, k, v, options, gates, causal(), modifiers...);
+  }
+  template <class Out, class Q, class K, class V, class G, class... M>
+  requires(!executor<std::remove_reference_t<Out>>) void operator()(
+      Out&& out, const Q& q, const K& k, const V& v, const G& g,
+      const attention_options& options = {}, const M&... modifiers) const {
+    default_executor exec;
+    (*this)(exec, std::forward<Out>(out), q, k, v, g, options, modifiers...);
+  }
+};
+
+/// f([exec,] q, k, v, g, options, modifiers...) -> output
+struct forgetting_returning_form {
+  template <executor E, class Q, class K, class V, class G, class... M>
+  [[nodiscard]] auto operator()(E& exec, const Q& q, const K& k, const V& v, const G& g,
+                                const attention_options& options = {},
+                                const M&... modifiers) const {
+    const forget_gates gates(g);
+    return attention(exec, q, k, v, options, gates, causal(), modifiers...);
+  }
+  template <class Q, class K, class V, class G, class... M>
+  requires(!executor<std::remove_reference_t<Q>>) [[nodiscard]] auto operator()(
+      const Q& q, const K& k, const V& v, const G& g, const attention_options& options = {},
+      const M&... modifiers) const {
+    default_executor exec;
+    return (*this)(exec, q, k, v, g, options, modifiers...);
+  }
+};
+
+}  // namespace detail
+
+inline constexpr detail::forgetting_returning_form forgetting_attention{};
+inline constexpr detail::forgetting_writing_form forgetting_attention_into{};
+
+}  // namespace heed

@@ -1,0 +1,122 @@
+// SPDX-License-Identifier: MIT
+// Linformer: exact attention to r mixtures of the keys instead of the keys.
+//
+//   k'_r = sum_j E_rj k_j,  v'_r = sum_j F_rj v_j,   out = softmax(scale q k'') v'
+//
+//   auto out = heed::linformer_attention(q, k, v, e, f, options);
+//   heed::linformer_attention_into([executor,] out, q, k, v, e, f, options = {}, modifiers...)
+//
+// | argument | axes                                                               |
+// |----------|--------------------------------------------------------------------|
+// | q, k, v  | as heed::attention                                                 |
+// | e, f     | [r, keys], or [kv heads, r, keys]; the same scalars' accumulator   |
+//
+// Every mixture holds every key: not causal, and masks by key have no meaning. E and F are learned
+// for one number of keys. Mixtures are accumulated and kept in the accumulator type, errors at most
+// (keys) eps of their terms' absolute sum, then as heed::attention. FLOPs a head: 2 r M (D + Dv)
+// and 4 N r D; memory r (D + Dv) numbers a KV head. A NaN in k or v reaches every query of its
+// head. The same bits for any number of threads. Throws as heed::attention, before anything is
+// written. Source: Wang et al. 2020, arXiv 2006.04768, eq. 7.
+#pragma once
+
+#include <algorithm>
+#include <string>
+#include <type_traits>
+#include <utility>
+
+#include "heed/attention/exact.hpp"
+
+namespace heed {
+
+namespace detail {
+
+/// Rows of `mix` times the tokens of x.
+template <class A, class E, class TP, class TX>
+[[nodiscard]] tensor<A, 4> mixed_tokens(E& exec, const view<const TP, 3>& mix,
+                                        const view<const TX, 4>& x) {
+  tensor<A, 4> out({x.extent(0), x.extent(1), mix.extent(1), x.extent(3)});
+  const index tasks = x.extent(0) * x.extent(1);
+  for_each_task(exec, worker_count(exec, tasks), tasks, [&](index, index task) noexcept {
+    const index b = task / x.extent(1);
+    const index h = task % x.extent(1);
+    const index from = mix.extent(0) == 1 ? 0 : h;
+    for (index r = 0; r < mix.extent(1); ++r) {
+      for (index j = 0; j < x.extent(2); ++j) {
+        const auto weight = static_cast<A>(mix(from, r, j));
+        for (index c = 0; c < x.extent(3); ++c) {
+          out(b, h, r, c) += weight * static_cast<A>(x(b, h, j, c));
+        }
+      }
+    }
+  });
+  return out;
+}
+
+template <class P>
+[[nodiscard]] auto open_projection(const char* name, const P& p, index kv_heads, index keys) {
+  static_assert(tensor_like<const P&> && (rank_of<const P&> == 2 || rank_of<const P&> == 3),
+                "heed: a projection is [r, keys] or [kv heads, r, keys]");
+  using T = scalar_of<const P&>;
+  const auto given = as_view(p);
+  view<const T, 3> v;
+  if constexpr (rank_of<const P&> == 2) {
+    v = view<const T, 3>(given.data(), {1, given.extent(0), given.extent(1)},
+                         {0, given.stride(0), given.stride(1)});
+  } else {
+    v = given;
+    require_equal(name, "heads", v.extent(0), "k", kv_heads);
+  }
+  require_equal(name, "keys", v.extent(2), "k", keys);
+  return v;
+}
+
+struct linformer_writing_form {
+  template <executor E, class Out, class Q, class K, class V, class PE, class PF, class... M>
+  void operator()(E& exec, Out&& out, const Q& q, const K& k, const V& v, const PE& e, const PF& f,
+                  const attention_options& options = {}, const M&... modifiers) const {
+    require_tensors<const Q&, const K&, const V&>();
+    using A = accumulate_t<scalar_of<const Q&>>;
+    const auto q4 = input4(q);
+    const auto k4 = input4(k);
+    const auto v4 = input4(v);
+    check_shapes(q4.extents(), k4.extents(), v4.extents());
+    const auto pe = open_projection("e", e, k4.extent(1), k4.extent(2));
+    const auto pf = open_projection("f", f, k4.extent(1), k4.extent(2));
+    require_equal("f", "mixtures", pf.extent(1), "e", pe.extent(1));
+    const tensor<A, 4> keys = mixed_tokens<A>(exec, pe, k4);
+    const tensor<A, 4> values = mixed_tokens<A>(exec, pf, v4);
+    attention_into(exec, as_rank4(as_view(std::forward<Out>(out))), q4, keys, values, options,
+                   modifiers...);
+  }
+  template <class Out, class Q, class K, class V, class PE, class PF, class... M>
+  requires(!executor<std::remove_reference_t<Out>>) void operator()(
+      Out&& out, const Q& q, const K& k, const V& v, const PE& e, const PF& f,
+      const attention_options& options = {}, const M&... modifiers) const {
+    default_executor exec;
+    (*this)(exec, std::forward<Out>(out), q, k, v, e, f, options, modifiers...);
+  }
+};
+
+struct linformer_returning_form {
+  template <executor E, class Q, class K, class V, class... Rest>
+  [[nodiscard]] auto operator()(E& exec, const Q& q, const K& k, const V& v,
+                                const Rest&... rest) const {
+    require_tensors<const Q&, const K&, const V&>();
+    auto out = result_like<const Q&>(result_extents(q, v));
+    linformer_writing_form{}(exec, out, q, k, v, rest...);
+    return out;
+  }
+  template <class Q, class K, class V, class PE, class... Rest>
+  requires(!executor<std::remove_reference_t<Q>>) [[nodiscard]] auto operator()(
+      const Q& q, const K& k, const V& v, const PE& e, const Rest&... rest) const {
+    default_executor exec;
+    return (*this)(exec, q, k, v, e, rest...);
+  }
+};
+
+}  // namespace detail
+
+inline constexpr detail::linformer_returning_form linformer_attention{};
+inline constexpr detail::linformer_writing_form linformer_attention_into{};
+
+}  // namespace heed

@@ -1,0 +1,94 @@
+// SPDX-License-Identifier: MIT
+// cosFormer: relu features whose products are reweighted by the cosine of the distance.
+//
+//   weight of the pair (i, j) = relu(q_i).relu(k_j) cos(pi/2 (i - j) / M)
+//   out_i = sum_j weight_ij v_j / (sum_j weight_ij + eps),   j <= i when causal
+//   cos(a - b) = cos a cos b + sin a sin b, so that 2 D features do: (x cos, x sin) of relu(x)
+//
+//   auto out = heed::cosformer_attention(q, k, v, state, cosformer_options{.horizon = 4096});
+//   heed::cosformer_attention_into([executor,] out, q, k, v, [state,] [options])
+//
+// Tensors and grouping as heed::linear_attention; the state has 2 D features. M, the horizon, is at
+// least the largest distance: the tokens of the call where absent, to be given when a text comes in
+// pieces, with the position of each piece's first token. Angles are double, so that every position
+// is exact. Accumulates in the accumulator type; errors as heed::linear_attention with F = 2 D.
+// A row without a weight gives 0. Cost: twice that of relu features. Not exact softmax: an
+// attention of its own. The same bits for any number of threads.
+// Throws shape_error, option_error, std::bad_alloc, before anything is written.
+// Source: Qin et al. 2022, arXiv 2202.08791, eq. 9 to 11.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <numbers>
+#include <optional>
+#include <string>
+
+#include "heed/linear/feature_blocks.hpp"
+
+namespace heed {
+
+struct cosformer_options {
+  bool causal = true;
+  double eps = 1e-6;
+  /// M: no two tokens that meet are further apart. The tokens of the call where absent.
+  std::optional<index> horizon = std::nullopt;
+  /// Position of the first query and of the first key.
+  index first_position = 0;
+  workspace* scratch = nullptr;
+};
+
+namespace detail {
+
+struct cosformer_method {
+  static constexpr std::size_t inputs = 3;
+  using options = cosformer_options;
+
+  template <class Q, class K, class V>
+  [[nodiscard]] static auto result(const Q& q, const K&, const V& v) {
+    require_linear_tensors<const Q&, const K&, const V&>();
+    return make_linear_result(q, v);
+  }
+  template <class E, class Out, class Q, class K, class V, class State>
+  static void call(E& exec, Out&& out, const Q& q, const K& k, const V& v, State&& state,
+                   const options& o) {
+    require_linear_tensors<const Q&, const K&, const V&>();
+    using A = accumulate_t<scalar_of<const Q&>>;
+    const auto q4 = linear_input(q);
+    const index tokens = std::max(q4.extent(2), linear_input(k).extent(2));
+    const index horizon = o.horizon.value_or(std::max<index>(tokens, 1));
+    if (horizon < 1 || horizon < tokens) {
+      fail<option_error>("horizon is " + std::to_string(horizon) + ", the call has tokens " +
+                         std::to_string(tokens));
+    }
+    if (!(o.eps >= 0)) {
+      fail<option_error>("eps is " + std::to_string(o.eps) + ", must not be negative");
+    }
+    const double step = std::numbers::pi / 2 / static_cast<double>(horizon);
+    call_feature_blocks<A>(exec, std::forward<Out>(out), q, k, v, state,
+                           feature_call<A>{2 * q4.extent(3), o.causal, o.eps, {}, o.scratch},
+                           [&](const auto& x, const feature_request<A>& r) noexcept {
+                             const index d = x.extent(3);
+                             for (index t = r.tokens.begin; t < r.tokens.end; ++t) {
+                               const double angle =
+                                   step * static_cast<double>(o.first_position + t);
+                               const auto c = static_cast<A>(std::cos(angle));
+                               const auto s = static_cast<A>(std::sin(angle));
+                               A* to = &r.to(t - r.tokens.begin, 0);
+                               for (index i = 0; i < d; ++i) {
+                                 const auto value = static_cast<A>(x(r.batch, r.head, t, i));
+                                 const A relu = value < A(0) ? A(0) : value;  // a NaN stays
+                                 to[i] = relu * c;
+                                 to[d + i] = relu * s;
+                               }
+                             }
+                           });
+  }
+};
+
+}  // namespace detail
+
+inline constexpr linear_function_into<detail::cosformer_method> cosformer_attention_into{};
+inline constexpr linear_function<detail::cosformer_method> cosformer_attention{};
+
+}  // namespace heed
