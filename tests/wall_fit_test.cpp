@@ -1,11 +1,15 @@
 // SPDX-License-Identifier: MIT
-// The laws that heed_wall draws from its measurements: exponents, crossovers, extrapolation.
+// The laws that heed_wall draws from its measurements: exponents, crossovers, extrapolation; and
+// the closed forms that it holds the sparse methods against, by counting.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
 #include "../bench/wall/fit.hpp"
+#include "../bench/wall/sparse.hpp"
+#include "heed/parallel.hpp"
 
 namespace {
 
@@ -69,6 +73,72 @@ TEST(WallFit, ShorterCurvesCompareWhereBothWereMeasured) {
   const crossing at = wall::find_crossing(law(1e-9, 2, 0, 4), law(1.5e-6, 1, 0, 6));
   EXPECT_EQ(at.how, crossing::kind::measured);
   EXPECT_NEAR(at.n, 1500, 1e-6);
+}
+
+using heed::index;
+
+/// Pairs that a mask leaves of n x n.
+template <class M>
+index count_pairs(index n, const M& mask) {
+  index pairs = 0;
+  for (index i = 0; i < n; ++i) {
+    for (index j = 0; j < n; ++j) pairs += mask(heed::position{0, 0, 0, i, j, i}) ? 1 : 0;
+  }
+  return pairs;
+}
+
+/// Keys that any query of a block sees, summed over the blocks.
+template <class M>
+index count_key_rows(index n, index block, const M& mask) {
+  index rows = 0;
+  for (index begin = 0; begin < n; begin += block) {
+    for (index j = 0; j < n; ++j) {
+      bool seen = false;
+      for (index i = begin; i < std::min(begin + block, n); ++i) {
+        seen = seen || mask(heed::position{0, 0, 0, i, j, i});
+      }
+      rows += seen ? 1 : 0;
+    }
+  }
+  return rows;
+}
+
+TEST(WallSparse, LongformerIsCounted) {
+  for (const index n : {1, 7, 48, 131}) {
+    for (const index window : {1, 6, 50, 200}) {
+      for (const index global : {0, 1, 9, 70, 200}) {
+        const auto mask = heed::causal() && heed::longformer(window - 1, global);
+        EXPECT_EQ(wall::longformer_pairs(n, window, global), count_pairs(n, mask))
+            << n << ", " << window << ", " << global;
+        for (const index block : {1, 5, 48}) {
+          EXPECT_EQ(wall::longformer_key_rows(n, window, global, block),
+                    count_key_rows(n, block, mask))
+              << n << ", " << window << ", " << global << ", " << block;
+        }
+      }
+    }
+  }
+}
+
+TEST(WallSparse, BigBirdIsCounted) {
+  constexpr index block = 8;
+  for (const index n : {1, 8, 13, 64, 99, 200}) {
+    for (const index near : {1, 3, 5}) {
+      for (const index global : {0, 1, 2}) {
+        for (const index random : {0, 2, 3}) {
+          const heed::big_bird_options o{
+              .window = near, .global = global, .random = random, .causal = true, .seed = 5};
+          const heed::block_pattern pattern = heed::big_bird({1, 1, n, n, block, block}, o);
+          const auto mask = heed::blocks(pattern) && heed::causal();
+          heed::check_modifier(mask, {1, 1, 1, n, n});
+          EXPECT_EQ(wall::big_bird_blocks(n, block, o), pattern.visible_blocks());
+          EXPECT_EQ(wall::big_bird_pairs(n, block, o), count_pairs(n, mask))
+              << n << ", " << near << ", " << global << ", " << random;
+          EXPECT_EQ(wall::big_bird_key_rows(n, block, o), count_key_rows(n, block, mask));
+        }
+      }
+    }
+  }
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The five methods of the comparison: how each is called, and what the cost model says of it.
+// The seven methods of the comparison: how each is called, and what the cost model says of it.
 //
 // All are causal self-attention of float heads, tokens x channels. The naive method comes twice: as
 // the textbook's loops (`heed::naive_attention`, which is also the oracle of the tests) and on
@@ -17,6 +17,8 @@
 #include "heed/cost.hpp"
 #include "heed/linear.hpp"
 #include "heed/parallel.hpp"
+#include "heed/sparse.hpp"
+#include "sparse.hpp"
 
 namespace wall {
 
@@ -30,6 +32,7 @@ struct settings {
   index heads = 1;
   index threads = 1;
   index window = 512;
+  index global = 128;  ///< tokens that all see, of the Longformer method
   double max_naive_bytes = 2.0 * 1024 * 1024 * 1024;
   double max_naive_seconds = 5;
   std::string output = "scaling.svg";
@@ -94,6 +97,25 @@ struct method {
           .cache_bytes = cache};
 }
 
+/// BigBird as published, in blocks of 128: 2 global ones, a window of 3, 3 at random.
+inline constexpr heed::big_bird_options big_bird_blocks_seen{.causal = true};
+inline constexpr index big_bird_block = 128;
+
+/// The tiled method on `pairs` visible pairs of a head, with `key_rows` rows of K and V read where
+/// they do not fit the cache.
+[[nodiscard]] inline cost::work tiled_sparse(const cost::attention_shape& s,
+                                             const cost::tiling& tiles, index pairs,
+                                             index key_rows) {
+  cost::work w = cost::tiled(s, tiles);
+  const double kv_head_bytes = static_cast<double>(s.keys) * s.key_value_row_bytes();
+  w.flops *= static_cast<double>(pairs) * s.heads() / s.visible_pairs();
+  if (kv_head_bytes > tiles.cache_bytes) {
+    w.bytes = s.query_output_bytes() +
+              s.heads() * static_cast<double>(key_rows) * s.key_value_row_bytes();
+  }
+  return w;
+}
+
 [[nodiscard]] inline std::vector<method> make_methods(const settings& s, heed::thread_pool& pool,
                                                       double cache) {
   const cost::tiling tiles = heed_tiling(s, cache);
@@ -142,6 +164,34 @@ struct method {
                  [=](index n) {
                    return std::vector{cost::tiled(shape(n, cost::causal_window(s.window)), tiles)};
                  }});
+  all.push_back({"Longformer", 'f', false,
+                 [&pool, s](problem& p, index n, heed::workspace& w) {
+                   heed::attention_into(pool, p.out(n), p.q(n), p.k(n), p.v(n), {.scratch = &w},
+                                        heed::causal() && heed::longformer(s.window - 1, s.global));
+                 },
+                 [=](index n) {
+                   return std::vector{tiled_sparse(
+                       shape(n, cost::causal()), tiles, longformer_pairs(n, s.window, s.global),
+                       longformer_key_rows(n, s.window, s.global, tiles.query_block))};
+                 }});
+  // The pattern is drawn anew in each call: its time and memory are the method's.
+  all.push_back(
+      {"BigBird", 'b', false,
+       [&pool, s](problem& p, index n, heed::workspace& w) {
+         const heed::block_pattern pattern = heed::big_bird(
+             {1, s.heads, n, n, big_bird_block, big_bird_block}, big_bird_blocks_seen);
+         heed::attention_into(pool, p.out(n), p.q(n), p.k(n), p.v(n), {.scratch = &w},
+                              heed::causal() && heed::blocks(pattern));
+       },
+       [=](index n) {
+         cost::work w = tiled_sparse(shape(n, cost::causal()), tiles,
+                                     big_bird_pairs(n, big_bird_block, big_bird_blocks_seen),
+                                     big_bird_key_rows(n, big_bird_block, big_bird_blocks_seen));
+         const index words =
+             2 * big_bird_blocks(n, big_bird_block, big_bird_blocks_seen) + n / big_bird_block;
+         w.extra_memory += static_cast<double>(s.heads * words * index{sizeof(index)});
+         return std::vector{w};
+       }});
   all.push_back({"linear", 'l', false,
                  [&pool](problem& p, index n, heed::workspace& w) {
                    heed::linear_attention_into(pool, p.out(n), p.q(n), p.k(n), p.v(n),

@@ -51,10 +51,8 @@ struct mark {
 };
 
 [[nodiscard]] inline mark mark_of(std::size_t curve_number) {
-  static constexpr mark marks[] = {{"#D55E00", 13, 1.2},
-                                   {"#CC79A7", 5, 0.7},
-                                   {"#0072B2", 7, 1.1},
-                                   {"#009E73", 9, 0.8},
+  static constexpr mark marks[] = {{"#D55E00", 13, 1.2}, {"#CC79A7", 5, 0.7},  {"#0072B2", 7, 1.1},
+                                   {"#009E73", 9, 0.8},  {"#E69F00", 15, 0.8}, {"#56B4E9", 2, 0.9},
                                    {"#000000", 11, 0.9}};
   return marks[curve_number % std::size(marks)];
 }
@@ -106,6 +104,8 @@ inline void draw_panel(gnuplot& g, const std::vector<curve>& curves, bool memory
   std::vector<double> ends;
   for (const line& l : lines) ends.push_back(std::log10(l.samples.back().y));
   const std::vector<double> heights = spread(ends, 0.055 * std::log10(high / low));
+  // Labels of lines that end together reach below them: room for the lowest.
+  low = std::min(low, std::pow(10, *std::min_element(heights.begin(), heights.end())) / 1.5);
 
   const double right = static_cast<double>(s.max_n);
   g("unset label; unset arrow; set title '" +

@@ -99,7 +99,7 @@ inline void print_crossing(const std::vector<curve>& curves, const std::vector<m
   const auto model =
       cost::crossover([&](index n) { return flops(slow, n); },
                       [&](index n) { return flops(fast, n) * (1 + 1e-9); }, index{1} << 30);
-  std::printf("  %-13s slower than %-9s %-26s more FLOPs from: %s\n", slow, fast, text.c_str(),
+  std::printf("  %-13s slower than %-10s %-26s more FLOPs from: %s\n", slow, fast, text.c_str(),
               model ? ("n = " + count_text(static_cast<double>(*model))).c_str() : "never");
 }
 
@@ -110,7 +110,11 @@ inline void print_crossovers(const std::vector<curve>& curves, const std::vector
   print_crossing(curves, methods, "naive, Eigen", "tiled");
   print_crossing(curves, methods, "tiled", "linear");
   print_crossing(curves, methods, "tiled", "windowed");
+  print_crossing(curves, methods, "tiled", "Longformer");
+  print_crossing(curves, methods, "tiled", "BigBird");
   print_crossing(curves, methods, "windowed", "linear");
+  print_crossing(curves, methods, "Longformer", "linear");
+  print_crossing(curves, methods, "BigBird", "linear");
   // A layer as wide as these heads, with a plain feed-forward layer of four times the width.
   const index width = s.heads * s.head_dim;
   cost::model layer = cost::presets::gpt3_175b;

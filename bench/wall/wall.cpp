@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
-// heed_wall: quadratic attention hits the wall, tiled, windowed and linear attention do not.
+// heed_wall: quadratic attention hits the wall, tiled, sparse and linear attention do not.
 //
-// Measures five methods over doubling n and prints one table, fitted exponents, crossovers and what
-// a second and a gibibyte afford; draws scaling.svg. `heed_wall --help` lists what can be changed.
+// Measures seven methods over doubling n and prints one table, fitted exponents, crossovers and
+// what a second and a gibibyte afford; draws scaling.svg. `heed_wall --help` lists what can be
+// changed.
 #include <stdio.h>
 #include <unistd.h>
 
@@ -110,6 +111,11 @@ int run(const settings& s) {
       "%td thread%s\n",
       HEED_VERSION_MAJOR, HEED_VERSION_MINOR, HEED_VERSION_PATCH, s.heads, s.heads == 1 ? "" : "s",
       s.head_dim, s.window, s.threads, s.threads == 1 ? "" : "s");
+  std::printf(
+      "Longformer: the window and %td global tokens; BigBird: blocks of %td, %td global, %td near, "
+      "%td random\n",
+      s.global, big_bird_block, big_bird_blocks_seen.global, big_bird_blocks_seen.window / 2 + 1,
+      big_bird_blocks_seen.random);
   std::printf("peak %s GFLOP/s (%td lanes), read bandwidth %s GB/s, last-level cache %s\n",
               three_digits(peak * 1e-9).c_str(), heed::simd::lanes<float>,
               three_digits(bandwidth * 1e-9).c_str(), bytes_text(cache).c_str());
@@ -142,7 +148,8 @@ int run(const settings& s) {
 int main(int argc, char** argv) {
   settings s;
   bool heads_given = false;
-  CLI::App app("Measures naive, tiled, windowed and linear attention over doubling n.");
+  CLI::App app(
+      "Measures naive, tiled, windowed, Longformer, BigBird and linear attention over doubling n.");
   app.add_option("--min-n", s.min_n, "smallest number of tokens")
       ->capture_default_str()
       ->check(CLI::Range(16, 1 << 24));
@@ -161,6 +168,9 @@ int main(int argc, char** argv) {
   app.add_option("--window", s.window, "keys a query of the windowed method sees")
       ->capture_default_str()
       ->check(CLI::Range(1, 1 << 24));
+  app.add_option("--global", s.global, "tokens that the Longformer method sees beside its window")
+      ->capture_default_str()
+      ->check(CLI::Range(0, 1 << 24));
   app.add_option("--max-naive-bytes", s.max_naive_bytes,
                  "the naive methods stop where their scores need more")
       ->capture_default_str();
