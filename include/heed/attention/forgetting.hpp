@@ -57,7 +57,7 @@ class forget_gates {
       e[static_cast<std::size_t>(3 - rank + a)] = from.extent(a);
       s[static_cast<std::size_t>(3 - rank + a)] = from.stride(a);
     }
-    sums_ = tensor<sum, 3>(e);
+    sums_ = tensor<double, 4>({e[0], e[1], e[2], 2});
     const view<std::remove_pointer_t<decltype(from.data())>, 3> gates(from.data(), e, s);
     for (index b = 0; b < e[0]; ++b) {
       for (index h = 0; h < e[1]; ++h) accumulate(gates, b, h);
@@ -66,7 +66,21 @@ class forget_gates {
 
   template <class A>
   [[nodiscard]] A operator()(A s, const position& p) const noexcept {
-    return faded(s, &sums_(p.batch, p.head, 0), p);
+    return for_head<A>(p.head)(s, p);
+  }
+  /// The sums of one head, for a loop over its scores: pointers, where a copy of the modifier would
+  /// copy the sums.
+  template <class A>
+  [[nodiscard]] auto for_head(index head) const noexcept {
+    return [rows = sums_.data() + head * 2 * sums_.extent(2),
+            batch_stride = sums_.extent(1) * 2 * sums_.extent(2),
+            last = sums_.extent(2) - 1](A s, const position& p) noexcept {
+      const double* const row = rows + p.batch * batch_stride;
+      const double* const at = row + 2 * std::clamp<index>(p.query, 0, last);
+      const double* const from = row + 2 * p.key;
+      if (at[1] != from[1]) return -std::numeric_limits<A>::infinity();
+      return s + static_cast<A>(at[0] - from[0]);
+    };
   }
   void check(const score_extents& e) const {
     require_equal("gates", "batch", sums_.extent(0), "q", e.batch);
@@ -75,10 +89,9 @@ class forget_gates {
   }
 
  private:
-  struct sum {
-    double total = 0;
-    double restarts = 0;
-  };
+  // Of each token the sum of the gates so far, and how many of them were -inf: [batch, heads,
+  // tokens, 2].
+  tensor<double, 4> sums_;
 
   template <class V>
   void accumulate(const V& gates, index b, index h) noexcept {
@@ -95,18 +108,10 @@ class forget_gates {
         lost += std::abs(total) >= std::abs(g) ? (total - next) + g : (g - next) + total;
         total = next;
       }
-      sums_(b, h, t) = {total + lost, restarts};
+      sums_(b, h, t, 0) = total + lost;
+      sums_(b, h, t, 1) = restarts;
     }
   }
-  template <class A>
-  A faded(A s, const sum* row, const position& p) const noexcept {
-    const sum& at = row[std::clamp<index>(p.query, 0, sums_.extent(2) - 1)];
-    const sum& from = row[p.key];
-    if (at.restarts != from.restarts) return -std::numeric_limits<A>::infinity();
-    return s + static_cast<A>(at.total - from.total);
-  }
-
-  tensor<sum, 3> sums_;
 };
 
 namespace detail {
