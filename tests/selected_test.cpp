@@ -100,7 +100,7 @@ TYPED_TEST(Selected, ItsOptionsAllApply) {
               heed::sink(sinks));
   s.selection_heads = 4;
   this->check(
-      s, {}, heed::window{.left = 30, .right = 3}, heed::dropout(0.25, 7),
+      s, {}, heed::window{.left = 30, .right = 3}, heed::dropout{0.25, 7},
       [](auto x, const position& p) { return x + decltype(x)(0.1) * decltype(x)(p.key % 5); });
 }
 
