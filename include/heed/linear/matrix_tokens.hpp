@@ -83,7 +83,8 @@ struct matrix_tokens {
     s.w2 = take(low ? members * rows : 0, rows);
     s.m = take(rows, rows);
     s.n = take(low ? rows : 0, rows);
-    s.decay = take(rows, gates == gate_kind::per_channel ? d : rows);
+    // Of one number a token: a chunk's running products, or a step's number once a key channel.
+    s.decay = take(rows, gates == gate_kind::per_channel ? d : std::max(rows, d));
     s.step = c.take<A>(rows);
     s.prefix = c.take<A>(d);
     s.beta = c.take<A>(rows);
