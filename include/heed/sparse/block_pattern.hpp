@@ -98,7 +98,7 @@ class block_pattern {
   /// The blocks that a block of queries sees, ascending. Batch and head of a pattern that is alike
   /// in all of them are not looked at. None for a block of queries outside the pattern.
   [[nodiscard]] std::span<const block_entry> row(index batch, index head,
-                                                 index query_block) const noexcept {
+                                                 index query_block) const& noexcept {
     if (query_block < 0 || query_block >= extents_.query_blocks()) return {};
     const index b = extents_.batch == 1 ? 0 : batch;
     const index h = extents_.heads == 1 ? 0 : head;
@@ -107,6 +107,8 @@ class block_pattern {
     return std::span(entries_).subspan(static_cast<std::size_t>(begin_[r]),
                                        static_cast<std::size_t>(begin_[r + 1] - begin_[r]));
   }
+
+  std::span<const block_entry> row(index, index, index) const&& = delete;  // would dangle
 
   [[nodiscard]] coverage at(index batch, index head, index query_block,
                             index key_block) const noexcept {
