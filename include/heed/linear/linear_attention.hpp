@@ -53,6 +53,7 @@
 
 #include "heed/linear/feature_map.hpp"
 #include "heed/linear/kernelised.hpp"
+#include "heed/linear/kernelised_segments.hpp"
 #include "heed/linear/options.hpp"
 #include "heed/linear/quadratic.hpp"
 #include "heed/linear/recurrence.hpp"
@@ -213,6 +214,8 @@ void linear_call(E& exec, Out&& out, const Q& q, const K& k, const V& v, State&&
     run_separately(exec, recurrence, step, memory);
   } else if (form == linear_form::recurrent) {
     run_recurrent(exec, recurrence, memory);
+  } else if (form == linear_form::scan) {
+    run_segments(exec, kernelised_segments(recurrence), segment_tokens(tokens, 256, step), memory);
   } else {
     run_chunked(exec, recurrence, memory);
   }

@@ -26,8 +26,8 @@
 // Gates are natural logs, at most 0; -inf is a reset. `out` and the state overlap nothing else.
 // A NaN or infinity of a token reaches that token and later ones, never an earlier one.
 // Scratch a worker: Dk Dv + C (4 Dk + 4 Dv + 4 C) numbers, about. Parallel over batch x state
-// heads; the same bits for any number of threads. Throws shape_error, option_error, std::bad_alloc,
-// before anything is written.
+// heads, in the form `scan` over segments of tokens too; the same bits for any number of threads.
+// Throws shape_error, option_error, std::bad_alloc, before anything is written.
 #pragma once
 
 #include <cmath>
@@ -37,6 +37,7 @@
 #include "heed/core/errors.hpp"
 #include "heed/linear/call.hpp"
 #include "heed/linear/matrix_quadratic.hpp"
+#include "heed/linear/matrix_segments.hpp"
 #include "heed/linear/matrix_state.hpp"
 #include "heed/linear/options.hpp"
 #include "heed/linear/recurrence.hpp"
@@ -165,6 +166,12 @@ inline index common_heads(const char* name, index heads, const char* other, inde
 template <class E, class A>
 void run_matrix(E& exec, const matrix_recurrence<A>& r, linear_form form, workspace& memory) {
   if (form == linear_form::parallel) return run_matrix_quadratic(exec, r, memory);
+  if (form == linear_form::scan) {
+    const matrix_segments<A> segments(r);
+    return run_segments(exec, segments,
+                        segment_tokens(r.q.extents[2], segments.least_tokens(), r.chunk_size()),
+                        memory);
+  }
   for_each_state(exec, r, memory, [&](index head, auto& scratch) noexcept {
     const range span = r.span_of(head);
     if (form == linear_form::recurrent) {

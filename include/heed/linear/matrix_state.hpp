@@ -36,7 +36,7 @@ struct matrix_recurrence : matrix_tokens<A> {
   using base::batch_of, base::head_of, base::group, base::state_heads;
   using base::gates, base::writes, base::read_before, base::chunk_tokens;
   using base::k, base::v, base::out, base::bonus, base::scale;
-  using base::load, base::load_query, base::finish;
+  using base::load, base::load_query, base::finish, base::add_multiple;
   using typename base::scratch_type;
 
   /// One token, by the formulas on top.
@@ -106,7 +106,7 @@ struct matrix_recurrence : matrix_tokens<A> {
   }
 
  private:
-  using base::add_multiple, base::in, base::lanes, base::padded;
+  using base::in, base::lanes, base::padded;
 
   [[nodiscard]] matrix_rows<A> query_rows(const scratch_type& s, index g) const noexcept {
     return {s.q[g * padded(chunk_tokens)], s.q.stride};

@@ -99,6 +99,9 @@ struct matrix_tokens {
       copy_tile(rectangle<const A>{home.data, home.row, home.column},
                 rectangle<A>{s.sum.data, s.sum.stride, 1}, k.channels(), v.channels());
     }
+    load_bonus(head, s);
+  }
+  void load_bonus(index head, scratch_type& s) const noexcept {
     if (bonus.present()) bonus.load(0, head_of(head), state_heads(), {0, 1}, {s.bonus, 0});
   }
   void leave(index head, scratch_type& s) const noexcept {
@@ -167,17 +170,19 @@ struct matrix_tokens {
     if (!out.packets_fit) out.store(batch_of(head), h, t, in(o));
   }
 
- protected:
-  static constexpr index lanes = simd::lanes<A>;
-  [[nodiscard]] static constexpr index padded(index n) noexcept { return round_up(n, lanes); }
-  [[nodiscard]] static matrix_rows<const A> in(matrix_rows<A> x) noexcept {
-    return {x.data, x.stride};
-  }
+  /// y += by x, whole packets.
   static void add_multiple(A by, const A* x, A* y, index count) noexcept {
     const auto factor = simd::broadcast(by);
     for (index c = 0; c < count; c += lanes) {
       simd::store(y + c, simd::fmadd(factor, simd::load<A>(x + c), simd::load<A>(y + c)));
     }
+  }
+
+ protected:
+  static constexpr index lanes = simd::lanes<A>;
+  [[nodiscard]] static constexpr index padded(index n) noexcept { return round_up(n, lanes); }
+  [[nodiscard]] static matrix_rows<const A> in(matrix_rows<A> x) noexcept {
+    return {x.data, x.stride};
   }
 };
 
