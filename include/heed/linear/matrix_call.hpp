@@ -144,13 +144,7 @@ inline void check_matrix_options(const recurrence_options& o, const std::array<i
   if (o.chunk && *o.chunk < 1) {
     fail<option_error>("chunk is " + std::to_string(*o.chunk) + ", must be at least 1");
   }
-  const auto& b = o.sequence_bounds;
-  if (b.empty()) return;
-  require_equal("q", "batch", q[0], "a ragged call", 1);
-  if (b.front() != 0 || b.back() != q[2] || !std::is_sorted(b.begin(), b.end())) {
-    fail<shape_error>("sequence_bounds " + format_extents(b) +
-                      " do not rise from 0 to q's tokens " + std::to_string(q[2]));
-  }
+  check_sequence_bounds(o.sequence_bounds, "q", q[0], q[2]);
 }
 
 /// The larger of two numbers of heads, of which it must be a multiple.
