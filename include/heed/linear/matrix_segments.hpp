@@ -28,6 +28,7 @@ class matrix_segments {
     moves_ = adds_;
     moves_.v.extents[3] = whole_.k.channels();
     moves_.v.packets_fit = false;
+    moves_.v.bytes = 0;
     moves_.v.copy = [](const void*, index, index, index, matrix_rows<A> to, index rows,
                        index columns) noexcept {
       for (index i = 0; i < rows; ++i) std::fill_n(to[i], columns, A(0));
