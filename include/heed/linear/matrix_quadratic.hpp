@@ -51,7 +51,7 @@ class matrix_quadratic {
       for (index f = 0; f < r_.k.channels(); ++f) {
         for (index c = 0; c < r_.v.channels(); ++c) {
           s.rows.sum[f][c] =
-              decay(s, i, f) * s.rows.sum[f][c] + s.rows.k[i][f] * s.rows.values[i][c];
+              decay(s, i, f) * s.rows.sum[f][c] + s.rows.keys[i][f] * s.rows.values[i][c];
         }
       }
     }
@@ -72,14 +72,14 @@ class matrix_quadratic {
     if (r_.read_before) {
       A weight = A(0);
       for (index f = 0; r_.bonus.present() && f < d; ++f) {
-        weight += s.query[f] * s.rows.bonus[f] * s.rows.k[i][f];
+        weight += s.query[f] * s.rows.bonus[f] * s.rows.keys[i][f];
       }
       add(weight, s.rows.values[i], s);
       last = i - 1;
     }
     for (index j = last; j >= 0; --j) {
       A weight = A(0);
-      for (index f = 0; f < d; ++f) weight += s.query[f] * s.rows.k[j][f];
+      for (index f = 0; f < d; ++f) weight += s.query[f] * s.rows.keys[j][f];
       add(weight, s.rows.values[j], s);
       for (index f = 0; f < d; ++f) s.query[f] *= decay(s, j, f);
     }

@@ -38,11 +38,13 @@ struct matrix_tokens {
   bool read_before = false;
 
   struct scratch_type {
-    matrix_rows<A> sum;  // S
-    matrix_rows<A> k, kt, a, b, bt, q, v, x, out, raw;
+    matrix_rows<A> sum;                                 // S
+    matrix_rows<A> k, kt, a, b, bt, q, v, x, out, raw;  // kt, bt: keys as columns
+    matrix_rows<A> written_k, written_b;                // those decayed to the chunk's end
     matrix_rows<A> w, w2, m, n;  // weights of pairs: q k', q b', and those of x
     matrix_rows<A> decay;        // of pairs, or of channels
-    A *step, *prefix, *beta, *bonus;
+    A *step, *prefix, *beta, *bonus, *parts;
+    matrix_rows<const A> keys;    // k, where it lies or copied
     matrix_rows<const A> values;  // v, where it lies or scaled
   };
 
@@ -62,7 +64,7 @@ struct matrix_tokens {
   [[nodiscard]] scratch_type carve(carver& c) const noexcept {
     const index rows = padded(chunk_tokens);
     const index d = padded(k.channels());
-    const index members = gates == gate_kind::per_channel ? group() : 1;
+    const index members = gates == gate_kind::per_channel ? std::max<index>(group(), 1) : 1;
     const bool low = writes == write_kind::low_rank;
     const auto take = [&c](index r, index columns) {
       return matrix_rows<A>{c.take<A>(r * padded(columns)), padded(columns)};
@@ -70,10 +72,17 @@ struct matrix_tokens {
     scratch_type s{};
     s.sum = take(d, v.channels());
     s.k = take(rows, d);
-    s.kt = take(d, rows);
     s.a = take(rows, d);
     if (low) s.b = take(rows, d);
-    if (low) s.bt = take(d, rows);
+    if (gates == gate_kind::per_channel) {
+      s.written_k = take(rows, d);
+      if (low) s.written_b = take(rows, d);
+    } else {  // decayed where they lie
+      s.kt = take(d, rows);
+      if (low) s.bt = take(d, rows);
+      s.written_k = s.k;
+      s.written_b = s.b;
+    }
     s.q = take(members * rows, d);
     s.v = take(rows, v.channels());
     s.x = take(rows, v.channels());
@@ -89,6 +98,9 @@ struct matrix_tokens {
     s.prefix = c.take<A>(d);
     s.beta = c.take<A>(rows);
     s.bonus = c.take<A>(d);
+    s.parts = c.take<A>(gates == gate_kind::per_channel
+                            ? (writes == write_kind::outer ? 1 : 2) * pair_numbers<A>(chunk_tokens)
+                            : 0);
     return s;
   }
 
@@ -134,7 +146,12 @@ struct matrix_tokens {
   /// Keys, values, gates and whatever else of the tokens.
   void load(index head, range t, scratch_type& s) const noexcept {
     const index bt = batch_of(head), h = head_of(head), of = state_heads(), n = t.size();
-    k.load(bt, h, of, t, s.k);
+    if (gates == gate_kind::per_channel) {
+      s.keys = k.rows(bt, h, of, t, s.k);
+    } else {
+      k.load(bt, h, of, t, s.k);
+      s.keys = in(s.k);
+    }
     if (a.present()) a.load(bt, h, of, t, s.a);
     if (b.present()) b.load(bt, h, of, t, s.b);
     s.values = v.rows(bt, h, of, t, s.v);
@@ -153,10 +170,10 @@ struct matrix_tokens {
       std::fill_n(s.step, padded(n), A(0));
       gate.load_numbers(bt, h, of, t, s.step);
       if (gate_factor.present()) multiply_by(s.step, factor, padded(n));
-      exponentials(s.step, n);
+      exponentials(s.step, n, s.step);
     } else if (gates == gate_kind::per_channel) {
-      gate.load(bt, h, of, t, s.decay);
-      for (index i = 0; i < n; ++i) exponentials(s.decay[i], k.channels());
+      const auto logs = gate.rows(bt, h, of, t, s.decay);
+      for (index i = 0; i < n; ++i) exponentials(logs[i], k.channels(), s.decay[i]);
     }
   }
 
