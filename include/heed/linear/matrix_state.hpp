@@ -126,8 +126,10 @@ struct matrix_recurrence : matrix_tokens<A> {
                         ceil_div(v.channels(), plan::packets * lanes);
     const index numbers = t.size() * (3 * k.channels() + 2 * v.channels());
     const index lines = ceil_div(numbers * static_cast<index>(sizeof(A)), index{64});
-    read_ahead ahead(ceil_div(lines, std::max<index>(tiles, 1)));
-    for (const token_input<A>* x : {&k, &v, &this->a, &this->b, &this->gate}) {
+    // A short chunk is over soon: its lines are asked for in its first half.
+    const index share = gates == gate_kind::per_channel ? 2 : 1;
+    read_ahead ahead(ceil_div(lines * share, std::max<index>(tiles, 1)));
+    for (const token_input<A>* x : {&this->gate, &k, &this->a, &this->b, &v}) {
       if (x->present()) x->look_ahead(ahead, bt, h, of, t);
     }
     for (index g = 0; g < group(); ++g) {
