@@ -239,6 +239,7 @@ TYPED_TEST(PageBounds, SelectTheBestPages) {
 // One token after another: bounds learn it, pages are chosen, attention reads those alone.
 TEST(PageBoundsDecode, AttendsToTheChosenPagesOfACache) {
   heed::serial_executor serial;
+  heed::thread_pool pool(3);
   const heed::cache_extents extents{
       .batch = 2, .kv_heads = 2, .capacity = 120, .head_dim = 16, .value_dim = std::nullopt};
   heed::contiguous_cache<float> cache(extents);
@@ -246,25 +247,98 @@ TEST(PageBoundsDecode, AttendsToTheChosenPagesOfACache) {
   const auto q = oracle::random_tensor<float, 4>({2, 6, 120, 16}, 1);
   const auto k = oracle::random_tensor<float, 4>({2, 2, 120, 16}, 2);
   const auto v = oracle::random_tensor<float, 4>({2, 2, 120, 16}, 3);
-  cache.append(tokens(k, 0, 70), tokens(v, 0, 70));
-  for (index j = 70; j < 120; ++j) {
-    cache.append(tokens(k, j, j + 1), tokens(v, j, j + 1));
+  index length = 70;
+  cache.append(tokens(k, 0, length), tokens(v, 0, length));
+  for (const index count : {1, 1, 1, 4, 1, 9, 1, 1}) {
+    const auto newest = tokens(q, length, length + count);
+    cache.append(tokens(k, length, length + count), tokens(v, length, length + count));
+    length += count;
     bounds.update(serial, cache);
-    const auto token = tokens(q, j, j + 1);
     const auto pages =
-        heed::select_pages(serial, token, bounds, {.count = 4, .group = heed::group_choice::sum});
-    const auto got =
-        heed::selected_attention(serial, token, cache.keys(), cache.values(), pages, bounds.page());
-    const auto want = oracle::expected(token, tokens(k, 0, j + 1), tokens(v, 0, j + 1), {},
-                                       [&](const heed::position& p) {
-                                         for (index c = 0; c < 4; ++c) {
-                                           if (pages(p.batch, p.kv_head, 0, c) == p.key / 8) {
-                                             return true;
-                                           }
-                                         }
-                                         return false;
-                                       });
-    EXPECT_EQ(oracle::difference<float>(got, want.output, want.sizes), "") << j;
+        heed::select_pages(serial, newest, bounds, {.count = 4, .group = heed::group_choice::sum});
+    heed::tensor<float, 4> out({2, 6, count, 16});
+    heed::tensor<float, 3> lse({2, 6, count});
+    heed::selected_decode_into(heed::into(out, lse), newest, cache, pages, bounds.page(), {},
+                               heed::causal());
+    const auto want =
+        oracle::expected(newest, tokens(k, 0, length), tokens(v, 0, length),
+                         {.offset = length - count}, heed::causal(), [&](const heed::position& p) {
+                           for (index c = 0; c < 4; ++c) {
+                             if (pages(p.batch, p.kv_head, p.row, c) == p.key / 8) return true;
+                           }
+                           return false;
+                         });
+    EXPECT_EQ(oracle::difference<float>(out, want.output, want.sizes), "") << length;
+    EXPECT_EQ(oracle::lse_difference<float>(lse, want.log_sum_exp, want.sizes), "") << length;
+    // The same through the cache's views, and on threads.
+    EXPECT_TRUE(oracle::same_bits(
+        out, heed::selected_attention(pool, newest, cache.keys(), cache.values(), pages,
+                                      bounds.page(), {.offset = length - count}, heed::causal())));
+  }
+}
+
+/// Keys and values of sequences that have lengths of their own, a few tokens at a time in memory.
+struct ragged_source {
+  using key_scalar = float;
+  using value_scalar = float;
+  const heed::tensor<float, 4>& k;
+  const heed::tensor<float, 4>& v;
+  std::vector<index> lengths;
+
+  [[nodiscard]] index batch() const { return k.extent(0); }
+  [[nodiscard]] index kv_heads() const { return k.extent(1); }
+  [[nodiscard]] index head_dim() const { return k.extent(3); }
+  [[nodiscard]] index value_dim() const { return v.extent(3); }
+  [[nodiscard]] index length(index b) const { return lengths[static_cast<std::size_t>(b)]; }
+  [[nodiscard]] heed::row_run<float> keys(index b, index h, index j) const {
+    return {&k(b, h, j, 0), k.extent(3), 5 - j % 5};
+  }
+  [[nodiscard]] heed::row_run<float> values(index b, index h, index j) const {
+    return {&v(b, h, j, 0), v.extent(3), 5 - j % 5};
+  }
+  [[nodiscard]] static index key_channel_stride() { return 1; }
+  [[nodiscard]] static index value_channel_stride() { return 1; }
+};
+
+TEST(PageBoundsDecode, SequencesOfDifferentLengths) {
+  heed::serial_executor serial;
+  auto k = oracle::random_tensor<float, 4>({3, 2, 100, 16}, 1);
+  const auto v = oracle::random_tensor<float, 4>({3, 2, 100, 8}, 2);
+  const auto q = oracle::random_tensor<float, 4>({3, 4, 2, 16}, 3);
+  const ragged_source source{k, v, {100, 37, 2}};
+  for (index j = 37; j < 100; ++j) k(1, 0, j, 3) = std::numeric_limits<float>::quiet_NaN();
+  heed::page_bounds<float> bounds(
+      {.batch = 3, .kv_heads = 2, .capacity = 100, .head_dim = 16, .value_dim = std::nullopt}, 8);
+  bounds.update(serial, source);
+  EXPECT_EQ(bounds.pages(0), 13);
+  EXPECT_EQ(bounds.pages(1), 5);
+  EXPECT_EQ(bounds.pages(2), 1);
+  const auto pages = heed::select_pages(serial, q, bounds, {.count = 3});
+  const auto got = heed::selected_decode(serial, q, source, pages, 8, {}, heed::causal());
+  // One choice for all batches: page 12 is behind the end of two of them.
+  heed::tensor<index, 4> shared({1, 1, 2, 2});
+  for (index i = 0; i < 2; ++i) shared(0, 0, i, 0) = 12;
+  const auto of_shared = heed::selected_decode(serial, q, source, shared, 8, {}, heed::causal());
+  for (index b = 0; b < 3; ++b) {
+    const index length = source.length(b);
+    const auto batch = [&](const auto& t, index end) {
+      return heed::as_view(t).slice(0, b, b + 1).slice(2, 0, end);
+    };
+    const auto check = [&](const heed::tensor<index, 4>& choice, const auto& result) {
+      const auto want =
+          oracle::expected(batch(q, 2), batch(k, length), batch(v, length), {.offset = length - 2},
+                           heed::causal(), [&](const heed::position& p) {
+                             for (index c = 0; c < choice.extent(3); ++c) {
+                               const bool all = choice.extent(0) == 1;
+                               if (choice(all ? 0 : b, all ? 0 : p.head, p.row, c) == p.key / 8)
+                                 return true;
+                             }
+                             return false;
+                           });
+      EXPECT_EQ(oracle::difference<float>(batch(result, 2), want.output, want.sizes), "") << b;
+    };
+    check(pages, got);
+    check(shared, of_shared);
   }
 }
 
