@@ -8,6 +8,7 @@
 #include "heed/sparse/draw.hpp"
 #include "heed/sparse/page_bounds.hpp"
 #include "heed/sparse/patterns.hpp"
+#include "heed/sparse/recall.hpp"
 #include "heed/sparse/row_scores.hpp"
 #include "heed/sparse/selection.hpp"
 #include "heed/sparse/vertical_slash.hpp"
