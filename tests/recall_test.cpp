@@ -230,4 +230,186 @@ TEST(RecallErrors, NameTheArgument) {
   EXPECT_THROW((void)heed::selection_recall(serial, q, k, selection, 0), heed::option_error);
 }
 
+// ------------------------------------------------------------------------------------ estimates
+
+/// The sums of the last rows' probabilities by key and by distance, by definition.
+struct sums {
+  std::vector<double> by_key;
+  std::vector<double> by_distance;
+};
+
+template <class T>
+sums sums_by_definition(const heed::tensor<T, 4>& q, const heed::tensor<T, 4>& k,
+                        const heed::vertical_slash_options& o, index b, index h) {
+  const index n = q.extent(2);
+  const double scale = o.scale ? *o.scale : 1 / std::sqrt(static_cast<double>(q.extent(3)));
+  const auto seen = static_cast<std::size_t>(std::max<index>(0, o.offset + n));
+  sums s{std::vector<double>(seen, 0.0), std::vector<double>(seen, 0.0)};
+  for (index i = std::max<index>(0, n - o.queries); i < n; ++i) {
+    const index position = o.offset + i;
+    const auto p = probabilities(q, k, scale, b, h, i, visible(true, o.offset, i, k.extent(2)));
+    for (index j = 0; j <= position; ++j) {
+      s.by_key[static_cast<std::size_t>(j)] += p[static_cast<std::size_t>(j)];
+      s.by_distance[static_cast<std::size_t>(position - j)] += p[static_cast<std::size_t>(j)];
+    }
+  }
+  return s;
+}
+
+/// "" where `list` holds, ascending, `count` of the largest: none left out is larger than the
+/// least of them by more than `within`.
+std::string not_the_largest(const heed::tensor<index, 3>& list, index b, index h,
+                            const std::vector<double>& of, double within) {
+  std::set<index> held;
+  double least = oracle::infinity;
+  for (index n = 0; n < list.extent(2); ++n) {
+    const index x = list(b, h, n);
+    if (x < 0 || x >= static_cast<index>(of.size())) return "entry " + std::to_string(x);
+    if (n > 0 && x <= list(b, h, n - 1)) return "not ascending at " + std::to_string(n);
+    held.insert(x);
+    least = std::min(least, of[static_cast<std::size_t>(x)]);
+  }
+  for (std::size_t x = 0; x < of.size(); ++x) {
+    if (held.count(static_cast<index>(x)) == 0 && of[x] > least + within) {
+      return std::to_string(x) + " is left out";
+    }
+  }
+  return "";
+}
+
+template <class T>
+class Estimate : public testing::Test {};
+TYPED_TEST_SUITE(Estimate, scalars);
+
+TYPED_TEST(Estimate, KeepsTheLargestSums) {
+  using T = TypeParam;
+  heed::thread_pool pool(3);
+  heed::serial_executor serial;
+  for (const auto& [queries, keys, offset] :
+       {std::array<index, 3>{83, 83, 0}, {9, 83, 70}, {40, 30, -10}, {1, 1, 0}, {3, 5, -4}}) {
+    for (const index rows : {1, 7, 64}) {
+      const auto q = oracle::random_tensor<T, 4>({2, 4, queries, 19}, 1, 2.0);
+      const auto k = oracle::random_tensor<T, 4>({2, 2, keys, 19}, 2);
+      const heed::vertical_slash_options o{
+          .queries = rows, .verticals = 6, .slashes = 5, .offset = offset, .scale = 0.4};
+      const auto got = heed::estimate_vertical_slash(pool, q, k, o);
+      const auto again = heed::estimate_vertical_slash(serial, q, k, o);
+      EXPECT_TRUE(oracle::same_bits(got.verticals, again.verticals));
+      EXPECT_TRUE(oracle::same_bits(got.slashes, again.slashes));
+      const index seen = std::max<index>(0, offset + queries);
+      ASSERT_EQ(got.verticals.extents(), (std::array<index, 3>{2, 4, std::min<index>(6, seen)}));
+      ASSERT_EQ(got.slashes.extents(), (std::array<index, 3>{2, 4, std::min<index>(5, seen)}));
+      // A sum of `rows` probabilities, each of at most 1.
+      const double within =
+          static_cast<double>(rows) *
+          (tolerance(q, k, 0.4) +
+           2 * static_cast<double>(keys) * oracle::unit_roundoff<heed::accumulate_t<T>>());
+      for (index b = 0; b < 2; ++b) {
+        for (index h = 0; h < 4; ++h) {
+          auto want = sums_by_definition(q, k, o, b, h);
+          if (seen > 0) want.by_distance[0] = oracle::infinity;
+          EXPECT_EQ(not_the_largest(got.verticals, b, h, want.by_key, within), "");
+          EXPECT_EQ(not_the_largest(got.slashes, b, h, want.by_distance, within), "");
+        }
+      }
+    }
+  }
+}
+
+/// Heads whose keys at `verticals` all rows look for, and which look `slashes` back: each token has
+/// a random name in half the channels, of which a row asks for those tokens that stand there.
+struct planted {
+  heed::tensor<float, 4> q;
+  heed::tensor<float, 4> k;
+
+  planted(index n, const std::vector<std::vector<index>>& verticals,
+          const std::vector<std::vector<index>>& slashes)
+      : q({1, static_cast<index>(verticals.size()), n, 65}),
+        k({1, static_cast<index>(verticals.size()), n, 65}) {
+    const auto names = oracle::random_tensor<float, 4>({1, q.extent(1), n, 64}, 7);
+    oracle::each_index({1, q.extent(1), n, 64}, [&](index, index h, index j, index c) {
+      k(0, h, j, c) = names(0, h, j, c);
+      for (const index s : slashes[static_cast<std::size_t>(h)]) {
+        if (j >= s) q(0, h, j, c) += 2.0F * names(0, h, j - s, c);
+      }
+    });
+    for (index h = 0; h < q.extent(1); ++h) {
+      for (index i = 0; i < n; ++i) q(0, h, i, 64) = 1.0F;
+      for (const index j : verticals[static_cast<std::size_t>(h)]) k(0, h, j, 64) = 130.0F;
+    }
+  }
+};
+
+TEST(EstimateOfPlanted, FindsThem) {
+  heed::serial_executor serial;
+  const std::vector<std::vector<index>> verticals{{0, 5, 300}, {17, 44, 201}};
+  const std::vector<std::vector<index>> slashes{{0, 3, 120}, {0, 64, 90}};
+  const planted data(400, verticals, slashes);
+  const auto lists =
+      heed::estimate_vertical_slash(serial, data.q, data.k, {.verticals = 3, .slashes = 3});
+  for (index h = 0; h < 2; ++h) {
+    for (index n = 0; n < 3; ++n) {
+      EXPECT_EQ(lists.verticals(0, h, n),
+                verticals[static_cast<std::size_t>(h)][static_cast<std::size_t>(n)]);
+      EXPECT_EQ(lists.slashes(0, h, n),
+                slashes[static_cast<std::size_t>(h)][static_cast<std::size_t>(n)]);
+    }
+  }
+  // They are nearly all there is, for all rows, not for the last alone.
+  const auto share = heed::attention_recall(serial, data.q, data.k, lists.mask());
+  EXPECT_GT(share(0, 0), 0.95);
+  EXPECT_GT(share(0, 1), 0.95);
+}
+
+TEST(EstimateLists, AreAMaskAndAPatternForEachHead) {
+  heed::thread_pool pool(2);
+  const auto q = oracle::random_tensor<float, 4>({2, 4, 300, 8}, 1, 2.0);
+  const auto k = oracle::random_tensor<float, 4>({2, 2, 300, 8}, 2);
+  const auto lists = heed::estimate_vertical_slash(pool, q, k, {.verticals = 7, .slashes = 9});
+  const auto by_lists = [&](const position& p) {
+    bool kept = false;
+    for (index n = 0; n < 7; ++n) kept = kept || lists.verticals(p.batch, p.head, n) == p.key;
+    for (index n = 0; n < 9; ++n) {
+      kept = kept || lists.slashes(p.batch, p.head, n) == p.query - p.key;
+    }
+    return kept && p.key <= p.query;
+  };
+  const auto want = oracle::expected(q, k, k, {}, by_lists);
+  EXPECT_EQ(oracle::difference<float>(heed::attention(pool, q, k, k, {}, lists.mask()), want.output,
+                                      want.sizes),
+            "");
+  const auto pattern = heed::vertical_slash_blocks(
+      pool, lists, {.queries = 300, .keys = 300, .query_block = 16, .key_block = 8});
+  ASSERT_EQ(pattern.extents().rows(), 2 * 4 * 19);
+  oracle::each_index({2, 4, 19, 38}, [&](index b, index h, index r, index n) {
+    bool any = false;
+    for (index i = 16 * r; i < std::min<index>(300, 16 * r + 16); ++i) {
+      for (index j = 8 * n; j < std::min<index>(300, 8 * n + 8); ++j) {
+        any = any || by_lists({b, h, h / 2, i, j, i});
+      }
+    }
+    const auto c = pattern.at(b, h, r, n);
+    EXPECT_EQ(c, any ? heed::coverage::full : heed::coverage::empty) << b << h << r << n;
+  });
+  // Whole blocks and causal keep at least what the lists do.
+  const auto of_blocks =
+      heed::attention_recall(pool, q, k, heed::blocks(pattern) && heed::causal());
+  const auto of_lists = heed::attention_recall(pool, q, k, lists.mask());
+  for (index i = 0; i < of_lists.size(); ++i) EXPECT_GE(of_blocks.data()[i], of_lists.data()[i]);
+}
+
+TEST(EstimateErrors, NameTheArgument) {
+  heed::serial_executor serial;
+  const heed::tensor<float, 4> q({1, 4, 6, 8});
+  const heed::tensor<float, 4> k({1, 2, 6, 8});
+  EXPECT_THROW((void)heed::estimate_vertical_slash(serial, q, k, {.slashes = 0}),
+               heed::option_error);
+  EXPECT_THROW((void)heed::estimate_vertical_slash(serial, q, k, {.offset = 1}), heed::shape_error);
+  const auto lists = heed::estimate_vertical_slash(serial, q, k);
+  const heed::tensor<float, 4> two({1, 2, 6, 8});
+  EXPECT_THROW((void)heed::attention(two, k, k, {}, lists.mask()), heed::shape_error);
+  EXPECT_THROW((void)heed::vertical_slash_blocks(serial, lists, {.keys = 6, .key_block = 0}),
+               heed::shape_error);
+}
+
 }  // namespace
