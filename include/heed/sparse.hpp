@@ -7,6 +7,7 @@
 #include "heed/sparse/block_pattern.hpp"
 #include "heed/sparse/draw.hpp"
 #include "heed/sparse/estimate.hpp"
+#include "heed/sparse/largest.hpp"
 #include "heed/sparse/page_bounds.hpp"
 #include "heed/sparse/patterns.hpp"
 #include "heed/sparse/recall.hpp"

@@ -11,6 +11,7 @@
 #include "heed/kernel/copy_tile.hpp"
 #include "heed/kernel/split_tile.hpp"
 #include "heed/parallel/executor.hpp"
+#include "heed/simd/exponential.hpp"
 #include "heed/tensor/scalar.hpp"
 #include "heed/tensor/view.hpp"
 
@@ -116,30 +117,6 @@ void softmax_weights(A* x, index n, A scale) noexcept {
   }
   simd::store(rest, simd::exp_nonpositive<A>(simd::sub(simd::load(rest), shift)));
   std::copy_n(rest, n - whole, x + whole);
-}
-
-/// The indices of the `count` largest of x[0 .. n), largest first, ties to the lower index; NaN
-/// counts as -inf. `to` has room for `count`; what is left of it becomes -1. `x` is scratch after.
-template <class A>
-void largest_indices(A* x, index n, index count, index* to) noexcept {
-  for (index i = 0; i < n; ++i) {
-    if (!(x[i] == x[i])) x[i] = -std::numeric_limits<A>::infinity();
-  }
-  const auto before = [x](index a, index b) { return x[a] > x[b] || (x[a] == x[b] && a < b); };
-  // A heap of the best so far, the worst of them on top.
-  index held = 0;
-  for (index i = 0; i < n; ++i) {
-    if (held < count) {
-      to[held++] = i;
-      std::push_heap(to, to + held, before);
-    } else if (count > 0 && before(i, to[0])) {
-      std::pop_heap(to, to + held, before);
-      to[held - 1] = i;
-      std::push_heap(to, to + held, before);
-    }
-  }
-  std::sort_heap(to, to + held, before);
-  std::fill(to + held, to + count, index{-1});
 }
 
 }  // namespace heed
