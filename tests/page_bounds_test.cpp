@@ -236,6 +236,19 @@ TYPED_TEST(PageBounds, SelectTheBestPages) {
   check_pages<TypeParam>({{.count = 2}, 83, 0, 4}, 2);
 }
 
+TEST(PageBoundsLayouts, QueriesOfAnyLayout) {
+  heed::serial_executor serial;
+  const auto q = small_integers<float>({2, 4, 11, 9}, 1);
+  const auto k = small_integers<float>({2, 2, 40, 9}, 2);
+  heed::page_bounds<float> bounds(
+      {.batch = 2, .kv_heads = 2, .capacity = 40, .head_dim = 9, .value_dim = std::nullopt}, 4);
+  bounds.update(serial, k);
+  const oracle::laid_out<float> turned(
+      q, {.order = {3, 1, 0, 2}, .gap = {0, 3, 0, 1}, .backwards = {1, 0, 1, 1}});
+  EXPECT_TRUE(oracle::same_bits(heed::select_pages(serial, turned.cview(), bounds, {.count = 4}),
+                                heed::select_pages(serial, q, bounds, {.count = 4})));
+}
+
 // One token after another: bounds learn it, pages are chosen, attention reads those alone.
 TEST(PageBoundsDecode, AttendsToTheChosenPagesOfACache) {
   heed::serial_executor serial;

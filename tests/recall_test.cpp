@@ -202,6 +202,24 @@ TYPED_TEST(Recall, OfASelection) {
   }
 }
 
+// Products in another order of memory are the same products.
+TEST(RecallLayouts, QueriesAndKeysOfAnyLayout) {
+  heed::serial_executor serial;
+  const auto q = oracle::random_tensor<float, 4>({1, 4, 60, 16}, 1, 2.0);
+  const auto k = oracle::random_tensor<float, 4>({1, 2, 60, 16}, 2);
+  const oracle::laid_out<float> turned_q(q, {.order = {3, 1, 0, 2}, .backwards = {0, 1, 1, 0}});
+  const oracle::laid_out<float> turned_k(k, {.order = {0, 3, 2, 1}, .gap = {0, 0, 2, 1}});
+  const heed::window window{.left = 9};
+  const auto want = heed::attention_recall(serial, q, k, window);
+  const auto got = heed::attention_recall(serial, turned_q.cview(), turned_k.cview(), window);
+  for (index h = 0; h < 4; ++h) EXPECT_NEAR(got(0, h), want(0, h), tolerance(q, k, 0.25));
+  const auto lists = heed::estimate_vertical_slash(serial, q, k, {.verticals = 5, .slashes = 5});
+  const auto turned = heed::estimate_vertical_slash(serial, turned_q.cview(), turned_k.cview(),
+                                                    {.verticals = 5, .slashes = 5});
+  EXPECT_TRUE(oracle::same_bits(turned.verticals, lists.verticals));
+  EXPECT_TRUE(oracle::same_bits(turned.slashes, lists.slashes));
+}
+
 // The best keys keep the most: more of them keep more, all of them all.
 TEST(RecallOfTopKeys, GrowsToOne) {
   heed::serial_executor serial;
