@@ -10,6 +10,7 @@ void register_modified();    ///< windows, score modifiers, lambdas
 void register_decode();      ///< one query against a cache
 void register_linear();      ///< kernelised linear attention
 void register_sparse();      ///< sparse patterns
+void register_selection();   ///< choosing keys, and attention to what was chosen
 void register_recurrence();  ///< recurrences with a matrix state
 
 }  // namespace bench

@@ -11,3 +11,4 @@
 #include "heed/attention/options.hpp"
 #include "heed/attention/ragged.hpp"
 #include "heed/attention/selected.hpp"
+#include "heed/attention/selected_decode.hpp"
