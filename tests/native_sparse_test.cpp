@@ -4,11 +4,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <random>
 #include <string>
 #include <vector>
 
 #include "attention_oracle.hpp"
 #include "heed/attention.hpp"
+#include "heed/composed.hpp"
 #include "heed/parallel.hpp"
 #include "heed/sparse.hpp"
 
@@ -345,6 +347,284 @@ TEST(CompressedSelectionErrors, NameTheArgument) {
   const heed::tensor<float, 3> lse({2, 4, 8});
   EXPECT_THROW((void)heed::compressed_block_selection(serial, q, kc, 20, o, lse),
                heed::shape_error);
+}
+
+// ------------------------------------------------------------------------------ the whole method
+
+/// The arguments of a call; every branch has tokens of its own.
+template <class T>
+struct inputs {
+  heed::tensor<T, 4> q, k, v, ck, cv, wk, wv, gates;
+  explicit inputs(const shapes& s)
+      : q(oracle::random_tensor<T, 4>({s.batch, s.heads, s.queries, s.head_dim}, 1)),
+        k(oracle::random_tensor<T, 4>({s.batch, s.kv_heads, s.keys, s.head_dim}, 2)),
+        v(oracle::random_tensor<T, 4>({s.batch, s.kv_heads, s.keys, 9}, 3)),
+        ck(oracle::random_tensor<T, 4>({s.batch, s.kv_heads, s.keys, s.head_dim}, 4)),
+        cv(oracle::random_tensor<T, 4>({s.batch, s.kv_heads, s.keys, 9}, 5)),
+        wk(oracle::random_tensor<T, 4>({s.batch, s.kv_heads, s.keys, s.head_dim}, 6)),
+        wv(oracle::random_tensor<T, 4>({s.batch, s.kv_heads, s.keys, 9}, 7)),
+        gates(oracle::random_tensor<T, 4>({s.batch, s.heads, s.queries, 3}, 8)) {}
+};
+
+struct branch {
+  heed::tensor<double, 4> output;
+  double value_error = 0;  // of every number, besides what it errs in proportion
+};
+
+/// A branch by its definition, and how far the library's may be from it.
+template <class T, class K, class V, class Visible>
+branch branch_of(const heed::tensor<T, 4>& q, const K& k, const V& v,
+                 const heed::native_sparse_options& o, const Visible& visible) {
+  const auto qd = oracle::widened(q);
+  const auto kd = oracle::widened(k);
+  const auto vd = oracle::widened(v);
+  const double scale = o.scale.value_or(1 / std::sqrt(static_cast<double>(qd.extent(3))));
+  const std::vector<index> offsets(static_cast<std::size_t>(qd.extent(0)), o.offset);
+  auto r = oracle::by_definition(
+      qd, kd, vd, scale, offsets, [](double x, const heed::position&) { return x; }, visible);
+  const double product = scale * oracle::largest_row_norm(qd) * oracle::largest_row_norm(kd);
+  const oracle::magnitudes m{qd.extent(3), kd.extent(2), product, product, oracle::largest(vd)};
+  return {std::move(r.output), oracle::tolerance<heed::accumulate_t<T>>(m).output(0)};
+}
+
+/// "" where `got` is the gated sum of the branches, by plain loops, under the given selection; an
+/// absent `gates` is all 1. Selections have the KV heads or fewer, tokens are those of `in`.
+template <class T, class Out, class CK, class CV>
+std::string check_sum(const Out& got, const heed::tensor<T, 4>& q, const CK& kc, const CV& vc,
+                      const heed::tensor<T, 4>& k, const heed::tensor<T, 4>& v,
+                      const heed::tensor<T, 4>& wk, const heed::tensor<T, 4>& wv,
+                      const heed::tensor<T, 4>* gates, const heed::tensor<index, 4>& selection,
+                      const heed::native_sparse_options& o) {
+  using heed::position;
+  const branch parts[3] = {
+      branch_of(q, kc, vc, o,
+                [&](const position& p) {
+                  return p.key * o.compression.stride + o.compression.length <= p.query + 1;
+                }),
+      branch_of(q, k, v, o,
+                [&](const position& p) {
+                  for (index c = 0; c < selection.extent(3); ++c) {
+                    const index chosen = selection(p.batch, p.kv_head, p.row, c);
+                    if (chosen >= 0 && p.key / o.block == chosen && p.key <= p.query) return true;
+                  }
+                  return false;
+                }),
+      branch_of(q, wk, wv, o,
+                [&](const position& p) { return p.key <= p.query && p.query - p.key < o.window; })};
+  std::string text;
+  const double u = oracle::unit_roundoff<heed::accumulate_t<T>>();
+  oracle::each_index(parts[0].output.extents(), [&](index b, index h, index i, index c) {
+    double want = 0;
+    double within = oracle::denormal_step<T>();
+    for (index n = 0; n < 3; ++n) {
+      const double g = gates == nullptr ? 1 : static_cast<double>((*gates)(b, h, i, n));
+      const double x = parts[n].output(b, h, i, c);
+      want += g * x;
+      // Each branch, its rounding, and three roundings of the sum; double errs as much itself.
+      within += std::abs(g) * (parts[n].value_error + 8 * u * std::abs(x));
+    }
+    within += oracle::unit_roundoff<T>() * std::abs(want);
+    const auto x = static_cast<double>(got(b, h, i, c));
+    if (text.empty() && !oracle::agrees(x, want, within)) {
+      text = "out" + heed::format_extents(std::vector<index>{b, h, i, c}) + " is " +
+             std::to_string(x) + ", not " + std::to_string(want) + " within " +
+             std::to_string(within);
+    }
+  });
+  return text;
+}
+
+heed::tensor<index, 4> random_selection(const shapes& s, index heads, index blocks) {
+  heed::tensor<index, 4> t({s.batch, heads, s.queries, 5});
+  std::mt19937 draw(11);
+  for (index i = 0; i < t.size(); ++i) {
+    t.data()[i] = static_cast<index>(draw() % static_cast<unsigned>(blocks + 1)) - 1;
+  }
+  return t;
+}
+
+template <class T>
+class NativeSparse : public testing::Test {
+ protected:
+  static void check(const shapes& s, const heed::native_sparse_options& o) {
+    const inputs<T> in(s);
+    heed::thread_pool pool(2);
+    // The selection made, which the oracle then takes over once it is found to be one.
+    const auto kc = heed::block_compression(pool, in.k, o.compression);
+    const auto vc = heed::block_compression(pool, in.v, o.compression);
+    const auto got =
+        heed::native_sparse_attention_with_selection(pool, in.q, in.k, in.v, in.gates, o);
+    const heed::compressed_selection_options so{o.count,       o.block, o.initial, o.local,
+                                                o.compression, o.scale, o.offset};
+    const auto qd = oracle::widened(in.q);
+    const auto kcd = oracle::widened(kc);
+    EXPECT_EQ(check_choices(got.selection, importance_of(qd, kcd, s.keys, so), so,
+                            2 * importance_error<T>(qd, kcd, so)),
+              "");
+    EXPECT_EQ(
+        check_sum(got.output, in.q, kc, vc, in.k, in.v, in.k, in.v, &in.gates, got.selection, o),
+        "")
+        << s.queries << " rows, " << s.keys << " keys, offset " << o.offset;
+    for (const index threads : {1, 7}) {
+      heed::thread_pool other(threads);
+      const auto again =
+          heed::native_sparse_attention_with_selection(other, in.q, in.k, in.v, in.gates, o);
+      EXPECT_TRUE(oracle::same_bits(again.output, got.output));
+      EXPECT_TRUE(oracle::same_bits(again.selection, got.selection));
+    }
+  }
+};
+TYPED_TEST_SUITE(NativeSparse, scalars);
+
+TYPED_TEST(NativeSparse, IsTheGatedSumOfItsBranches) {
+  const heed::native_sparse_options o{
+      .compression = {.length = 4}, .block = 8, .count = 5, .window = 11};
+  this->check({}, o);
+  auto overlapping = o;
+  overlapping.compression = {.length = 8, .stride = 3};
+  overlapping.scale = 0.4;
+  this->check({}, overlapping);
+  auto only_fixed = o;
+  only_fixed.count = 3;
+  only_fixed.window = 0;
+  this->check({}, only_fixed);
+}
+
+TYPED_TEST(NativeSparse, AnyCountOfRowsAndTokens) {
+  for (const index queries : {0, 1, 5, 53}) {
+    for (const index keys : {0, 1, 3, 97}) {
+      for (const index offset : {index{0}, keys - queries}) {
+        shapes s;
+        s.batch = 1;
+        s.heads = 4;
+        s.kv_heads = offset == 0 ? 4 : 1;
+        s.queries = queries;
+        s.keys = keys;
+        this->check(
+            s,
+            {.compression = {.length = 4}, .block = 8, .count = 4, .window = 6, .offset = offset});
+      }
+    }
+  }
+}
+
+TYPED_TEST(NativeSparse, EachBranchMayHaveItsOwnTokens) {
+  using T = TypeParam;
+  const shapes s;
+  const inputs<T> in(s);
+  const heed::native_sparse_options o{
+      .compression = {.length = 6, .stride = 2}, .block = 8, .count = 5, .window = 11};
+  heed::thread_pool pool(2);
+  const auto kc = heed::block_compression(pool, in.ck, o.compression);
+  const auto vc = heed::block_compression(pool, in.cv, o.compression);
+  const auto selection = random_selection(s, s.kv_heads, 13);
+  namespace nsa = heed::nsa;
+  const auto got =
+      heed::native_sparse_attention(pool, in.q, in.k, in.v, in.gates, o, nsa::window(in.wk, in.wv),
+                                    nsa::selection(selection), nsa::to_compress(in.ck, in.cv));
+  EXPECT_EQ(check_sum(got, in.q, kc, vc, in.k, in.v, in.wk, in.wv, &in.gates, selection, o), "");
+  // Compressed by the caller, who made one block more; the tokens of the selected branch apart.
+  heed::tensor<heed::accumulate_t<T>, 4> more_k({2, 2, kc.extent(2) + 1, 16});
+  heed::tensor<heed::accumulate_t<T>, 4> more_v({2, 2, kc.extent(2) + 1, 9});
+  oracle::each_index(kc.extents(), [&](index b, index h, index i, index c) {
+    more_k(b, h, i, c) = kc(b, h, i, c);
+    if (c < 9) more_v(b, h, i, c) = vc(b, h, i, c);
+  });
+  const auto other = heed::native_sparse_attention(
+      pool, in.q, in.ck, in.cv, in.gates, o, nsa::selection(selection),
+      nsa::compressed(more_k, more_v), nsa::selected(in.k, in.v), nsa::window(in.wk, in.wv));
+  EXPECT_TRUE(oracle::same_bits(got, other));
+}
+
+TYPED_TEST(NativeSparse, GatesAreOneTensorOrThreeOrNone) {
+  using T = TypeParam;
+  shapes s;
+  s.batch = 1;
+  const inputs<T> in(s);
+  const heed::native_sparse_options o{
+      .compression = {.length = 4}, .block = 8, .count = 5, .window = 11};
+  heed::serial_executor serial;
+  const auto want = heed::native_sparse_attention(serial, in.q, in.k, in.v, in.gates, o);
+  heed::tensor<T, 3> g[3] = {heed::tensor<T, 3>({1, 6, 101}), heed::tensor<T, 3>({1, 6, 101}),
+                             heed::tensor<T, 3>({1, 6, 101})};
+  for (index n = 0; n < 3; ++n) {
+    for (index r = 0; r < 6 * 101; ++r) g[n].data()[r] = in.gates.data()[3 * r + n];
+  }
+  EXPECT_TRUE(oracle::same_bits(
+      want, heed::native_sparse_attention(serial, in.q, in.k, in.v,
+                                          heed::nsa::gates(g[0], g[1], g[2]), o)));
+  const auto free =
+      heed::native_sparse_attention_with_selection(serial, in.q, in.k, in.v, heed::nsa::ungated, o);
+  const auto kc = heed::block_compression(in.k, o.compression);
+  const auto vc = heed::block_compression(in.v, o.compression);
+  const heed::tensor<T, 4>* const none = nullptr;
+  EXPECT_EQ(check_sum(free.output, in.q, kc, vc, in.k, in.v, in.k, in.v, none, free.selection, o),
+            "");
+  // Rank 3, a result elsewhere and token by token, scratch kept.
+  const auto one = [](const auto& t) { return heed::as_view(t)[0]; };
+  heed::workspace scratch;
+  auto kept = o;
+  kept.scratch = &scratch;
+  heed::tensor<T, 3> tokens_first({101, 6, 9});
+  for (int twice = 0; twice < 2; ++twice) {
+    heed::native_sparse_attention_into(heed::as_view(tokens_first).swap_axes(0, 1), one(in.q),
+                                       one(in.k), one(in.v), one(in.gates), kept);
+    oracle::each_index(want.extents(), [&](index, index h, index i, index c) {
+      EXPECT_EQ(static_cast<double>(tokens_first(i, h, c)), static_cast<double>(want(0, h, i, c)));
+    });
+  }
+}
+
+TEST(NativeSparseErrors, NameTheArgumentAndWriteNothing) {
+  const shapes s;
+  const inputs<float> in(s);
+  const heed::native_sparse_options o{
+      .compression = {.length = 4}, .block = 8, .count = 5, .window = 11};
+  heed::tensor<float, 4> out({2, 6, 101, 9});
+  std::fill_n(out.data(), out.size(), 7.0F);
+  namespace nsa = heed::nsa;
+  using heed::shape_error;
+  const auto message = [&](const auto& q, const auto& k, const auto& v, const auto& gates,
+                           const heed::native_sparse_options& options, const auto&... arguments) {
+    try {
+      heed::native_sparse_attention_into(out, q, k, v, gates, options, arguments...);
+    } catch (const std::invalid_argument& error) {
+      return std::string(error.what());
+    }
+    return std::string();
+  };
+  const auto shaped = [](index a, index b, index c, index d) {
+    return heed::tensor<float, 4>({a, b, c, d});
+  };
+  const auto refused = [&](const std::string& text, const std::string& name) {
+    EXPECT_NE(text.find(name), std::string::npos) << "'" << text << "' does not name " << name;
+  };
+  refused(message(in.q, shaped(2, 4, 101, 16), in.v, in.gates, o), "q has 6 heads");
+  refused(message(in.q, shaped(2, 2, 100, 16), in.v, in.gates, o), "tokens 101");
+  refused(message(in.q, shaped(2, 2, 101, 15), in.v, in.gates, o), "head dim 15");
+  refused(message(in.q, in.k, shaped(2, 2, 101, 8), in.gates, o), "out has extents");
+  refused(message(in.q, in.k, in.v, shaped(2, 6, 101, 2), o), "gates has branches 2");
+  refused(message(in.q, in.k, in.v, shaped(2, 6, 100, 3), o), "queries 100");
+  refused(message(in.q, in.k, in.v, in.gates, o,
+                  nsa::window(shaped(2, 2, 90, 16), shaped(2, 2, 90, 9))),
+          "k of the window branch has tokens 90");
+  refused(message(in.q, in.k, in.v, in.gates, o, nsa::selected(in.k, shaped(2, 2, 101, 8))),
+          "v of the selected branch has value dim 8");
+  refused(message(in.q, in.k, in.v, in.gates, o,
+                  nsa::compressed(shaped(2, 2, 24, 16), shaped(2, 2, 24, 9))),
+          "k of the compressed branch has 24 blocks");
+  const heed::tensor<index, 4> few({2, 2, 100, 3});
+  refused(message(in.q, in.k, in.v, in.gates, o, nsa::selection(few)), "selection has extents");
+  const auto with = [&](auto change) {
+    auto changed = o;
+    change(changed);
+    return message(in.q, in.k, in.v, in.gates, changed);
+  };
+  refused(with([](auto& x) { x.window = -1; }), "window is -1");
+  refused(with([](auto& x) { x.count = 2; }), "count is 2");
+  refused(with([](auto& x) { x.block = 0; }), "block is 0");
+  refused(with([](auto& x) { x.compression.stride = 5; }), "stride 5");
+  for (index i = 0; i < out.size(); ++i) ASSERT_EQ(out.data()[i], 7.0F);
 }
 
 }  // namespace
