@@ -36,6 +36,7 @@ int main(int argc, char** argv) {
   bench::register_decode();
   bench::register_linear();
   bench::register_sparse();
+  bench::register_native_sparse();
   bench::register_recurrence();
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
