@@ -4,13 +4,14 @@
 
 namespace bench {
 
-void register_forward();     ///< exact attention in float and double, and the naive baselines
-void register_narrow();      ///< exact attention on half and bfloat16 tensors
-void register_modified();    ///< windows, score modifiers, lambdas
-void register_decode();      ///< one query against a cache
-void register_linear();      ///< kernelised linear attention
-void register_sparse();      ///< sparse patterns
-void register_selection();   ///< choosing keys, and attention to what was chosen
-void register_recurrence();  ///< recurrences with a matrix state
+void register_forward();        ///< exact attention in float and double, and the naive baselines
+void register_narrow();         ///< exact attention on half and bfloat16 tensors
+void register_modified();       ///< windows, score modifiers, lambdas
+void register_decode();         ///< one query against a cache
+void register_linear();         ///< kernelised linear attention
+void register_sparse();         ///< sparse patterns
+void register_selection();      ///< choosing keys, and attention to what was chosen
+void register_recurrence();     ///< recurrences with a matrix state
+void register_native_sparse();  ///< native sparse attention, whole and its selection
 
 }  // namespace bench

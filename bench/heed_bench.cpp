@@ -37,6 +37,7 @@ int main(int argc, char** argv) {
   bench::register_linear();
   bench::register_sparse();
   bench::register_selection();
+  bench::register_native_sparse();
   bench::register_recurrence();
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
