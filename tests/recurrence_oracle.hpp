@@ -23,7 +23,7 @@ struct expected {
 
 /// `certain` adds every rounding's magnitude; `probable` adds them in quadrature and takes 8 times
 /// the root, which roundings of independent sign exceed with a chance of 2 exp(-32): Higham and
-/// Mary 2019, SIAM J. Sci. Comput. 41(5).
+/// Mary 2019, SIAM J. Sci. Comput. 41(5). Corrections of random keys wear it off like decays do.
 enum class errors { certain, probable };
 
 /// The definition, fed with tokens in pieces. `scale` as the member's default.
@@ -160,12 +160,26 @@ class definition {
       S[r * dv() + c] += key[r] * value[c] + back[r] * taken[c];
     });
     watch(x);
+    // I + b a' keeps of an error that knows nothing of a, on average over its direction:
+    double kept = 1;
+    if (delta || (low && is_.decay == decays::none)) {
+      double squared = 0, along = 0;  // |a|^2 |b|^2 and a'b; the delta rule has a = -k, b = beta k
+      if (delta) {
+        const double key_squared = std::inner_product(key.begin(), key.end(), key.begin(), 0.0);
+        squared = std::pow(beta * key_squared, 2);
+        along = -beta * key_squared;
+      } else {
+        squared = length_left * length_back;
+        along = std::inner_product(left.begin(), left.end(), back.begin(), 0.0);
+      }
+      kept += (2 * along + squared) / double(s_.d);
+    }
     most = std::max(most, std::sqrt(length_left * length_back));
     const double roundings = 8 + (low || delta ? double(s_.d) + 8 : 0);
     for (std::size_t c = 0; c < dv(); ++c) {
       x.largest[c] = std::max(x.largest[c], std::abs(raw[c]) + std::abs(value[c]));
       x.worst[c] = most * x.worst[c] + roundings * x.largest[c];
-      x.squares[c] = most * most * x.squares[c] + std::pow(roundings * x.largest[c], 2);
+      x.squares[c] = kept * most * most * x.squares[c] + roundings * x.largest[c] * x.largest[c];
     }
     const double scale = is_.scaled ? 1 / std::sqrt(double(s_.d)) : 1;
     const double skip = is_.decay == decays::of_rate ? double(p.skip(vh)) : 0;
