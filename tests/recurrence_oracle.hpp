@@ -110,11 +110,11 @@ class definition {
       case decays::of_lightning:
         return -8.0 / heads * (1 - 1.0 / 4) * double(h);
       case decays::of_token:
-        return double(p.scalar_g(b, h, t));
+        return double(p.scalar_g(b, h / s_.fewer, t));
       case decays::of_rate:
-        return double(p.rate(h)) * double(p.dt(b, h * s_.v_heads / s_.state_heads(), t));
+        return double(p.rate(h / s_.fewer)) * double(p.dt(b, h * s_.v_heads / s_.state_heads(), t));
       case decays::of_channel:
-        return double(p.g(b, h, t, f));
+        return double(p.g(b, h / s_.fewer, t, f));
       default:
         return 0;
     }
@@ -136,7 +136,7 @@ class definition {
       key[r] = double(p.k(b, kh, t, f));
       if (low) left[r] = double(p.a(b, kh, t, f));
       if (low) back[r] = double(p.b(b, kh, t, f));
-      if (is_.read_before) bonus[r] = double(p.u(h, f)) * key[r];
+      if (is_.read_before) bonus[r] = double(p.u(h / s_.fewer, f)) * key[r];
       length_left += left[r] * left[r];
       length_back += back[r] * back[r];
     }
@@ -154,7 +154,7 @@ class definition {
       at *= decay[r];
       if (delta) taken[c] += key[r] * at;
     });
-    const double beta = delta ? double(p.beta(b, h, t)) : 1;
+    const double beta = delta ? double(p.beta(b, h / s_.fewer, t)) : 1;
     for (std::size_t c = 0; delta && c < dv(); ++c) value[c] = beta * (value[c] - taken[c]);
     for_each_entry([&](std::size_t r, std::size_t c) {
       S[r * dv() + c] += key[r] * value[c] + back[r] * taken[c];
@@ -181,7 +181,7 @@ class definition {
       x.worst[c] = most * x.worst[c] + roundings * x.largest[c];
       x.squares[c] = kept * most * most * x.squares[c] + roundings * x.largest[c] * x.largest[c];
     }
-    const double scale = is_.scaled ? 1 / std::sqrt(double(s_.d)) : 1;
+    const double scale = is_.scaled && s_.d > 0 ? 1 / std::sqrt(double(s_.d)) : 1;
     const double skip = is_.decay == decays::of_rate ? double(p.skip(vh)) : 0;
     const double own =
         std::sqrt(std::inner_product(bonus.begin(), bonus.end(), bonus.begin(), 0.0));

@@ -83,11 +83,13 @@ void for_each_form(method m, F&& f) {
 
 struct shape {
   index batch = 1, q_heads = 1, k_heads = 1, v_heads = 1, tokens = 1, d = 4, dv = 4;
+  index fewer = 1;  ///< state heads to one of the gates, of beta and of what a head has
   [[nodiscard]] index state_heads() const { return std::max(k_heads, v_heads); }
+  [[nodiscard]] index gate_heads() const { return state_heads() / fewer; }
   [[nodiscard]] index out_heads() const { return std::max(q_heads, state_heads()); }
   [[nodiscard]] std::string text() const {
-    std::string s = "batch, heads of q k v, tokens, d, dv:";
-    for (const index e : {batch, q_heads, k_heads, v_heads, tokens, d, dv}) {
+    std::string s = "batch, heads of q k v, tokens, d, dv, fewer:";
+    for (const index e : {batch, q_heads, k_heads, v_heads, tokens, d, dv, fewer}) {
       s += ' ' + std::to_string(e);
     }
     return s;
@@ -226,14 +228,14 @@ struct problem {
         q({sh.batch, sh.q_heads, sh.tokens, sh.d}, how),
         k({sh.batch, sh.k_heads, sh.tokens, sh.d}, how),
         v({sh.batch, sh.v_heads, sh.tokens, sh.dv}, how),
-        g({sh.batch, sh.state_heads(), sh.tokens, sh.d}, how),
+        g({sh.batch, sh.gate_heads(), sh.tokens, sh.d}, how),
         a({sh.batch, sh.k_heads, sh.tokens, sh.d}, how),
         b({sh.batch, sh.k_heads, sh.tokens, sh.d}, how),
-        scalar_g({sh.batch, sh.state_heads(), sh.tokens}, how),
-        beta({sh.batch, sh.state_heads(), sh.tokens}, how),
+        scalar_g({sh.batch, sh.gate_heads(), sh.tokens}, how),
+        beta({sh.batch, sh.gate_heads(), sh.tokens}, how),
         dt({sh.batch, sh.v_heads, sh.tokens}, how),
-        u({sh.state_heads(), sh.d}, how),
-        rate({sh.state_heads()}, how),
+        u({sh.gate_heads(), sh.d}, how),
+        rate({sh.gate_heads()}, how),
         skip({sh.v_heads}, how),
         state({sh.batch, sh.state_heads(), sh.d, sh.dv}, how) {
     draws from(seed);

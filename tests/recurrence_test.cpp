@@ -66,17 +66,18 @@ TYPED_TEST(Recurrence, RandomShapesMatchTheDefinition) {
   const bool held = rc::check([] {
     const index chunk = *rc::gen::element<index>(1, 2, 5, 16, 31, 64);
     shape s;
-    s.batch = *rc::gen::inRange<index>(1, 3);
-    const index heads = *rc::gen::inRange<index>(1, 3), more = *rc::gen::inRange<index>(1, 4);
-    const auto grouping = *rc::gen::inRange(0, 4);  // which of q, k, v have more heads
-    s.q_heads = heads * (grouping == 1 || grouping == 3 ? more : 1);
-    s.k_heads = heads * (grouping == 3 ? more : 1);
-    s.v_heads = heads * (grouping == 2 ? more : 1);
+    s.batch = *rc::gen::inRange<index>(0, 3);
+    const index heads = *rc::gen::element<index>(1, 1, 2, 3);
+    s.q_heads = heads * *rc::gen::element<index>(1, 2, 4);
+    s.k_heads = heads * *rc::gen::element<index>(1, 2, 4);
+    s.v_heads = heads * *rc::gen::element<index>(1, 2, 4);
+    if (*rc::gen::arbitrary<bool>()) s.q_heads = s.k_heads = s.v_heads;
+    s.fewer = *rc::gen::element(index{1}, s.state_heads(), s.state_heads() / heads);
     s.tokens = *rc::gen::element<index>(0, 1, 2, 13, chunk - 1, chunk, chunk + 1, 3 * chunk,
                                         2 * chunk + 7);
-    s.d = *rc::gen::element<index>(1, 3, 16, 33, 64, 100, 130);
-    s.dv = *rc::gen::element<index>(1, 3, 16, 33, 64, 100);
-    if (s.d * s.dv > 4000) s.batch = 1;
+    s.d = *rc::gen::element<index>(0, 1, 3, 16, 33, 64, 100, 130);
+    s.dv = *rc::gen::element<index>(0, 1, 3, 16, 33, 64, 100);
+    if (s.d * s.dv > 4000) s.batch = std::min<index>(s.batch, 1);
     const auto how =
         *rc::gen::element(layout::in_order, layout::token_major, layout::apart, layout::backwards);
     const auto kind =
@@ -87,7 +88,12 @@ TYPED_TEST(Recurrence, RandomShapesMatchTheDefinition) {
     const problem<TypeParam> p(s, kind, seed, how);
     recurrence_options o;
     if (*rc::gen::arbitrary<bool>()) o.chunk = chunk;
-    for_each_method([&](method m) { expect_forms(m, p, how, o); });
+    // The arithmetic is float's or double's: of the other scalars a few members a case will do.
+    const int every = std::is_same_v<TypeParam, float> ? 1 : 4;
+    const int first = *rc::gen::inRange(0, every);
+    for_each_method([&](method m) {
+      if (int(m) % every == first) expect_forms(m, p, how, o);
+    });
     RC_ASSERT(!testing::Test::HasFailure());
   });
   EXPECT_TRUE(held);
