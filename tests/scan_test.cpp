@@ -312,8 +312,8 @@ TEST(ScanExtremes, SelectiveScanKeepsNanToItsOwn) {
   }
 }
 
-TEST(ScanLong, SelectiveScanOfAHundredThousandTokens) {
-  const scan_case<float> s(1, 100'000, 2, 1, 3, 15);
+TEST(LongScan, SelectiveScanOfAMillionTokens) {
+  const scan_case<float> s(1, 1'000'000, 2, 1, 3, 15);
   s.run("long");
 }
 
@@ -368,7 +368,7 @@ TYPED_TEST(Scan, HgrnIsItsDefinition) {
   }
 }
 
-TEST(ScanLong, HgrnOfAHundredThousandTokens) {
+TEST(LongScan, HgrnOfAHundredThousandTokens) {
   const auto x = random_tensor<3, float>({1, 100'000, 3}, 1);
   auto g = decays<float, 3>({1, 100'000, 3}, 2);
   for (index t = 0; t < 100'000; ++t) {
@@ -466,7 +466,7 @@ TYPED_TEST(Scan, Rwkv4IsItsDefinition) {
   }
 }
 
-TEST(ScanLong, Rwkv4OfAHundredThousandTokens) {
+TEST(LongScan, Rwkv4OfAHundredThousandTokens) {
   const auto k = random_tensor<3, float>({1, 100'000, 2}, 1, 4);
   const auto v = random_tensor<3, float>({1, 100'000, 2}, 2);
   heed::tensor<float, 1> decay({2}), bonus({2});

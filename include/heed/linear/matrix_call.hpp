@@ -92,6 +92,7 @@ class matrix_call {
   /// Numbers of each token: [batch, heads, tokens].
   template <class X>
   [[nodiscard]] token_input<A> token_numbers(const char* name, const X& x) const {
+    require_tensor<X>();
     static_assert(rank_of<const X&> == Rank - 1,
                   "heed: numbers of each token have the axes of q without the last");
     return checked(name, view<const scalar_of<const X&>, 4>(as_rank4(with_channel(as_view(x)))), 1);
@@ -99,6 +100,7 @@ class matrix_call {
   /// Rows of each token: [batch, heads, tokens, Dk].
   template <class X>
   [[nodiscard]] token_input<A> token_rows(const char* name, const X& x) const {
+    require_tensor<X>();
     static_assert(rank_of<const X&> == Rank, "heed: rows of each token have the axes of q");
     return checked(name, view<const scalar_of<const X&>, 4>(as_rank4(as_view(x))),
                    core.k.channels());
@@ -106,6 +108,7 @@ class matrix_call {
   /// A number of each head, [heads], or a row of it, [heads, Dk].
   template <class X>
   [[nodiscard]] token_input<A> head_values(const char* name, const X& x) const {
+    require_tensor<X>();
     constexpr int rank = rank_of<const X&>;
     static_assert(rank == 1 || rank == 2, "heed: values of a head have one axis or two");
     const auto v = as_view(x);
@@ -124,6 +127,11 @@ class matrix_call {
       fail<shape_error>(std::string(name) + " has " + std::to_string(heads) +
                         " heads, which do not divide the state's " + std::to_string(of));
     }
+  }
+  template <class X>
+  static constexpr void require_tensor() {
+    static_assert(tensor_like<const X&>,
+                  "heed: an input is not a tensor; specialise heed::tensor_traits for its type");
   }
   template <class T>
   [[nodiscard]] token_input<A> checked(const char* name, const view<const T, 4>& x,
@@ -205,6 +213,9 @@ struct matrix_method {
                   "heed: q, k and v have different ranks");
     static_assert(writable_tensor<Out>, "heed: the output is not a tensor that can be written");
     static_assert(rank_of<Out> == rank_of<const Q&>, "heed: the output has another rank than q");
+    static_assert(attention_scalar<scalar_of<const Q&>> && attention_scalar<scalar_of<const K&>> &&
+                      attention_scalar<scalar_of<const V&>>,
+                  "heed: queries, keys and values are float, double, half or bfloat16");
     using A = accumulate_t<scalar_of<const Q&>>;
     static_assert(std::is_same_v<A, accumulate_t<scalar_of<const K&>>> &&
                       std::is_same_v<A, accumulate_t<scalar_of<const V&>>>,
@@ -243,9 +254,16 @@ struct matrix_method {
                         format_extents(expected));
     }
     r.out = make_token_output<A>(o4);
-    using state_type = std::remove_cvref_t<std::tuple_element_t<extra, std::tuple<Rest...>>>;
-    if constexpr (!std::is_same_v<state_type, no_state>) {
-      static_assert(tensor_like<state_type>, "heed: the state is a tensor of rank 4");
+    using state_type = std::remove_reference_t<std::tuple_element_t<extra, std::tuple<Rest...>>>;
+    if constexpr (!std::is_same_v<std::remove_cv_t<state_type>, no_state>) {
+      static_assert(tensor_like<state_type&>,
+                    "heed: a state is a tensor; options are of the method's type");
+      if constexpr (tensor_like<state_type&>) {
+        static_assert(
+            std::is_same_v<view_of<state_type&>, view<A, 4>>,
+            "heed: the state has another rank than 4, or not the accumulator type (float, "
+            "or double for double), or is constant");
+      }
       r.state = as_view(std::get<extra>(all));
       const std::array<index, 4> s{r.sequences(), heads, d, v4.extent(3)};
       if (r.state.extents() != s) {

@@ -4,7 +4,7 @@
 //   out_i = scale (sum_{j <= i} (sum_d q_id k_jd exp(sum_{j < t <= i} g_td)) v_j + (q_i P_i)'S)
 //
 // Plain loops, no packets, no chunks; the weight of a pair takes its decays one token at a time,
-// backwards from the query. O(T) numbers of scratch, O(T^2 (Dk + Dv)) FLOPs.
+// backwards from the query. O(T (Dk + Dv)) numbers of scratch, O(T^2 (Dk + Dv)) FLOPs.
 #pragma once
 
 #include <algorithm>
@@ -21,6 +21,7 @@ class matrix_quadratic {
  public:
   explicit matrix_quadratic(const matrix_recurrence<A>& r) noexcept : r_(r) {
     r_.chunk_tokens = std::max<index>(r.q.extents[2], 1);
+    r_.keep_pairs = false;
   }
   [[nodiscard]] const matrix_recurrence<A>& whole() const noexcept { return r_; }
 

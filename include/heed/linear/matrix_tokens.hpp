@@ -36,6 +36,7 @@ struct matrix_tokens {
   gate_kind gates = gate_kind::none;
   write_kind writes = write_kind::outer;
   bool read_before = false;
+  bool keep_pairs = true;  ///< scratch has a number of each pair of tokens of a chunk
 
   struct scratch_type {
     matrix_rows<A> sum;                                 // S
@@ -66,6 +67,7 @@ struct matrix_tokens {
     const index d = padded(k.channels());
     const index members = gates == gate_kind::per_channel ? std::max<index>(group(), 1) : 1;
     const bool low = writes == write_kind::low_rank;
+    const index pairs = keep_pairs ? rows : 0;
     const auto take = [&c](index r, index columns) {
       return matrix_rows<A>{c.take<A>(r * padded(columns)), padded(columns)};
     };
@@ -88,19 +90,19 @@ struct matrix_tokens {
     s.x = take(rows, v.channels());
     s.out = take(rows, v.channels());
     s.raw = take(rows, v.channels());
-    s.w = take(members * rows, rows);
-    s.w2 = take(low ? members * rows : 0, rows);
-    s.m = take(rows, rows);
-    s.n = take(low ? rows : 0, rows);
+    s.w = take(members * pairs, pairs);
+    s.w2 = take(low ? members * pairs : 0, pairs);
+    s.m = take(pairs, pairs);
+    s.n = take(low ? pairs : 0, pairs);
     // Of one number a token: a chunk's running products, or a step's number once a key channel.
-    s.decay = take(rows, gates == gate_kind::per_channel ? d : std::max(rows, d));
+    s.decay = take(rows, gates == gate_kind::per_channel ? d : std::max(pairs, d));
     s.step = c.take<A>(rows);
     s.prefix = c.take<A>(d);
     s.beta = c.take<A>(rows);
     s.bonus = c.take<A>(d);
-    s.parts = c.take<A>(gates == gate_kind::per_channel
-                            ? (writes == write_kind::outer ? 1 : 2) * pair_numbers<A>(chunk_tokens)
-                            : 0);
+    const index met = writes == write_kind::outer ? 1 : 2;
+    const bool decayed = gates == gate_kind::per_channel && keep_pairs;
+    s.parts = c.take<A>(decayed ? met * pair_numbers<A>(chunk_tokens) : 0);
     return s;
   }
 
