@@ -33,6 +33,8 @@ struct linear_options {
   std::optional<linear_form> form = std::nullopt;
   /// Tokens a chunk of the chunked form.
   index chunk = 64;
+  /// As in recurrence_options: here one sequence after the other, parallel over heads.
+  std::span<const index> sequence_bounds{};
   /// Scratch the caller keeps between calls; not to be used by two calls at once. Without it a call
   /// allocates its own.
   workspace* scratch = nullptr;

@@ -65,6 +65,21 @@ inline void check_sequence_bounds(std::span<const index> bounds, const char* nam
   }
 }
 
+/// f(sequence, its tokens) for each sequence of a ragged batch; the longest first, so that what it
+/// allocates suffices for all, and nothing is written by a call that cannot.
+template <class F>
+void for_each_sequence(std::span<const index> bounds, F&& f) {
+  const auto tokens = [&](std::size_t n) { return range{bounds[n], bounds[n + 1]}; };
+  std::size_t longest = 0;
+  for (std::size_t n = 0; n + 1 < bounds.size(); ++n) {
+    if (tokens(n).size() > tokens(longest).size()) longest = n;
+  }
+  if (bounds.size() > 1) f(static_cast<index>(longest), tokens(longest));
+  for (std::size_t n = 0; n + 1 < bounds.size(); ++n) {
+    if (n != longest) f(static_cast<index>(n), tokens(n));
+  }
+}
+
 /// f({0, step}), f({step, 2 step}), ... the last one perhaps shorter.
 template <class F>
 void for_each_chunk(index tokens, index step, F&& f) noexcept {
