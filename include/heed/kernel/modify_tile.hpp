@@ -83,9 +83,11 @@ HEED_NOINLINE void mask_tile(const Program& program, const tile& t, A* s) noexce
         for (index i = 0; i < part.keys.size() * group; ++i) at[i] = hidden;
         break;
       case coverage::partial:
-        program.template each<stage::mask>([&](const auto& m) {
-          detail::each_score(part, at, [m](A x, const position& p) HEED_INLINE_LAMBDA {
-            return m(p) ? x : hidden;
+        program.template each<stage::mask>([&](const auto& mask) {
+          with_hiding(mask, part, [&](const auto& m) {
+            detail::each_score(part, at, [m](A x, const position& p) HEED_INLINE_LAMBDA {
+              return m(p) ? x : hidden;
+            });
           });
         });
     }

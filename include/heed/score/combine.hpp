@@ -60,6 +60,23 @@ struct mask_and : detail::two_masks<A, B> {
   }
 };
 
+/// f(mask): m, or where one side of a conjunction shows all of the tile the other side alone, which
+/// then decides. f is not called where m shows all.
+template <class M, class F>
+constexpr void with_hiding(const M& m, const tile& t, F&& f) {
+  if (coverage_of(m, t) != coverage::full) f(m);
+}
+template <class A, class B, class F>
+constexpr void with_hiding(const mask_and<A, B>& m, const tile& t, F&& f) {
+  if (coverage_of(m.a, t) == coverage::full) {
+    with_hiding(m.b, t, f);
+  } else if (coverage_of(m.b, t) == coverage::full) {
+    with_hiding(m.a, t, f);
+  } else {
+    f(m);
+  }
+}
+
 template <class A, class B>
 struct mask_or : detail::two_masks<A, B> {
   using detail::two_masks<A, B>::two_masks;
