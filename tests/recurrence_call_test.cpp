@@ -3,6 +3,7 @@
 // tokens, with a NaN or a wrong argument, and with very many tokens.
 #include <rapidcheck.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstring>
 #include <vector>
@@ -236,6 +237,58 @@ TEST(RecurrenceCalls, ScalarsMix) {
   EXPECT_TRUE(same_bits(state.view(), other.view()));
 }
 
+// Without the axes of batch, or of batch and heads, the numbers are the same; so they are where a
+// gate lies once for all tokens and channels, with strides of zero.
+TEST(RecurrenceCalls, RanksAndStridesOfZero) {
+  const problem<float> all({1, 1, 1, 1, 40, 12, 10}, gates::mild, 9);
+  const auto p = all.in();
+  const auto three = [](const auto& x) { return x[0]; };
+  const auto two = [](const auto& x) { return x[0][0]; };
+  const auto row = [](const heed::view<const float, 3>& x) {
+    return heed::view<const float, 1>(x.data(), {x.extent(2)}, {x.stride(2)});
+  };
+  EXPECT_TRUE(same_bits(heed::rwkv6(p.q, p.k, p.v, p.g, p.u),
+                        heed::rwkv6(three(p.q), three(p.k), three(p.v), three(p.g), p.u)));
+  EXPECT_TRUE(same_bits(heed::delta_attention(p.q, p.k, p.v, p.beta),
+                        heed::delta_attention(two(p.q), two(p.k), two(p.v), row(p.beta))));
+  EXPECT_TRUE(
+      same_bits(heed::ssd(p.q, p.k, p.v, p.dt, p.rate, p.skip),
+                heed::ssd(three(p.q), three(p.k), three(p.v), three(p.dt), p.rate, p.skip)));
+
+  const float gate = -0.125F;
+  const heed::view<const float, 4> one(&gate, p.k.extents(), {0, 0, 0, 0});
+  const heed::tensor<float, 4> many = [&] {
+    heed::tensor<float, 4> x(p.k.extents());
+    std::fill_n(x.data(), x.size(), gate);
+    return x;
+  }();
+  EXPECT_TRUE(same_bits(heed::gated_attention(p.q, p.k, p.v, one),
+                        heed::gated_attention(p.q, p.k, p.v, many)));
+  const heed::view<const float, 3> number(&gate, {1, 1, 40}, {0, 0, 0});
+  const heed::view<const float, 3> numbers(many.data(), {1, 1, 40}, {40, 40, 1});
+  EXPECT_TRUE(same_bits(heed::scalar_gated_attention(p.q, p.k, p.v, number),
+                        heed::scalar_gated_attention(p.q, p.k, p.v, numbers)));
+}
+
+// The scale multiplies what the state answers, and nothing else: a power of two, to the bit.
+TEST(RecurrenceCalls, ScaleOfTheAnswer) {
+  const problem<float> p({1, 2, 2, 2, 40, 16, 10}, gates::mild, 10);
+  heed::serial_executor exec;
+  for_each_method([&](method m) {
+    if (m == method::ssd) return;  // its skip is not scaled
+    for_each_form(m, [&](linear_form form) {
+      laid_out<float, 4> out({1, 2, 40, 10}), scaled({1, 2, 40, 10});
+      auto state = p.state, other = p.state;
+      run(exec, m, out.view(), p.in(), state.view(), {.form = form});
+      const double factor = about(m).scaled ? 0.25 : 1;
+      run(exec, m, scaled.view(), p.in(), other.view(), {.scale = -2 * factor, .form = form});
+      out.each([](float& x, index) { x *= -2; });
+      EXPECT_TRUE(same_bits(out.view(), scaled.view()));
+      EXPECT_TRUE(same_bits(state.view(), other.view()));
+    });
+  });
+}
+
 TEST(RecurrenceCalls, WrongArgumentsAreNamed) {
   const problem<float> all({1, 2, 2, 2, 9, 4, 6}, gates::mild, 1);
   const auto p = all.in();
@@ -247,7 +300,8 @@ TEST(RecurrenceCalls, WrongArgumentsAreNamed) {
     }
     return "nothing was thrown";
   };
-  const heed::tensor<float, 4> wide({1, 2, 9, 5}), shorter({1, 2, 8, 4}), three({1, 3, 9, 4});
+  heed::tensor<float, 4> wide({1, 2, 9, 5});
+  const heed::tensor<float, 4> shorter({1, 2, 8, 4}), three({1, 3, 9, 4});
   const heed::tensor<float, 3> numbers({1, 3, 9});
   const heed::tensor<float, 2> bonus({2, 5});
   heed::tensor<float, 4> state({1, 2, 4, 5});
@@ -276,6 +330,13 @@ TEST(RecurrenceCalls, WrongArgumentsAreNamed) {
   EXPECT_THROW((void)heed::delta_attention(p.q, p.k, p.v, p.beta,
                                            recurrence_options{.form = linear_form::parallel}),
                heed::option_error);
+  // What was thrown for was found before anything was written.
+  heed::tensor<float, 4> out({1, 2, 9, 6});
+  std::fill_n(out.data(), out.size(), 7.0F);
+  EXPECT_THROW(heed::gated_attention_into(out, p.q, p.k, p.v, p.g, state), heed::shape_error);
+  EXPECT_EQ(std::count(out.data(), out.data() + out.size(), 7.0F), out.size());
+  EXPECT_EQ(message([&] { heed::gated_attention_into(wide, p.q, p.k, p.v, p.g); }),
+            "out has extents [1, 2, 9, 5], the result has [1, 2, 9, 6]");
 }
 
 }  // namespace
