@@ -46,6 +46,7 @@
 // 2312.06635, section 2.2.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <type_traits>
@@ -189,8 +190,9 @@ void linear_call(E& exec, Out&& out, const Q& q, const K& k, const V& v, State&&
   const index tokens = std::max(q4.extent(2), k4.extent(2));
   const linear_form form =
       o.form.value_or(tokens < 8 ? linear_form::recurrent : linear_form::chunked);
-  const index step =
-      form == linear_form::recurrent ? 1 : std::min(o.chunk, std::max<index>(tokens, 1));
+  const index step = form == linear_form::recurrent
+                         ? 1
+                         : std::min({o.chunk, longest_chunk, std::max<index>(tokens, 1)});
   const double scale = o.scale.value_or(d > 0 ? 1.0 / std::sqrt(static_cast<double>(d)) : 1.0);
   const kernelised_recurrence<A, scalar_of<const Q&>, scalar_of<const K&>, scalar_of<const V&>,
                               scalar_of<Out>, Map>
