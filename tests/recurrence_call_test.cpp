@@ -81,6 +81,32 @@ void expect_pieces() {
 TEST(RecurrenceCalls, PiecesMakeTheWhole) { expect_pieces<float>(); }
 TEST(RecurrenceCalls, PiecesOfHalvesMakeTheWhole) { expect_pieces<heed::half>(); }
 
+// One key again and again: the corrections of a chunk hang on one another as much as they can.
+TEST(RecurrenceCalls, OneKeyForEveryToken) {
+  const index tokens = 200;
+  const problem<float> p({1, 2, 2, 2, tokens, 16, 20}, gates::tiny, 14);
+  auto in = p.in();
+  for (auto* x : {&in.k, &in.a, &in.b}) {
+    auto strides = x->strides();
+    strides[2] = 0;
+    *x = heed::view<const float, 4>(x->data(), x->extents(), strides);
+  }
+  heed::serial_executor exec;
+  const heed::view<const float, 4> start = p.state.view();
+  for_each_method([&](method m) {
+    const expected want = definition(m, p.s, start)(in);
+    for_each_form(m, [&](linear_form form) {
+      for (const index chunk : {16, 64, 200}) {
+        laid_out<float, 4> out({1, 2, tokens, 20});
+        auto state = p.state;
+        run(exec, m, out.view(), in, state.view(), {.form = form, .chunk = chunk});
+        expect_near(out.view(), want.out, want.out_error, "out");
+        expect_near(state.view(), want.state, want.state_error, "state");
+      }
+    });
+  });
+}
+
 // Sequences laid end to end, a state each, are what each is alone, to the bit.
 TEST(RecurrenceCalls, RaggedSequences) {
   const std::vector<index> ragged[] = {{0, 7, 7, 40, 60}, {0, 0, 60}, {0, 60, 60}, {0, 16, 17, 60}};
