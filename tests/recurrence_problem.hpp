@@ -253,8 +253,8 @@ struct problem {
     fill(skip, [&] { return from.centred(); });
     fill(u, [&] { return from.centred(); });
     fill(state, [&] { return from.centred(); });
-    // Unit keys (less a rounding), so that I - beta k k' does not amplify for beta up to 2; a = -k',
-    // b = beta k' with beta up to 1, since diag(d) + b a' may.
+    // Unit keys (less a rounding), so that I - beta k k' does not amplify for beta up to 2; a =
+    // -k', b = beta k' with beta up to 1, since diag(d) + b a' may.
     std::vector<double> key(static_cast<std::size_t>(sh.d));
     const auto kv = k.view(), av = a.view(), bv = b.view();
     for (index i = 0; i < sh.batch * sh.k_heads * sh.tokens; ++i) {
