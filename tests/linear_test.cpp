@@ -613,6 +613,13 @@ TEST(Linear, ScratchIsReusedAndDoesNotGrowWithTokens) {
   const auto longer = random_tensor<float>({1, 1, 6400, 16}, 1);
   (void)heed::linear_attention(serial, longer, longer, longer, {.scratch = &scratch});
   EXPECT_EQ(scratch.size(), size);
+  // Nor with the chunk that is asked for.
+  (void)heed::linear_attention(serial, longer, longer, longer,
+                               {.chunk = heed::longest_chunk, .scratch = &scratch});
+  const auto largest = scratch.size();
+  (void)heed::linear_attention(serial, longer, longer, longer,
+                               {.chunk = 6400, .scratch = &scratch});
+  EXPECT_EQ(scratch.size(), largest);
 }
 
 // 100,000 tokens: errors stay those of chunks, not of tokens.

@@ -3,6 +3,7 @@
 // tokens, with a NaN or a wrong argument, and with very many tokens.
 #include <rapidcheck.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstring>
 #include <vector>
@@ -80,6 +81,32 @@ void expect_pieces() {
 TEST(RecurrenceCalls, PiecesMakeTheWhole) { expect_pieces<float>(); }
 TEST(RecurrenceCalls, PiecesOfHalvesMakeTheWhole) { expect_pieces<heed::half>(); }
 
+// One key again and again: the corrections of a chunk hang on one another as much as they can.
+TEST(RecurrenceCalls, OneKeyForEveryToken) {
+  const index tokens = 200;
+  const problem<float> p({1, 2, 2, 2, tokens, 16, 20}, gates::tiny, 14);
+  auto in = p.in();
+  for (auto* x : {&in.k, &in.a, &in.b}) {
+    auto strides = x->strides();
+    strides[2] = 0;
+    *x = heed::view<const float, 4>(x->data(), x->extents(), strides);
+  }
+  heed::serial_executor exec;
+  const heed::view<const float, 4> start = p.state.view();
+  for_each_method([&](method m) {
+    const expected want = definition(m, p.s, start)(in);
+    for_each_form(m, [&](linear_form form) {
+      for (const index chunk : {16, 64, 200}) {
+        laid_out<float, 4> out({1, 2, tokens, 20});
+        auto state = p.state;
+        run(exec, m, out.view(), in, state.view(), {.form = form, .chunk = chunk});
+        expect_near(out.view(), want.out, want.out_error, "out");
+        expect_near(state.view(), want.state, want.state_error, "state");
+      }
+    });
+  });
+}
+
 // Sequences laid end to end, a state each, are what each is alone, to the bit.
 TEST(RecurrenceCalls, RaggedSequences) {
   const std::vector<index> ragged[] = {{0, 7, 7, 40, 60}, {0, 0, 60}, {0, 60, 60}, {0, 16, 17, 60}};
@@ -145,7 +172,7 @@ TEST(RecurrenceCalls, NoTokens) {
 }
 
 // A NaN of one token is met by it and by later ones alone: in a value by its channel, in a key or
-// the gate by every channel; and no other head.
+// a gate by every channel; and no other head.
 TEST(RecurrenceCalls, NaNReachesNoEarlierToken) {
   constexpr index tokens = 90, d = 19, channels = 18;
   constexpr float nan = std::numeric_limits<float>::quiet_NaN();
@@ -154,28 +181,36 @@ TEST(RecurrenceCalls, NaNReachesNoEarlierToken) {
   for_each_method([&](method m) {
     for_each_form(m, [&](linear_form form) {
       const recurrence_options o{.form = form};
+      const bool has_gate = about(m).decay == decays::of_token ||
+                            about(m).decay == decays::of_channel ||
+                            about(m).decay == decays::of_rate;
       laid_out<float, 4> clean({1, 2, tokens, channels}), out({1, 2, tokens, channels});
       run(exec, m, clean.view(), p.in(), nullptr, o);
       for (const index at : {0, 15, 16, 17, 40, 63, 64, 80, 89}) {
-        for (const bool in_value : {true, false}) {
+        for (const char where : {'v', 'k', 'g'}) {
+          if (where == 'g' && !has_gate) continue;
           auto broken = p;
-          if (in_value) {
+          if (where == 'v') {
             broken.v.view()(0, 1, at, 3) = nan;
-          } else {
+          } else if (where == 'k') {
             broken.k.view()(0, 1, at, 4) = nan;
+          } else {
+            broken.g.view()(0, 1, at, 4) = nan;
+            broken.scalar_g.view()(0, 1, at) = broken.dt.view()(0, 1, at) = nan;
           }
+          const index from = where == 'g' && about(m).read_before ? at + 1 : at;
           run(exec, m, out.view(), broken.in(), nullptr, o);
           index wrong = 0;
           for (index h = 0; h < 2; ++h) {
             for (index t = 0; t < tokens; ++t) {
               for (index c = 0; c < channels; ++c) {
-                const bool met = h == 1 && t >= at && (c == 3 || !in_value);
+                const bool met = h == 1 && t >= from && (c == 3 || where != 'v');
                 wrong += met ? !std::isnan(out.view()(0, h, t, c))
                              : out.view()(0, h, t, c) != clean.view()(0, h, t, c);
               }
             }
           }
-          EXPECT_EQ(wrong, 0) << "in " << (in_value ? "v" : "k") << " at " << at;
+          EXPECT_EQ(wrong, 0) << "in " << where << " at " << at;
         }
       }
     });
@@ -200,21 +235,21 @@ TEST(RecurrenceCalls, ScratchMayHoldAnything) {
   });
 }
 
-// No form keeps a number for every pair of tokens.
+// No form keeps a number for every pair of tokens, however long a chunk is asked for.
 TEST(RecurrenceCalls, ScratchOfPairsIsThatOfAChunk) {
   heed::serial_executor exec;
+  const auto bytes = [&](method m, linear_form form, index tokens) {
+    const problem<float> p({1, 1, 1, 1, tokens, 4, 4}, gates::mild, 6);
+    heed::workspace scratch;
+    laid_out<float, 4> out({1, 1, tokens, 4});
+    run(exec, m, out.view(), p.in(), nullptr,
+        {.form = form, .chunk = 1'000'000, .scratch = &scratch});
+    return scratch.size();
+  };
   for_each_method([&](method m) {
     for_each_form(m, [&](linear_form form) {
-      std::size_t bytes[2] = {};
-      for (const index times : {1, 2}) {
-        const index tokens = 300 * times;
-        const problem<float> p({1, 1, 1, 1, tokens, 4, 4}, gates::mild, 6);
-        heed::workspace scratch;
-        laid_out<float, 4> out({1, 1, tokens, 4});
-        run(exec, m, out.view(), p.in(), nullptr, {.form = form, .scratch = &scratch});
-        bytes[times - 1] = scratch.size();
-      }
-      EXPECT_LE(bytes[1], form == linear_form::parallel ? 2 * bytes[0] : bytes[0]);
+      const std::size_t of_tokens = bytes(m, form, 300);
+      EXPECT_LE(bytes(m, form, 600), form == linear_form::parallel ? 2 * of_tokens : of_tokens);
     });
   });
 }
@@ -236,6 +271,58 @@ TEST(RecurrenceCalls, ScalarsMix) {
   EXPECT_TRUE(same_bits(state.view(), other.view()));
 }
 
+// Without the axes of batch, or of batch and heads, the numbers are the same; so they are where a
+// gate lies once for all tokens and channels, with strides of zero.
+TEST(RecurrenceCalls, RanksAndStridesOfZero) {
+  const problem<float> all({1, 1, 1, 1, 40, 12, 10}, gates::mild, 9);
+  const auto p = all.in();
+  const auto three = [](const auto& x) { return x[0]; };
+  const auto two = [](const auto& x) { return x[0][0]; };
+  const auto row = [](const heed::view<const float, 3>& x) {
+    return heed::view<const float, 1>(x.data(), {x.extent(2)}, {x.stride(2)});
+  };
+  EXPECT_TRUE(same_bits(heed::rwkv6(p.q, p.k, p.v, p.g, p.u),
+                        heed::rwkv6(three(p.q), three(p.k), three(p.v), three(p.g), p.u)));
+  EXPECT_TRUE(same_bits(heed::delta_attention(p.q, p.k, p.v, p.beta),
+                        heed::delta_attention(two(p.q), two(p.k), two(p.v), row(p.beta))));
+  EXPECT_TRUE(
+      same_bits(heed::ssd(p.q, p.k, p.v, p.dt, p.rate, p.skip),
+                heed::ssd(three(p.q), three(p.k), three(p.v), three(p.dt), p.rate, p.skip)));
+
+  const float gate = -0.125F;
+  const heed::view<const float, 4> one(&gate, p.k.extents(), {0, 0, 0, 0});
+  const heed::tensor<float, 4> many = [&] {
+    heed::tensor<float, 4> x(p.k.extents());
+    std::fill_n(x.data(), x.size(), gate);
+    return x;
+  }();
+  EXPECT_TRUE(same_bits(heed::gated_attention(p.q, p.k, p.v, one),
+                        heed::gated_attention(p.q, p.k, p.v, many)));
+  const heed::view<const float, 3> number(&gate, {1, 1, 40}, {0, 0, 0});
+  const heed::view<const float, 3> numbers(many.data(), {1, 1, 40}, {40, 40, 1});
+  EXPECT_TRUE(same_bits(heed::scalar_gated_attention(p.q, p.k, p.v, number),
+                        heed::scalar_gated_attention(p.q, p.k, p.v, numbers)));
+}
+
+// The scale multiplies what the state answers, and nothing else: a power of two, to the bit.
+TEST(RecurrenceCalls, ScaleOfTheAnswer) {
+  const problem<float> p({1, 2, 2, 2, 40, 16, 10}, gates::mild, 10);
+  heed::serial_executor exec;
+  for_each_method([&](method m) {
+    if (m == method::ssd) return;  // its skip is not scaled
+    for_each_form(m, [&](linear_form form) {
+      laid_out<float, 4> out({1, 2, 40, 10}), scaled({1, 2, 40, 10});
+      auto state = p.state, other = p.state;
+      run(exec, m, out.view(), p.in(), state.view(), {.form = form});
+      const double factor = about(m).scaled ? 0.25 : 1;
+      run(exec, m, scaled.view(), p.in(), other.view(), {.scale = -2 * factor, .form = form});
+      out.each([](float& x, index) { x *= -2; });
+      EXPECT_TRUE(same_bits(out.view(), scaled.view()));
+      EXPECT_TRUE(same_bits(state.view(), other.view()));
+    });
+  });
+}
+
 TEST(RecurrenceCalls, WrongArgumentsAreNamed) {
   const problem<float> all({1, 2, 2, 2, 9, 4, 6}, gates::mild, 1);
   const auto p = all.in();
@@ -247,7 +334,8 @@ TEST(RecurrenceCalls, WrongArgumentsAreNamed) {
     }
     return "nothing was thrown";
   };
-  const heed::tensor<float, 4> wide({1, 2, 9, 5}), shorter({1, 2, 8, 4}), three({1, 3, 9, 4});
+  heed::tensor<float, 4> wide({1, 2, 9, 5});
+  const heed::tensor<float, 4> shorter({1, 2, 8, 4}), three({1, 3, 9, 4});
   const heed::tensor<float, 3> numbers({1, 3, 9});
   const heed::tensor<float, 2> bonus({2, 5});
   heed::tensor<float, 4> state({1, 2, 4, 5});
@@ -276,6 +364,13 @@ TEST(RecurrenceCalls, WrongArgumentsAreNamed) {
   EXPECT_THROW((void)heed::delta_attention(p.q, p.k, p.v, p.beta,
                                            recurrence_options{.form = linear_form::parallel}),
                heed::option_error);
+  // What was thrown for was found before anything was written.
+  heed::tensor<float, 4> out({1, 2, 9, 6});
+  std::fill_n(out.data(), out.size(), 7.0F);
+  EXPECT_THROW(heed::gated_attention_into(out, p.q, p.k, p.v, p.g, state), heed::shape_error);
+  EXPECT_EQ(std::count(out.data(), out.data() + out.size(), 7.0F), out.size());
+  EXPECT_EQ(message([&] { heed::gated_attention_into(wide, p.q, p.k, p.v, p.g); }),
+            "out has extents [1, 2, 9, 5], the result has [1, 2, 9, 6]");
 }
 
 }  // namespace

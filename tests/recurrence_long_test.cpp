@@ -15,7 +15,7 @@ using heed::index;
 /// A text of pieces, new ones each time, with one state a form; the definition goes along in
 /// double.
 void expect_no_drift(method m, index tokens, index piece, const std::vector<linear_form>& forms) {
-  shape s{1, 1, 1, 1, piece, 16, 16};
+  shape s{1, 1, 1, 1, piece, 16, 8};
   if (m == method::lightning) s.q_heads = s.k_heads = s.v_heads = 2;  // the first never forgets
   heed::serial_executor exec;
   heed::workspace scratch;

@@ -247,13 +247,14 @@ struct problem {
     fill(v, [&] { return from.centred(); });
     fill(g, [&] { return from.gate(kind); });
     fill(scalar_g, [&] { return from.gate(kind); });
-    fill(beta, [&] { return from.uniform(); });
+    fill(beta, [&] { return 2 * from.uniform(); });
     fill(dt, [&] { return 0.1 + from.uniform(); });
     fill(rate, [&] { return kind == gates::mild ? -0.05 - from.uniform() : from.gate(kind); });
     fill(skip, [&] { return from.centred(); });
     fill(u, [&] { return from.centred(); });
     fill(state, [&] { return from.centred(); });
-    // Unit keys (less a rounding), so that I - beta k k' does not amplify; a = -k', b = beta k'.
+    // Unit keys (less a rounding), so that I - beta k k' does not amplify for beta up to 2; a =
+    // -k', b = beta k' with beta up to 1, since diag(d) + b a' may.
     std::vector<double> key(static_cast<std::size_t>(sh.d));
     const auto kv = k.view(), av = a.view(), bv = b.view();
     for (index i = 0; i < sh.batch * sh.k_heads * sh.tokens; ++i) {

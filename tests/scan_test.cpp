@@ -353,6 +353,10 @@ TYPED_TEST(Scan, HgrnIsItsDefinition) {
     auto g = decays<T, 3>(e, seed + 100);
     for (index i = 0; i < g.size(); i += 17) g.data()[i] = static_cast<T>(-infinity);
     for (index i = 5; i < g.size(); i += 19) g.data()[i] = static_cast<T>(0);
+    // A decay that is denormal, one that is nothing, and one that is a denormal below 1.
+    for (index i = 9; i < g.size(); i += 29) g.data()[i] = static_cast<T>(-88.5);
+    for (index i = 11; i < g.size(); i += 31) g.data()[i] = static_cast<T>(-1e4);
+    for (index i = 13; i < g.size(); i += 37) g.data()[i] = static_cast<T>(-1e-40);
     if (seed % 4 == 3) {
       for (index i = 7; i < g.size(); i += 23) g.data()[i] = static_cast<T>(0.015625);
     }
@@ -368,10 +372,10 @@ TYPED_TEST(Scan, HgrnIsItsDefinition) {
   }
 }
 
-TEST(LongScan, HgrnOfAHundredThousandTokens) {
-  const auto x = random_tensor<3, float>({1, 100'000, 3}, 1);
-  auto g = decays<float, 3>({1, 100'000, 3}, 2);
-  for (index t = 0; t < 100'000; ++t) {
+TEST(LongScan, HgrnOfAMillionTokens) {
+  const auto x = random_tensor<3, float>({1, 1'000'000, 3}, 1);
+  auto g = decays<float, 3>({1, 1'000'000, 3}, 2);
+  for (index t = 0; t < 1'000'000; ++t) {
     g(0, t, 1) *= 1e-4f;
     g(0, t, 2) = 0;
   }
@@ -454,7 +458,12 @@ TYPED_TEST(Scan, Rwkv4IsItsDefinition) {
     auto k = random_tensor<3, T>(e, seed, seed % 3 == 0 ? 300 : 3);
     for (index i = 0; i < k.size(); i += 13) k.data()[i] = static_cast<T>(-infinity);
     const auto v = random_tensor<3, T>(e, seed + 100);
-    const auto decay = random_tensor<1, T>({e[2]}, seed + 200, 2, -1);
+    auto decay = random_tensor<1, T>({e[2]}, seed + 200, 2, -1);
+    if (e[2] > 2) {  // forgets everything at once, all but nothing, nothing
+      decay(0) = static_cast<T>(9);
+      decay(1) = static_cast<T>(-80);
+      decay(2) = static_cast<T>(-infinity);
+    }
     const auto bonus = random_tensor<1, T>({e[2]}, seed + 300);
     const auto out = heed::rwkv4(k, v, decay, bonus);
     check_rwkv4<T>(k, v, decay, bonus, heed::as_view(out), "case " + std::to_string(seed));

@@ -46,6 +46,7 @@
 // 2312.06635, section 2.2.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <type_traits>
@@ -161,8 +162,9 @@ void run_kernelised(E& exec, R& r, const linear_options& o, workspace& memory) {
   const index tokens = std::max(r.tokens(), r.keys());
   const linear_form form =
       o.form.value_or(tokens < 8 ? linear_form::recurrent : linear_form::chunked);
-  const index step =
-      form == linear_form::recurrent ? 1 : std::min(o.chunk, std::max<index>(tokens, 1));
+  const index step = form == linear_form::recurrent
+                         ? 1
+                         : std::min({o.chunk, longest_chunk, std::max<index>(tokens, 1)});
   r.chunk_tokens = step;
   if (form == linear_form::parallel) {
     run_quadratic(exec, r, o.causal, memory);

@@ -30,6 +30,7 @@
 // Throws shape_error, option_error, std::bad_alloc, before anything is written.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <vector>
@@ -279,7 +280,8 @@ struct matrix_method {
       fail<option_error>("form is parallel, but a corrected state has no quadratic form");
     }
     const index most = r.gates == gate_kind::per_channel ? 16 : 64;
-    const index step = std::min(o.chunk.value_or(most), std::max<index>(tokens, 1));
+    const index step =
+        std::min({o.chunk.value_or(most), longest_chunk, std::max<index>(tokens, 1)});
     r.chunk_tokens = form == linear_form::recurrent ? 1 : step;
     workspace own;
     detail::run_matrix(exec, r, form, o.scratch != nullptr ? *o.scratch : own);

@@ -20,6 +20,9 @@ enum class linear_form {
               ///< work of chunked, 3 times where a state is corrected (delta, low rank)
 };
 
+/// No chunk is longer, whatever the options ask for: it keeps a number of each pair of its tokens.
+inline constexpr index longest_chunk = 256;
+
 struct linear_options {
   /// Query i sees the keys up to its own, and reads the state after the write. Otherwise every
   /// query sees every key. The linear family is causal by nature, hence this default.
@@ -31,7 +34,7 @@ struct linear_options {
   std::optional<double> scale = std::nullopt;
   /// Where absent: recurrent for fewer than 8 tokens, chunked otherwise.
   std::optional<linear_form> form = std::nullopt;
-  /// Tokens a chunk of the chunked form.
+  /// Tokens a chunk of the chunked form, at most longest_chunk.
   index chunk = 64;
   /// As in recurrence_options: here one sequence after the other, parallel over heads.
   std::span<const index> sequence_bounds{};
@@ -46,7 +49,7 @@ struct recurrence_options {
   std::optional<double> scale = std::nullopt;
   /// Where absent: recurrent for fewer than 8 tokens, chunked otherwise.
   std::optional<linear_form> form = std::nullopt;
-  /// Tokens a chunk of the chunked form, at most; absent, what suits the method.
+  /// Tokens a chunk of the chunked form, at most longest_chunk; absent, what suits the method.
   std::optional<index> chunk = std::nullopt;
   /// Sequences of different lengths, one after another on the token axis of a batch of 1: where
   /// each begins, and at last where the last one ends. The state has one batch entry a sequence.
