@@ -207,7 +207,7 @@ void split_task(const Program& program, const Source& source, const shared_rows&
     const auto value_run = [&](index j) { return source.values(rows.batch, rows.kv_head, j); };
     const detail::block_runs<A, TV, decltype(value_run)> v(
         value_run, block, d.value_dim, source.value_channel_stride(), scratch.v);
-    // Only behind a mask does it matter: what a row sees it also feels.
+    // What hidden values hold must not matter; that of visible ones propagates either way.
     bool finite = true;
     if (!hidden.empty()) {
       v.each([&](const auto* data, index stride, index, index at, index keys_at) noexcept {
