@@ -69,40 +69,83 @@ struct split_scratch {
 
 namespace detail {
 
-/// A block's rows in place in their own scalar, or null where they must be copied; `left` rows of
-/// the run from there on.
-template <class T>
-struct rows_in_place {
-  const T* data = nullptr;
-  index stride = 0;
-  index left = 0;
+/// The rows of a block as a kernel reads them: the runs of its source in place, in their own
+/// scalar, or where those are too short or oddly cut, a copy. `run(j)` is the source's run from
+/// token j on.
+template <class A, class T, class Run>
+class block_runs {
+ public:
+  using plan = split_plan<A>;
+  /// Fewest rows of a run that are read where they lie, if the block has several.
+  static constexpr index shortest = 16;
 
-  rows_in_place(const row_run<T>& r, index count, index channel_stride) noexcept {
-    if (channel_stride != 1 || r.count < count) return;
-    data = r.data;
-    stride = r.stride;
-    left = r.count;
+  block_runs(const Run& run, range block, index channels, index channel_stride, A* copy) noexcept
+      : run_(&run), block_(block) {
+    if (channel_stride == 1 && in_place()) return;
+    copy_ = block_rows<A, T>(run, block, channels, channel_stride, copy, stride_);
   }
+
+  /// use(data, stride, rows left of the run, first row within the block, rows) for each piece.
+  template <class Use>
+  void each(Use&& use) const noexcept {
+    if (copy_ != nullptr) return use(copy_, stride_, index{0}, index{0}, block_.size());
+    for (index j = block_.begin; j < block_.end;) {
+      const row_run<T> r = (*run_)(j);
+      const index n = std::min(r.count, block_.end - j);
+      use(r.data, r.stride, r.count, j - block_.begin, n);
+      j += n;
+    }
+  }
+
+ private:
+  /// Probabilities are made in whole packets: only the last piece may end within one.
+  [[nodiscard]] bool in_place() const noexcept {
+    for (index j = block_.begin; j < block_.end;) {
+      const index n = (*run_)(j).count;
+      if (n >= block_.end - j) return true;
+      if (n < shortest || n % plan::lanes != 0) return false;
+      j += n;
+    }
+    return true;
+  }
+
+  const Run* run_;
+  range block_;
+  const A* copy_ = nullptr;
+  index stride_ = 0;
 };
 
-/// Modifiers and masks on one row's scores against `t.keys`. Whether anything may be hidden.
+/// Modifiers and masks on one row's scores against `t.keys`. The keys, counted from the first,
+/// among which those stand that may be hidden.
 template <class A, class Program>
-HEED_INLINE bool modify_row(const Program& program, const tile& t, A* s) noexcept {
-  constexpr A hidden = softmax_state<A>::empty_max;
+HEED_INLINE range modify_row(const Program& program, const tile& t, A* s) noexcept {
+  constexpr A none = softmax_state<A>::empty_max;
   const auto at = [&](index j) {
     return position{t.batch, t.head, t.kv_head, t.queries.begin, t.keys.begin + j, t.rows().begin};
   };
   const index n = t.keys.size();
+  range hidden{0, 0};
   if constexpr (Program::changes_scores) {
     for (index j = 0; j < n; ++j) s[j] = program.modified(program.softcapped(s[j], at(j)), at(j));
+    hidden = {0, n};
   }
   if constexpr (Program::template has<stage::mask>) {
-    if (program.coverage_in(t) != coverage::full) {
-      for (index j = 0; j < n; ++j) s[j] = program.visible(at(j)) ? s[j] : hidden;
-      return true;
+    if (program.coverage_in(t) == coverage::full) return hidden;
+    // Classified again in steps, so that only a mask's edge is asked about pair by pair.
+    constexpr index step = split_plan<A>::mask_step;
+    for (index first = 0; first < n; first += step) {
+      const range keys{first, std::min(n, first + step)};
+      tile part = t;
+      part.keys = {t.keys.begin + keys.begin, t.keys.begin + keys.end};
+      const coverage visible = program.coverage_in(part);
+      if (visible == coverage::full) continue;
+      for (index j = keys.begin; j < keys.end; ++j) {
+        s[j] = visible == coverage::partial && program.visible(at(j)) ? s[j] : none;
+      }
+      hidden = hull(hidden, keys);
     }
   }
-  return Program::changes_scores;
+  return hidden;
 }
 
 /// Softmax and values of one row, pair by pair, leaving out what is hidden; `factor` are those of
@@ -149,74 +192,70 @@ void split_task(const Program& program, const Source& source, const shared_rows&
     const range block = intersect(seen, {first, first + plan::keys});
     const index count = block.size();
 
-    const auto kr = source.keys(rows.batch, rows.kv_head, block.begin);
-    const detail::rows_in_place<TK> k(kr, count, source.key_channel_stride());
-    if (k.data != nullptr) {
-      split_scores<A>(q, q_stride, n, k.data, k.stride, count, k.left, d.head_dim, scratch.scores);
-    } else {
-      index stride = 0;
-      const A* copy =
-          block_rows<A, TK>([&](index j) { return source.keys(rows.batch, rows.kv_head, j); },
-                            block, d.head_dim, source.key_channel_stride(), scratch.k, stride);
-      split_scores<A, A>(q, q_stride, n, copy, stride, count, 0, d.head_dim, scratch.scores);
-    }
+    const auto key_run = [&](index j) { return source.keys(rows.batch, rows.kv_head, j); };
+    const detail::block_runs<A, TK, decltype(key_run)> k(key_run, block, d.head_dim,
+                                                         source.key_channel_stride(), scratch.k);
+    k.each([&](const auto* data, index stride, index left, index j, index keys_at) noexcept {
+      split_scores<A>(q, q_stride, n, data, stride, keys_at, left, d.head_dim, scratch.scores + j);
+    });
 
-    const auto vr = source.values(rows.batch, rows.kv_head, block.begin);
-    const detail::rows_in_place<TV> v(vr, count, source.value_channel_stride());
-    const auto with_values = [&](auto&& use) {
-      if (v.data != nullptr) {
-        use(v.data, v.stride, v.left);
-      } else {
-        index stride = 0;
-        const A* copy =
-            block_rows<A, TV>([&](index j) { return source.values(rows.batch, rows.kv_head, j); },
-                              block, d.value_dim, source.value_channel_stride(), scratch.v, stride);
-        use(copy, stride, index{0});
+    range hidden{0, 0};
+    for (index r = 0; r < n; ++r) {
+      hidden = hull(
+          hidden, detail::modify_row(program, rows.row(r, block), scratch.scores + r * plan::keys));
+    }
+    const auto value_run = [&](index j) { return source.values(rows.batch, rows.kv_head, j); };
+    const detail::block_runs<A, TV, decltype(value_run)> v(
+        value_run, block, d.value_dim, source.value_channel_stride(), scratch.v);
+    // What hidden values hold must not matter; that of visible ones propagates either way.
+    bool finite = true;
+    if (!hidden.empty()) {
+      v.each([&](const auto* data, index stride, index, index at, index keys_at) noexcept {
+        const range part = intersect(hidden, {at, at + keys_at});
+        if (part.empty()) return;
+        finite = finite &&
+                 all_finite<A>(data + (part.begin - at) * stride, part.size(), stride, d.value_dim);
+      });
+    }
+    const auto dropout_factors = [&](index r, index j, index keys_at, auto&& use) {
+      const tile t = rows.row(r, block);
+      for (index i = j; i < j + keys_at; ++i) {
+        use(i, program.dropout_factor(
+                   {t.batch, t.head, t.kv_head, t.queries.begin, block.begin + i, t.rows().begin}));
       }
     };
-
-    bool hides = false;
-    for (index r = 0; r < n; ++r) {
-      hides =
-          detail::modify_row(program, rows.row(r, block), scratch.scores + r * plan::keys) || hides;
-    }
-    with_values([&](const auto* rows_of_v, index stride, index left) noexcept {
-      const bool pairwise = hides && !all_finite<A>(rows_of_v, count, stride, d.value_dim);
-      const auto dropout_factors = [&](index r, index j, index keys_at, auto&& use) {
-        const tile t = rows.row(r, block);
-        for (index i = j; i < j + keys_at; ++i) {
-          use(i, program.dropout_factor({t.batch, t.head, t.kv_head, t.queries.begin,
-                                         block.begin + i, t.rows().begin}));
-        }
-      };
-      if (pairwise) {
+    if (!finite) {
+      v.each([&](const auto* data, index stride, index, index at, index keys_at) noexcept {
         for (index r = 0; r < n; ++r) {
           A factor[std::size_t{plan::keys}];
-          std::fill_n(factor, count, A(1));
+          std::fill_n(factor, keys_at, A(1));
           if constexpr (Program::template has<stage::dropout>) {
-            dropout_factors(r, 0, count, [&](index j, A f) { factor[j] = f; });
+            dropout_factors(r, at, keys_at, [&](index j, A f) { factor[j - at] = f; });
           }
           detail::attend_row_pairwise<A>(scratch.state[r], scratch.out + r * out_stride,
-                                         scratch.scores + r * plan::keys, count, factor, rows_of_v,
-                                         stride, d.value_dim);
+                                         scratch.scores + r * plan::keys + at, keys_at, factor,
+                                         data, stride, d.value_dim);
         }
-        return;
-      }
-      for (index r = 0; r < n; ++r) {
-        scratch.rescale[r] =
-            split_maximum(scratch.scores + r * plan::keys, count, scratch.state[r]);
-      }
-      const auto weigh = [&](index first_row, index j, index keys_at) {
-        split_weights(scratch.scores + first_row * plan::keys + j, keys_at,
+      });
+      continue;
+    }
+    for (index r = 0; r < n; ++r) {
+      scratch.rescale[r] = split_maximum(scratch.scores + r * plan::keys, count, scratch.state[r]);
+    }
+    v.each([&](const auto* data, index stride, index left, index at, index keys_at) noexcept {
+      // The past is rescaled once, by the first piece.
+      if (at > 0) std::fill_n(scratch.rescale, n, A(1));
+      const auto weigh = [&](index first_row, index j, index keys_of) {
+        split_weights(scratch.scores + first_row * plan::keys + at + j, keys_of,
                       scratch.state + first_row);
         if constexpr (Program::template has<stage::dropout>) {
           for (index r = first_row; r < std::min<index>(first_row + plan::value_rows, n); ++r) {
             A* const s = scratch.scores + r * plan::keys;
-            dropout_factors(r, j, keys_at, [&](index i, A f) { s[i] *= f; });
+            dropout_factors(r, at + j, keys_of, [&](index i, A f) { s[i] *= f; });
           }
         }
       };
-      split_values<A>(scratch.scores, n, rows_of_v, stride, count, left, d.value_dim,
+      split_values<A>(scratch.scores + at, n, data, stride, keys_at, left, d.value_dim,
                       scratch.rescale, scratch.out, out_stride, weigh);
     });
   }

@@ -35,6 +35,8 @@ struct split_plan {
   /// Register tile of the values: rows x packets of channels.
   static constexpr int value_rows = 4;
   static constexpr int value_packets = simd::vector_registers == 32 ? 4 : 2;
+  /// Keys a partly masked block is classified by.
+  static constexpr index mask_step = 32;
   /// Fewest queries a head for which the tiled kernel, queries in the lanes, does less work.
   static constexpr index most_queries = lanes >= 8 ? lanes / 2 : 2;
 };

@@ -56,13 +56,14 @@ class compressed_scores {
         seen_(std::min(keys.count, blocks.whole(first + rows))),
         scratch_(&scratch) {}
 
-  /// use(keys) for each block of keys and head, whose probabilities are in the scratch's scores.
+  /// use(keys, integral_constant packets) for each block of keys and head, whose probabilities are
+  /// in the scratch's scores.
   template <class Use>
   void each_probability(index heads, Use&& use) const noexcept {
     each_tile(heads, [&](range keys, index h, auto packets) noexcept {
       subtract<packets()>(keys.size(), scratch_->shift + h * plan::group);
       hide(keys, A(0));
-      use(keys);
+      use(keys, packets);
     });
   }
 

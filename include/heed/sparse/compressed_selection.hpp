@@ -52,20 +52,25 @@ struct compressed_selection_options {
 
 namespace detail {
 
-/// importance[j] += p[i] |C_i and S_j| / stride for the compressed blocks `keys`, in `width` lanes.
-template <class A>
-void add_importance(const compressed_selection_options& o, index blocks, range keys, index width,
-                    const A* p, A* importance) noexcept {
+/// importance[j] += p[i] |C_i and S_j| / stride for the compressed blocks `keys`, in so many
+/// packets.
+template <int Packets, class A>
+void add_importance(const compressed_selection_options& o, index blocks, range keys, const A* p,
+                    A* importance) noexcept {
   using plan = tile_plan<A>;
   const A stride = static_cast<A>(o.compression.stride);
+  index shared = 0;
+  auto weight = simd::zero<A>();
+  index first = keys.begin * o.compression.stride / o.block;
   for (index i = keys.begin; i < keys.end; ++i, p += plan::group) {
     const range tokens = o.compression.tokens(i);
-    const index end = std::min(blocks, ceil_div(tokens.end, o.block));
-    for (index j = tokens.begin / o.block; j < end; ++j) {
-      const index shared = intersect(tokens, {j * o.block, (j + 1) * o.block}).size();
-      const auto weight = simd::broadcast(static_cast<A>(shared) / stride);
+    while ((first + 1) * o.block <= tokens.begin) ++first;
+    for (index j = first; j < blocks && j * o.block < tokens.end; ++j) {
+      const index both = intersect(tokens, {j * o.block, (j + 1) * o.block}).size();
+      if (both != shared) weight = simd::broadcast(static_cast<A>(both) / stride);
+      shared = both;
       A* const to = importance + j * plan::group;
-      for (index l = 0; l < width; l += plan::lanes) {
+      for (index l = 0; l < Packets * plan::lanes; l += plan::lanes) {
         simd::store(to + l, simd::fmadd(weight, simd::load(p + l), simd::load(to + l)));
       }
     }
@@ -162,8 +167,8 @@ template <class E, class TQ, class TK, class A>
     const row_run<TK> keys{k.data() + b * k.stride(0) + kv * k.stride(1), k.stride(2), k.extent(2)};
     const compressed_scores<TK, A> scores(keys, k.stride(3), d, o.compression, first, rows, s);
     if (lse == nullptr) scores.find_shifts(heads);
-    scores.each_probability(heads, [&](range at) noexcept {
-      add_importance(o, most, at, round_up(rows, plan::lanes), s.scores, s.importance);
+    scores.each_probability(heads, [&](range at, auto packets) noexcept {
+      add_importance<packets()>(o, most, at, s.scores, s.importance);
     });
     copy_tile<A, A>({s.importance, 1, plan::group}, {s.rows, blocks, 1}, rows, most);
     for (index r = 0; r < rows; ++r) {
