@@ -10,4 +10,5 @@
 #include "heed/attention/naive.hpp"
 #include "heed/attention/options.hpp"
 #include "heed/attention/ragged.hpp"
+#include "heed/attention/routing.hpp"
 #include "heed/attention/selected.hpp"
