@@ -39,16 +39,8 @@ namespace detail {
 template <class I>
 void check_clusters(const char* name, const view<const I, 4>& lists, index clusters, index tokens,
                     const score_extents& e) {
-  const bool heads =
-      lists.extent(1) == 1 || lists.extent(1) == e.kv_heads || lists.extent(1) == e.heads;
-  if ((lists.extent(0) != 1 && lists.extent(0) != e.batch) || !heads ||
-      lists.extent(2) != clusters) {
-    fail<shape_error>(std::string(name) + " has extents " + format_extents(lists.extents()) +
-                      " (batch, heads, clusters, window), the call has batch " +
-                      std::to_string(e.batch) + ", heads " + std::to_string(e.heads) +
-                      ", kv heads " + std::to_string(e.kv_heads) + ", clusters " +
-                      std::to_string(clusters));
-  }
+  check_list_heads(name, lists.extents(), e);
+  require_equal(name, "clusters", lists.extent(2), "queries", clusters);
   for (index b = 0; b < lists.extent(0); ++b) {
     for (index h = 0; h < lists.extent(1); ++h) {
       for (index c = 0; c < clusters; ++c) {
@@ -62,18 +54,6 @@ void check_clusters(const char* name, const view<const I, 4>& lists, index clust
     }
   }
 }
-
-/// Which of a list tensor's heads serves a head of the call.
-struct list_heads {
-  index batch;
-  index heads;
-
-  [[nodiscard]] index operator()(const score_extents& e, index b, index h) const noexcept {
-    const index group = e.kv_heads > 0 ? e.heads / e.kv_heads : 1;
-    return (batch == 1 ? 0 : b) * heads + (heads == 1 ? 0 : heads == e.heads ? h : h / group);
-  }
-  [[nodiscard]] index size() const noexcept { return batch * heads; }
-};
 
 template <class E, class Call, class I, class J>
 void run_routing(E& exec, const Call& call, const view<const I, 4>& queries,
@@ -194,13 +174,6 @@ void run_routing(E& exec, const Call& call, const view<const I, 4>& queries,
   });
 }
 
-template <class S>
-[[nodiscard]] auto clusters4(const S& lists) {
-  using I = std::remove_const_t<scalar_of<const S&>>;
-  static_assert(std::is_integral_v<I>, "heed: lists of tokens are tensors of integers");
-  return view<const I, 4>(as_rank4(as_view(lists)));
-}
-
 }  // namespace detail
 
 /// routing_attention_into([executor,] out | into(out, lse), q, k, v, queries, keys, ...)
@@ -211,7 +184,7 @@ void routing_attention_into(E&& exec, Out&& out, const Q& q, const K& k, const V
                             const Mods&... modifiers) {
   detail::run_routing(exec,
                       detail::open_call(std::forward<Out>(out), q, k, v, options, modifiers...),
-                      detail::clusters4(queries), detail::clusters4(keys));
+                      detail::lists4(queries), detail::lists4(keys));
 }
 template <class Out, class Q, class K, class V, tensor_like L, tensor_like M, class... Mods>
 requires(!detail::an_executor<Out>) void routing_attention_into(

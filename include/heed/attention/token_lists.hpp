@@ -235,6 +235,35 @@ void write_row(const Call& call, index b, index h, index i, softmax_state<typena
   if (A* lse = call.lse_rows(b, h, i)) *lse = state.log_sum_exp();
 }
 
+/// Which of a list tensor's heads serves a head of the call.
+struct list_heads {
+  index batch;
+  index heads;
+
+  [[nodiscard]] index operator()(const score_extents& e, index b, index h) const noexcept {
+    const index group = e.kv_heads > 0 ? e.heads / e.kv_heads : 1;
+    return (batch == 1 ? 0 : b) * heads + (heads == 1 ? 0 : heads == e.heads ? h : h / group);
+  }
+  [[nodiscard]] index size() const noexcept { return batch * heads; }
+};
+
+/// Lists have 1 batch or the call's, and 1 head, the KV heads or the query heads.
+inline void check_list_heads(const char* name, const std::array<index, 4>& lists,
+                             const score_extents& e) {
+  const bool heads = lists[1] == 1 || lists[1] == e.kv_heads || lists[1] == e.heads;
+  if ((lists[0] == 1 || lists[0] == e.batch) && heads) return;
+  fail<shape_error>(std::string(name) + " has extents " + format_extents(lists) +
+                    ", the call has batch " + std::to_string(e.batch) + ", heads " +
+                    std::to_string(e.heads) + ", kv heads " + std::to_string(e.kv_heads));
+}
+
+template <class S>
+[[nodiscard]] auto lists4(const S& lists) {
+  using I = std::remove_const_t<scalar_of<const S&>>;
+  static_assert(std::is_integral_v<I>, "heed: lists of tokens are tensors of integers");
+  return view<const I, 4>(as_rank4(as_view(lists)));
+}
+
 /// Rows and keys must be countable by a listed_token.
 inline void check_listable(const score_extents& e) {
   constexpr index most = std::numeric_limits<listed_token>::max();
