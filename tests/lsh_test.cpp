@@ -11,6 +11,7 @@
 #include "heed/attention.hpp"
 #include "heed/parallel.hpp"
 #include "heed/score.hpp"
+#include "heed/sparse.hpp"
 
 namespace {
 
@@ -239,6 +240,152 @@ TEST(Lsh, UnitKeysHaveLengthOne) {
       EXPECT_NEAR(dot, std::sqrt(length), 1e-14 * std::sqrt(length));
     }
   }
+}
+
+/// argmax over [xR; -xR] in double where the best two are further apart than rounding.
+TEST(LshBuckets, AreTheArgmaxOverRotations) {
+  heed::thread_pool pool(3);
+  for (const index factor : {1, 4}) {
+    const auto q = oracle::random_tensor<float, 4>({2, 4, 67, 19}, 1);
+    const auto k = oracle::random_tensor<float, 4>({2, 2, 35, 19}, 2);
+    const heed::lsh_options o{.rounds = 3, .buckets = 24, .factor = factor, .seed = 5};
+    const auto got = heed::lsh_buckets(pool, q, k, o);
+    ASSERT_EQ(got.queries.extents(), (oracle::extents4{2, 4, 3, 67}));
+    ASSERT_EQ(got.keys.extents(), (oracle::extents4{2, 2, 3, 35}));
+    const index first = o.buckets / factor;
+    std::vector<heed::tensor<float, 4>> tables;
+    tables.push_back(heed::detail::rotations<float>(2, 3, first / 2, 19, 5, 0));
+    tables.push_back(heed::detail::rotations<float>(2, 3, factor / 2, 19, 5, 1));
+    index sure = 0;
+    const auto check = [&](const auto& x, const bucket_tensor& buckets) {
+      const index group = x.extent(1) / 2;
+      oracle::each_index(buckets.extents(), [&](index b, index h, index r, index i) {
+        index want = 0;
+        for (const auto& table : tables) {
+          const index half = table.extent(2);
+          if (half == 0) continue;
+          std::vector<std::pair<double, index>> y;
+          for (index j = 0; j < half; ++j) {
+            double dot = 0;
+            for (index c = 0; c < 19; ++c) {
+              dot += static_cast<double>(x(b, h, i, c)) *
+                     static_cast<double>(table(h / group, r, j, c));
+            }
+            y.emplace_back(dot, j);
+            y.emplace_back(-dot, half + j);
+          }
+          std::sort(y.begin(), y.end());
+          // 19 products of numbers below 5: 1e-4 is far above the rounding of float.
+          if (y[y.size() - 1].first - y[y.size() - 2].first < 1e-4) return;
+          want = want * 2 * half + y.back().second;
+        }
+        ++sure;
+        EXPECT_EQ(buckets(b, h, r, i), want);
+      });
+    };
+    check(q, got.queries);
+    check(k, got.keys);
+    EXPECT_GT(sure, 3 * (2 * 4 * 67 + 2 * 2 * 35) * 98 / 100);
+  }
+}
+
+TEST(LshBuckets, AngleAloneCounts) {
+  heed::thread_pool pool(3);
+  heed::serial_executor serial;
+  auto x = oracle::random_tensor<float, 4>({1, 1, 2000, 32}, 1);
+  // Pairs of tokens: the same direction, 0.3 and 1.2 rad apart, opposite.
+  for (index i = 0; i < 500; ++i) {
+    for (index n = 0; n < 4; ++n) {
+      const double angle[] = {0, 0.3, 1.2, std::acos(-1.0)};
+      if (n == 0) continue;
+      double dot = 0;
+      double square = 0;
+      double other = 0;
+      for (index c = 0; c < 32; ++c) {
+        dot += static_cast<double>(x(0, 0, 4 * i, c) * x(0, 0, 4 * i + n, c));
+        square += static_cast<double>(x(0, 0, 4 * i, c) * x(0, 0, 4 * i, c));
+      }
+      std::vector<double> away(32);
+      for (index c = 0; c < 32; ++c) {
+        away[std::size_t(c)] = static_cast<double>(x(0, 0, 4 * i + n, c)) -
+                               dot / square * static_cast<double>(x(0, 0, 4 * i, c));
+        other += away[std::size_t(c)] * away[std::size_t(c)];
+      }
+      for (index c = 0; c < 32; ++c) {
+        x(0, 0, 4 * i + n, c) = static_cast<float>(
+            3 * (std::cos(angle[n]) * static_cast<double>(x(0, 0, 4 * i, c)) / std::sqrt(square) +
+                 std::sin(angle[n]) * away[std::size_t(c)] / std::sqrt(other)));
+      }
+    }
+  }
+  const heed::lsh_options o{.rounds = 8, .buckets = 16, .seed = 3};
+  const auto buckets = heed::lsh_buckets(pool, x, o);
+  EXPECT_TRUE(oracle::same_bits(buckets, heed::lsh_buckets(serial, x, o)));
+  std::array<double, 4> together{};
+  std::array<double, 16> filled{};
+  for (index r = 0; r < 8; ++r) {
+    for (index i = 0; i < 500; ++i) {
+      for (index n = 1; n < 4; ++n) {
+        together[std::size_t(n)] += buckets(0, 0, r, 4 * i) == buckets(0, 0, r, 4 * i + n);
+      }
+      EXPECT_EQ((buckets(0, 0, r, 4 * i) + 8) % 16, buckets(0, 0, r, 4 * i + 3));
+      ++filled[std::size_t(buckets(0, 0, r, 4 * i))];
+    }
+  }
+  // Of 4000: a chance of 1 / 16 would be 250, four deviations 62.
+  EXPECT_GT(together[1], 2400);
+  EXPECT_LT(together[2], 1200);
+  EXPECT_GT(together[2], 300);
+  EXPECT_EQ(together[3], 0);
+  for (const double n : filled) EXPECT_NEAR(n, 250, 100);
+  // More rounds keep the first ones.
+  const auto fewer = heed::lsh_buckets(pool, x, {.rounds = 2, .buckets = 16, .seed = 3});
+  oracle::each_index(fewer.extents(), [&](index b, index h, index r, index i) {
+    EXPECT_EQ(fewer(b, h, r, i), buckets(b, h, r, i));
+  });
+}
+
+/// What part of the softmax's mass the rounds see: exp(log-sum-exp - that of all pairs).
+TEST(Lsh, RecallGrowsWithRounds) {
+  heed::thread_pool pool(2);
+  auto q = oracle::random_tensor<float, 4>({1, 1, 1024, 32}, 1);
+  const auto centre = oracle::random_tensor<float, 2>({32, 32}, 2, 2.0);
+  for (index i = 0; i < 1024; ++i) {
+    for (index c = 0; c < 32; ++c) q(0, 0, i, c) += centre(i * 7 % 32, c);
+  }
+  const auto k = heed::unit_keys(q);
+  heed::tensor<float, 4> out(q.extents());
+  heed::tensor<float, 3> all({1, 1, 1024});
+  heed::attention_into(pool, heed::into(out, all), q, k, q, {.scale = 1.0}, heed::causal());
+  double before = 0;
+  for (const index rounds : {1, 2, 4, 8}) {
+    const auto buckets = heed::lsh_buckets(pool, q, {.rounds = rounds, .buckets = 32, .seed = 1});
+    heed::tensor<float, 3> lse({1, 1, 1024});
+    heed::lsh_attention_into(pool, heed::into(out, lse), q, k, q, buckets, buckets, {.chunk = 64},
+                             {.scale = 1.0}, heed::causal());
+    double recall = 0;
+    for (index i = 0; i < 1024; ++i) {
+      recall += static_cast<double>(std::exp(lse(0, 0, i) - all(0, 0, i))) / 1024;
+    }
+    EXPECT_GT(recall, before);
+    EXPECT_LE(recall, 1 + 1e-5);
+    before = recall;
+  }
+  EXPECT_GT(before, 0.9);
+}
+
+TEST(LshErrors, NameTheOptions) {
+  heed::serial_executor serial;
+  const auto x = oracle::random_tensor<float, 4>({1, 2, 5, 8}, 1);
+  const auto k = oracle::random_tensor<float, 4>({1, 2, 5, 9}, 1);
+  EXPECT_THROW((void)heed::lsh_buckets(serial, x, {.buckets = 7}), heed::option_error);
+  EXPECT_THROW((void)heed::lsh_buckets(serial, x, {.buckets = 0}), heed::option_error);
+  EXPECT_THROW((void)heed::lsh_buckets(serial, x, {.buckets = 16, .factor = 3}),
+               heed::option_error);
+  EXPECT_THROW((void)heed::lsh_buckets(serial, x, {.buckets = 12, .factor = 4}),
+               heed::option_error);
+  EXPECT_THROW((void)heed::lsh_buckets(serial, x, {.rounds = -1}), heed::option_error);
+  EXPECT_THROW((void)heed::lsh_buckets(serial, x, k, {}), heed::shape_error);
 }
 
 TEST(LshErrors, NameTheBuckets) {
