@@ -193,7 +193,7 @@ TEST(LargestAscending, AreTheLargestTiesToTheLower) {
         want.resize(static_cast<std::size_t>(std::min(n, count)));
         std::sort(want.begin(), want.end());
         want.resize(static_cast<std::size_t>(count), -1);
-        std::vector<float> memory(x.size());
+        std::vector<float> memory(x.size() + 16);
         std::vector<std::int32_t> found(x.size());
         heed::detail::largest_scratch<float> scratch{memory.data(), found.data()};
         std::vector<index> got(want.size());

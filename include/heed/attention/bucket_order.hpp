@@ -153,12 +153,11 @@ struct round_rule {
     keys = c.take<listed_token>(most_keys);
     stride = most_rows;
   }
-  /// `reach` and `sorted` are those of all rounds; of this one the sorted rows `of`. Returns how
-  /// many keys there are.
-  index start(const row_reach* reach, const sorted_keys* sorted, index round, range of,
-              index offset, bool sees_itself) noexcept {
+  /// `reach` and `sorted` are those of all rounds; of this one the sorted rows `of`.
+  void start(const row_reach* reach, const sorted_keys* sorted, index round, range of, index offset,
+             bool sees_itself) noexcept {
     const row_reach& own = reach[round];
-    lists = {own.order.tokens + of.begin, keys, offset};
+    lists = {own.order.tokens + of.begin, keys, of.size(), 0, offset};
     earlier = round;
     self = sees_itself;
     for (index e = 0; e < round; ++e) {
@@ -180,10 +179,10 @@ struct round_rule {
         listed += at + n - fresh;
         end = at + n;
       }
-      first[i] = static_cast<listed_token>(n > 0 ? listed - (end - at) : 0);
+      first[i] = static_cast<listed_token>(n > 0 ? listed - (end - at) : listed);
       count[i] = static_cast<listed_token>(n);
     }
-    return listed;
+    lists.key_count = listed;
   }
 
   template <class F>
@@ -195,21 +194,34 @@ struct round_rule {
     if (!self) f(other_token{lists});
   }
   [[nodiscard]] heed::coverage coverage(const tile& t) const noexcept {
-    bool any = false;
-    bool all = earlier == 0 && self;
-    for (index i = t.queries.begin; i < t.queries.end; ++i) {
-      const range seen = intersect(t.keys, {first[i], index{first[i]} + count[i]});
-      any = any || !seen.empty();
-      all = all && seen == t.keys;
-    }
-    return !any ? heed::coverage::empty : all ? heed::coverage::full : heed::coverage::partial;
+    const extremes x = extremes_of(t.queries);
+    if (x.last_end <= t.keys.begin || x.first_begin >= t.keys.end) return heed::coverage::empty;
+    const bool all =
+        earlier == 0 && self && x.last_begin <= t.keys.begin && x.first_end >= t.keys.end;
+    return all ? heed::coverage::full : heed::coverage::partial;
   }
   [[nodiscard]] range visible_keys(const tile& t) const noexcept {
-    range seen{0, 0};
-    for (index i = t.queries.begin; i < t.queries.end; ++i) {
-      seen = hull(seen, {first[i], index{first[i]} + count[i]});
+    const extremes x = extremes_of(t.queries);
+    return intersect(t.keys, {x.first_begin, x.last_end});
+  }
+
+ private:
+  /// Where the reaches of some rows begin and end.
+  struct extremes {
+    listed_token first_begin, last_begin, first_end, last_end;
+  };
+  [[nodiscard]] extremes extremes_of(range rows) const noexcept {
+    if (rows.empty()) return {0, 0, 0, 0};
+    listed_token at = first[rows.begin];
+    listed_token end = at + count[rows.begin];
+    extremes x{at, at, end, end};
+    for (index i = rows.begin + 1; i < rows.end; ++i) {
+      at = first[i];
+      end = at + count[i];
+      x = {std::min(x.first_begin, at), std::max(x.last_begin, at), std::min(x.first_end, end),
+           std::max(x.last_end, end)};
     }
-    return intersect(t.keys, seen);
+    return x;
   }
 };
 

@@ -230,11 +230,13 @@ void run_lsh(E& exec, const Call& call, const view<const I, 4>& query_buckets,
       const range of =
           intersect({0, rows[round].rows}, {t % blocks * most, (t % blocks + 1) * most});
       if (of.empty()) return;
-      const index keys = s.rule.start(rows, sorted + k_heads(e, b, h) * rounds, round, of,
-                                      call.options.offset[b], !o.shared_qk);
-      attend_lists(call, s.rule, b, h, s.rule.lists, of.size(), keys, s.task, s.out, s.lse);
+      s.rule.start(rows, sorted + k_heads(e, b, h) * rounds, round, of, call.options.offset[b],
+                   !o.shared_qk);
+      attend_lists(call, s.rule, b, h, s.rule.lists, s.task, s.out, s.lse);
       for (index r = 0; r < of.size(); ++r) {
         const index row = head * e.queries + s.rule.lists.rows[r];
+        const index later = s.rule.lists.rows[std::min(r + 8, of.size() - 1)];
+        prefetch_row(out + (head * e.queries + later) * d.value_dim, d.value_dim);
         join_part(state[row], out + row * d.value_dim, s.lse[r], s.out + r * d.value_dim,
                   d.value_dim);
       }

@@ -149,10 +149,10 @@ void run_routing(E& exec, const Call& call, const view<const I, 4>& queries,
     if (rows.empty()) return;
     const range listed = k.of(cluster);
     s.rule.start(q, rows, k, listed, cluster);
-    const token_lists lists{q.tokens + rows.begin, k.tokens + listed.begin, call.options.offset[b]};
+    const token_lists lists{q.tokens + rows.begin, k.tokens + listed.begin, rows.size(),
+                            listed.size(), call.options.offset[b]};
     const index place = head * clusters * window + rows.begin;
-    attend_lists(call, s.rule, b, h, lists, rows.size(), listed.size(), s.task,
-                 out + place * d.value_dim, lse + place);
+    attend_lists(call, s.rule, b, h, lists, s.task, out + place * d.value_dim, lse + place);
   });
 
   for_each_task(exec, workers, heads * row_blocks, [&](index, index t) noexcept {

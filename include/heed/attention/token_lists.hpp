@@ -21,6 +21,7 @@
 
 #include "heed/attention/call.hpp"
 #include "heed/kernel/exact_task.hpp"
+#include "heed/simd/packet.hpp"
 
 namespace heed {
 
@@ -33,6 +34,8 @@ namespace detail {
 struct token_lists {
   const listed_token* rows = nullptr;
   const listed_token* keys = nullptr;
+  index row_count = 0;
+  index key_count = 0;
   index offset = 0;
 
   [[nodiscard]] HEED_INLINE position moved(position p) const noexcept {
@@ -55,7 +58,17 @@ struct token_lists {
   return {low, index{high} + 1};
 }
 
-/// Reads listed keys of a source, a row at a time.
+/// Asks for a row of `channels` numbers. Rows of a list lie anywhere, so that nothing but the list
+/// knows which ones come next.
+template <class T>
+HEED_INLINE void prefetch_row(const T* row, index channels) noexcept {
+  const auto* const bytes = reinterpret_cast<const std::byte*>(row);
+  for (index i = 0; i < channels * static_cast<index>(sizeof(T)); i += 64) {
+    simd::prefetch<2>(bytes + i);
+  }
+}
+
+/// Reads listed keys of a source, a row at a time, and asks for those that come some rows later.
 template <class Source>
 class listed_source {
  public:
@@ -63,9 +76,11 @@ class listed_source {
   using value_scalar = typename Source::value_scalar;
   listed_source(const Source& s, const token_lists& l) noexcept : source_(&s), lists_(l) {}
   [[nodiscard]] row_run<key_scalar> keys(index b, index h, index j) const noexcept {
+    prefetch_row(source_->keys(b, h, later(j)).data, source_->head_dim());
     return one(source_->keys(b, h, lists_.keys[j]));
   }
   [[nodiscard]] row_run<value_scalar> values(index b, index h, index j) const noexcept {
+    prefetch_row(source_->values(b, h, later(j)).data, source_->value_dim());
     return one(source_->values(b, h, lists_.keys[j]));
   }
   [[nodiscard]] index key_channel_stride() const noexcept { return source_->key_channel_stride(); }
@@ -74,6 +89,11 @@ class listed_source {
   }
 
  private:
+  static constexpr index rows_ahead = 16;
+
+  [[nodiscard]] index later(index j) const noexcept {
+    return lists_.keys[std::min(j + rows_ahead, lists_.key_count - 1)];
+  }
   template <class T>
   [[nodiscard]] static row_run<T> one(row_run<T> r) noexcept {
     r.count = 1;
@@ -191,20 +211,22 @@ struct listed_scratch {
   }
 };
 
-/// `rows` listed rows (most_rows at the most) of head h against `keys` listed keys: `out` gets
+/// The listed rows (most_rows at the most) of head h against the listed keys: `out` gets
 /// [rows][value dim], `lse` [rows].
 template <class Call, class Rule, class A>
 void attend_lists(const Call& call, const Rule& rule, index b, index h, const token_lists& lists,
-                  index rows, index keys, listed_scratch<Call>& s, A* out, A* lse) noexcept {
+                  listed_scratch<Call>& s, A* out, A* lse) noexcept {
   using TQ = typename Call::query_scalar;
   const head_dims d{call.q.extent(3), call.out.extent(3)};
-  for (index r = 0; r < rows; ++r) {
+  for (index r = 0; r < lists.row_count; ++r) {
+    prefetch_row(call.query_rows(b, h, lists.rows[std::min(r + 16, lists.row_count - 1)]).data,
+                 d.head_dim);
     const rectangle<const TQ> from = call.query_rows(b, h, lists.rows[r]);
     copy_tile<TQ, TQ>(from, {s.q + r * d.head_dim, d.head_dim, 1}, 1, d.head_dim);
   }
   const listed_program program(call.program, rule, lists);
   const listed_source source(call.source, lists);
-  const tile where{b, h, h / call.group(), {0, rows}, {0, keys}, 0};
+  const tile where{b, h, h / call.group(), {0, lists.row_count}, {0, lists.key_count}, 0};
   exact_task(program, source, where, d, rectangle<const TQ>{s.q, d.head_dim, 1},
              rectangle<A>{out, d.value_dim, 1}, call.scale, lse, 1, s.kernel);
 }

@@ -25,73 +25,13 @@
 #include <cstdint>
 #include <string>
 
+#include "heed/sparse/largest_ascending.hpp"
 #include "heed/sparse/selection.hpp"
 #include "heed/sparse/token_norms.hpp"
 
 namespace heed {
 
 namespace detail {
-
-/// Memory of `largest_ascending`.
-template <class A>
-struct largest_scratch {
-  A* values = nullptr;            // [n]
-  std::int32_t* found = nullptr;  // [n]
-
-  void carve(carver& c, index n) noexcept {
-    values = c.take<A>(n);
-    found = c.take<std::int32_t>(n);
-  }
-};
-
-/// The indices of the `count` largest of x[0 .. n), ascending, ties to the lower index; NaN counts
-/// as -inf. What is left of `to` becomes -1.
-///
-/// A sample tells a bound that a few more than `count` are above, nearly always; only those are
-/// looked at again. Where fewer are, all of them are: the result never depends on the sample.
-template <class A>
-void largest_ascending(A* x, index n, index count, index* to, largest_scratch<A>& s) noexcept {
-  constexpr index stride = 16;
-  const auto greater = [](A a, A b) { return a > b; };
-  for (index i = 0; i < n; ++i) x[i] = x[i] == x[i] ? x[i] : -std::numeric_limits<A>::infinity();
-  const index taken = std::min(n, count);
-  if (taken <= 0) {
-    std::fill(to, to + count, index{-1});
-    return;
-  }
-  A bound = -std::numeric_limits<A>::infinity();
-  const index samples = n / stride;
-  // Three deviations of the sample's count above the bound, and some.
-  const auto expected = static_cast<double>(taken) / static_cast<double>(stride);
-  const auto rank = static_cast<index>(expected + 3 * std::sqrt(expected) + 4);
-  if (rank < samples) {
-    for (index i = 0; i < samples; ++i) s.values[i] = x[i * stride];
-    std::nth_element(s.values, s.values + rank, s.values + samples, greater);
-    bound = s.values[rank];
-  }
-  const auto collect = [&](A from) {
-    index m = 0;
-    for (index i = 0; i < n; ++i) {
-      s.found[m] = static_cast<std::int32_t>(i);
-      m += x[i] >= from ? 1 : 0;
-    }
-    return m;
-  };
-  index found = collect(bound);
-  if (found < taken) found = collect(-std::numeric_limits<A>::infinity());
-  for (index i = 0; i < found; ++i) s.values[i] = x[s.found[i]];
-  std::nth_element(s.values, s.values + taken - 1, s.values + found, greater);
-  const A least = s.values[taken - 1];
-  index ties = taken;
-  for (index i = 0; i < found; ++i) ties -= x[s.found[i]] > least ? 1 : 0;
-  index m = 0;
-  for (index i = 0; i < found && m < taken; ++i) {
-    const A value = x[s.found[i]];
-    if (value < least || (value == least && ties-- <= 0)) continue;
-    to[m++] = s.found[i];
-  }
-  std::fill(to + m, to + count, index{-1});
-}
 
 inline void check_centroids(const std::array<index, 4>& x, const std::array<index, 3>& centroids) {
   require_equal("centroids", "head dim", centroids[2], "the tokens", x[3]);
