@@ -37,6 +37,7 @@ int main(int argc, char** argv) {
   bench::register_linear();
   bench::register_sparse();
   bench::register_recurrence();
+  bench::register_sorted();
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
   return 0;
