@@ -374,6 +374,29 @@ TEST(Lsh, RecallGrowsWithRounds) {
   EXPECT_GT(before, 0.9);
 }
 
+TEST(Lsh, AnyLayoutAndKeptMemory) {
+  const auto q = oracle::random_tensor<float, 4>({2, 4, 45, 18}, 1);
+  const auto k = oracle::random_tensor<float, 4>({2, 2, 45, 18}, 2);
+  const auto v = oracle::random_tensor<float, 4>({2, 2, 45, 21}, 3);
+  const auto buckets = random_buckets(2, 1, 2, 45, 4, 4);
+  const auto run = [&](const auto& out, const auto& q, const auto& k, const auto& v) {
+    heed::lsh_attention_into(out, q, k, v, buckets, buckets, {.chunk = 9}, {}, heed::causal());
+  };
+  heed::tensor<float, 4> want({2, 4, 45, 21});
+  run(heed::as_view(want), q, k, v);
+  const oracle::layout odd{{0, 2, 1, 3}, {0, 3, 0, 0}, {false, true, false, false}, 2};
+  const oracle::layout turned{{3, 1, 2, 0}, {0, 0, 0, 1}, {false, false, true, true}, 0};
+  const oracle::laid_out<float> q2(q, odd);
+  const oracle::laid_out<float> k2(k, turned);
+  const oracle::laid_out<float> v2(v, turned);
+  const oracle::laid_out<float> out({2, 4, 45, 21}, turned);
+  run(out.view(), q2.cview(), k2.cview(), v2.cview());
+  EXPECT_EQ(out.overwritten(), 0);
+  oracle::each_index(want.extents(), [&](index b, index h, index i, index c) {
+    EXPECT_EQ(out.view()(b, h, i, c), want(b, h, i, c));
+  });
+}
+
 TEST(LshErrors, NameTheOptions) {
   heed::serial_executor serial;
   const auto x = oracle::random_tensor<float, 4>({1, 2, 5, 8}, 1);

@@ -49,29 +49,40 @@ struct lsh_attention_options {
   bool shared_qk = false;  ///< k are the queries' unit_keys: a token sees itself last
 };
 
-/// Rows divided by their Euclidean norm, which accumulates as in `attention`; a row of zeros stays.
-template <tensor_like Q>
-[[nodiscard]] auto unit_keys(const Q& q) {
+/// unit_keys([executor,] q): rows divided by their Euclidean norm, which accumulates as in
+/// `attention`; a row of zeros stays.
+template <detail::an_executor E, tensor_like Q>
+[[nodiscard]] auto unit_keys(E&& exec, const Q& q) {
   using T = std::remove_const_t<scalar_of<const Q&>>;
   using A = accumulate_t<T>;
+  constexpr index step = 64;
   const auto from = detail::input4(q);
   auto keys = result_like<const Q&>(as_view(q).extents());
   const auto to = as_rank4(as_view(keys));
-  for (index n = 0; n < from.extent(0) * from.extent(1) * from.extent(2); ++n) {
-    const index b = n / (from.extent(1) * from.extent(2));
-    const index h = n / from.extent(2) % from.extent(1);
-    const index i = n % from.extent(2);
-    A square = A(0);
-    for (index c = 0; c < from.extent(3); ++c) {
-      const A x = static_cast<A>(from(b, h, i, c));
-      square += x * x;
+  const index rows = from.extent(0) * from.extent(1) * from.extent(2);
+  const index tasks = ceil_div(rows, step);
+  for_each_task(exec, detail::worker_count(exec, tasks), tasks, [&](index, index t) noexcept {
+    for (index n = t * step; n < std::min(rows, (t + 1) * step); ++n) {
+      const index b = n / (from.extent(1) * from.extent(2));
+      const index h = n / from.extent(2) % from.extent(1);
+      const index i = n % from.extent(2);
+      A square = A(0);
+      for (index c = 0; c < from.extent(3); ++c) {
+        const A x = static_cast<A>(from(b, h, i, c));
+        square += x * x;
+      }
+      const A factor = square > A(0) ? A(1) / std::sqrt(square) : A(1);
+      for (index c = 0; c < from.extent(3); ++c) {
+        to(b, h, i, c) = static_cast<T>(static_cast<A>(from(b, h, i, c)) * factor);
+      }
     }
-    const A factor = square > A(0) ? A(1) / std::sqrt(square) : A(1);
-    for (index c = 0; c < from.extent(3); ++c) {
-      to(b, h, i, c) = static_cast<T>(static_cast<A>(from(b, h, i, c)) * factor);
-    }
-  }
+  });
   return keys;
+}
+template <tensor_like Q>
+[[nodiscard]] auto unit_keys(const Q& q) {
+  default_executor exec;
+  return unit_keys(exec, q);
 }
 
 namespace detail {
@@ -237,6 +248,7 @@ void run_lsh(E& exec, const Call& call, const view<const I, 4>& query_buckets,
         const index row = head * e.queries + s.rule.lists.rows[r];
         const index later = s.rule.lists.rows[std::min(r + 8, of.size() - 1)];
         prefetch_row(out + (head * e.queries + later) * d.value_dim, d.value_dim);
+        prefetch_row(state + head * e.queries + later, 1);
         join_part(state[row], out + row * d.value_dim, s.lse[r], s.out + r * d.value_dim,
                   d.value_dim);
       }
