@@ -6,9 +6,9 @@
 //   sparse/routing         clusters of 512 tokens, n / 512 of them
 //   sparse/routing_select  the routes those take, of queries and of keys
 //
-// GFLOPS count the pairs that rounds or clusters meet (a causal call's half of them), each as often
-// as it is met; the hashes' and routes' count their products. What choosing costs of the whole is
-// the ratio of the two times.
+// GFLOPS count the pairs that rounds or clusters meet and a causal call sees (of clusters half),
+// each as often as it is met; the hashes' and routes' count their products. What choosing costs of
+// the whole is the ratio of the two times.
 #include <algorithm>
 
 #include "families.hpp"
@@ -28,8 +28,9 @@ heed::lsh_options hash_options(index n) {
   return {.rounds = rounds, .buckets = buckets, .factor = buckets >= 128 ? 16 : 4};
 }
 
-/// Pairs of a round: the tokens of a bucket in a token's own chunk and the one before.
-index pairs_met(const heed::tensor<index, 4>& buckets) {
+/// Pairs of the rounds: the tokens of a bucket in a token's own chunk and the one before, of a
+/// causal call those that do not come after it.
+index pairs_met(const heed::tensor<index, 4>& buckets, bool causal) {
   index pairs = 0;
   for (index r = 0; r < buckets.extent(2); ++r) {
     const index n = buckets.extent(3);
@@ -38,15 +39,16 @@ index pairs_met(const heed::tensor<index, 4>& buckets) {
     for (index i = 0; i < n; ++i) {
       const auto [first, last] =
           std::equal_range(sorted.begin(), sorted.end(), sorted[static_cast<std::size_t>(i)]);
-      pairs += std::min(last - sorted.begin(), (i / chunk + 1) * chunk) -
-               std::max(first - sorted.begin(), (i / chunk - 1) * chunk);
+      const index end = std::min<index>(last - sorted.begin(), (i / chunk + 1) * chunk);
+      pairs +=
+          (causal ? i + 1 : end) - std::max<index>(first - sorted.begin(), (i / chunk - 1) * chunk);
     }
   }
   return pairs;
 }
 
-double flops_of(index pairs, index d, bool causal) {
-  return 4.0 * static_cast<double>(pairs) * static_cast<double>(d) * (causal ? 0.5 : 1.0);
+double flops_of(index pairs, index d) {
+  return 4.0 * static_cast<double>(pairs) * static_cast<double>(d);
 }
 
 /// `call(data, pool)` with the data's own flops.
@@ -67,7 +69,7 @@ struct lsh_data : forward_data<float> {
         keys(heed::unit_keys(q)),
         buckets(heed::lsh_buckets(pool_of(1), q, hash_options(f.n))) {}
   [[nodiscard]] double flops(const std::string& method) const {
-    if (method == "lsh") return flops_of(pairs_met(buckets), s.head_dim, s.causal);
+    if (method == "lsh") return flops_of(pairs_met(buckets, s.causal), s.head_dim);
     const heed::lsh_options o = hash_options(s.n);
     const index directions = (o.buckets / o.factor + o.factor) / 2;
     return 2.0 * static_cast<double>(rounds * s.n * directions * s.head_dim);
@@ -86,7 +88,7 @@ struct routing_data : forward_data<float> {
         queries(heed::route_tokens(pool_of(1), q, centroids, window)),
         keys_of(heed::route_tokens(pool_of(1), k, centroids, window)) {}
   [[nodiscard]] double flops(const std::string& method) const {
-    if (method == "routing") return flops_of(s.n * window, s.head_dim, s.causal);
+    if (method == "routing") return flops_of(s.n * window / (s.causal ? 2 : 1), s.head_dim);
     return 4.0 * static_cast<double>(s.n * (s.n / window) * s.head_dim);
   }
   forward_shape s;

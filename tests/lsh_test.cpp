@@ -379,8 +379,8 @@ TEST(Lsh, AnyLayoutAndKeptMemory) {
   const auto k = oracle::random_tensor<float, 4>({2, 2, 45, 18}, 2);
   const auto v = oracle::random_tensor<float, 4>({2, 2, 45, 21}, 3);
   const auto buckets = random_buckets(2, 1, 2, 45, 4, 4);
-  const auto run = [&](const auto& out, const auto& q, const auto& k, const auto& v) {
-    heed::lsh_attention_into(out, q, k, v, buckets, buckets, {.chunk = 9}, {}, heed::causal());
+  const auto run = [&](const auto& to, const auto& a, const auto& b, const auto& c) {
+    heed::lsh_attention_into(to, a, b, c, buckets, buckets, {.chunk = 9}, {}, heed::causal());
   };
   heed::tensor<float, 4> want({2, 4, 45, 21});
   run(heed::as_view(want), q, k, v);

@@ -356,8 +356,8 @@ TEST(Routing, AnyLayoutAndKeptMemory) {
   const auto k = oracle::random_tensor<float, 4>({2, 2, 45, 18}, 2);
   const auto v = oracle::random_tensor<float, 4>({2, 2, 45, 21}, 3);
   const lists clusters = random_lists(1, 1, 4, 20, 45, 4);
-  const auto run = [&](const auto& out, const auto& q, const auto& k, const auto& v) {
-    heed::routing_attention_into(out, q, k, v, clusters, clusters, {}, heed::causal());
+  const auto run = [&](const auto& to, const auto& a, const auto& b, const auto& c) {
+    heed::routing_attention_into(to, a, b, c, clusters, clusters, {}, heed::causal());
   };
   heed::tensor<float, 4> want({2, 4, 45, 21});
   run(heed::as_view(want), q, k, v);
