@@ -4,13 +4,15 @@
 
 namespace bench {
 
-void register_forward();     ///< exact attention in float and double, and the naive baselines
-void register_narrow();      ///< exact attention on half and bfloat16 tensors
-void register_modified();    ///< windows, score modifiers, lambdas
-void register_decode();      ///< one query against a cache
-void register_linear();      ///< kernelised linear attention
-void register_sparse();      ///< sparse patterns
-void register_recurrence();  ///< recurrences with a matrix state
-void register_sorted();      ///< tokens sorted into groups: hashed, routed
+void register_forward();        ///< exact attention in float and double, and the naive baselines
+void register_narrow();         ///< exact attention on half and bfloat16 tensors
+void register_modified();       ///< windows, score modifiers, lambdas
+void register_decode();         ///< one query against a cache
+void register_linear();         ///< kernelised linear attention
+void register_sparse();         ///< sparse patterns
+void register_selection();      ///< choosing keys, and attention to what was chosen
+void register_recurrence();     ///< recurrences with a matrix state
+void register_native_sparse();  ///< native sparse attention, whole and its selection
+void register_sorted();         ///< tokens sorted into groups: hashed, routed
 
 }  // namespace bench

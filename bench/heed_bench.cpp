@@ -36,6 +36,8 @@ int main(int argc, char** argv) {
   bench::register_decode();
   bench::register_linear();
   bench::register_sparse();
+  bench::register_selection();
+  bench::register_native_sparse();
   bench::register_recurrence();
   bench::register_sorted();
   benchmark::RunSpecifiedBenchmarks();

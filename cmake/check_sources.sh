@@ -16,8 +16,8 @@ breaches=$(
     awk -v file="$file" '
       function say(text) { printf "%s:%d: %s\n", file, FNR, text }
       BEGIN {
-        split("core tensor simd parallel score rotary cost kernel cache attention sparse linear distributed", names, " ")
-        split("0    1      1    1        2     2      2    3      4     5         5      5      6", levels, " ")
+        split("core tensor simd parallel score rotary cost kernel cache attention sparse linear composed distributed", names, " ")
+        split("0    1      1    1        2     2      2    3      4     5         5      5      6        6", levels, " ")
         for (i in names) floor[names[i]] = levels[i]
         path = file
         sub(/^include\/heed\//, "", path)

@@ -286,6 +286,33 @@ TEST(CausalConvolutionCalls, NoTokensLeaveTheStateAlone) {
   EXPECT_EQ(bytes_of(as_view(state)), bytes_of(as_view(p.past)));
 }
 
+// Sequences one after another are as many calls; one without tokens keeps its state.
+TEST(CausalConvolutionCalls, RaggedBatchesAreSeparateCalls) {
+  const index bounds[] = {0, 40, 40, 42, 100};
+  std::mt19937 engine(3);
+  std::normal_distribution<float> normal;
+  heed::tensor<float, 3> x({1, 5, 100}), states({4, 5, 3});
+  heed::tensor<float, 2> weight({5, 4});
+  for (index i = 0; i < x.size(); ++i) x.data()[i] = normal(engine);
+  for (index i = 0; i < states.size(); ++i) states.data()[i] = normal(engine);
+  for (index i = 0; i < weight.size(); ++i) weight.data()[i] = normal(engine);
+  auto after = states;
+  const auto out = heed::causal_convolution(
+      x, weight, {.state = heed::as_view(after), .sequence_bounds = bounds});
+  for (index n = 0; n < 4; ++n) {
+    auto copy = states;
+    heed::tensor<float, 3> alone({1, 5, bounds[n + 1] - bounds[n]});
+    heed::causal_convolution_into(alone, heed::as_view(x).slice(2, bounds[n], bounds[n + 1]),
+                                  weight, {.state = heed::as_view(copy).slice(0, n, n + 1)});
+    for (index c = 0; c < 5; ++c) {
+      for (index t = bounds[n]; t < bounds[n + 1]; ++t) {
+        ASSERT_EQ(out(0, c, t), alone(0, c, t - bounds[n]));
+      }
+      for (index j = 0; j < 3; ++j) ASSERT_EQ(after(n, c, j), copy(n, c, j));
+    }
+  }
+}
+
 TEST(CausalConvolutionCalls, FewTokensShiftTheState) {
   const auto weight = random_tensor<float>({1, 5}, 1);
   heed::tensor<float, 3> state({1, 1, 4});

@@ -398,6 +398,44 @@ TEST(Linear, SameBitsForAnyThreadsAndBatch) {
   }
 }
 
+// Sequences one after another are as many calls, causal and not; one may have no tokens.
+TEST(Linear, RaggedBatchesAreSeparateCalls) {
+  const index bounds[] = {0, 30, 30, 31, 200};
+  const auto q = random_tensor<float>({1, 4, 200, 16}, 1);
+  const auto k = random_tensor<float>({1, 2, 200, 16}, 2);
+  const auto v = random_tensor<float>({1, 2, 200, 9}, 3);
+  for (const bool causal : {true, false}) {
+    heed::linear_state<float> states({.batch = 4, .kv_heads = 2, .features = 16, .value_dim = 9});
+    states.sum() = random_tensor<float>({4, 2, 16, 9}, 4);
+    for (index i = 0; i < states.normaliser().size(); ++i) states.normaliser().data()[i] = 1;
+    const auto begin = states;
+    const auto out =
+        heed::linear_attention(q, k, v, states, {.causal = causal, .sequence_bounds = bounds});
+    for (index n = 0; n < 4; ++n) {
+      const auto part = [&](const auto& x) {
+        return heed::as_view(x).slice(2, bounds[n], bounds[n + 1]);
+      };
+      auto copy = begin;
+      const heed::linear_state_view<float> all = copy;
+      const heed::linear_state_view<float> state{all.sum.slice(0, n, n + 1),
+                                                 all.normaliser.slice(0, n, n + 1)};
+      heed::tensor<float, 4> alone({1, 4, bounds[n + 1] - bounds[n], 9});
+      heed::linear_attention_into(alone, part(q), part(k), part(v), state, {.causal = causal});
+      for (index h = 0; h < 4; ++h) {
+        for (index t = bounds[n]; t < bounds[n + 1]; ++t) {
+          for (index c = 0; c < 9; ++c) ASSERT_EQ(out(0, h, t, c), alone(0, h, t - bounds[n], c));
+        }
+      }
+      for (index h = 0; h < 2; ++h) {
+        for (index f = 0; f < 16; ++f) {
+          ASSERT_EQ(states.normaliser()(n, h, f), copy.normaliser()(n, h, f));
+          for (index c = 0; c < 9; ++c) ASSERT_EQ(states.sum()(n, h, f, c), copy.sum()(n, h, f, c));
+        }
+      }
+    }
+  }
+}
+
 TEST(Linear, IdentityFeaturesAreTheOperatorStandardsRule) {
   const auto q = random_tensor<double>({2, 4, 37, 8}, 1);
   const auto k = random_tensor<double>({2, 2, 37, 8}, 2);

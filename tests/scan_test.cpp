@@ -312,8 +312,8 @@ TEST(ScanExtremes, SelectiveScanKeepsNanToItsOwn) {
   }
 }
 
-TEST(ScanLong, SelectiveScanOfAHundredThousandTokens) {
-  const scan_case<float> s(1, 100'000, 2, 1, 3, 15);
+TEST(LongScan, SelectiveScanOfAMillionTokens) {
+  const scan_case<float> s(1, 1'000'000, 2, 1, 3, 15);
   s.run("long");
 }
 
@@ -368,7 +368,7 @@ TYPED_TEST(Scan, HgrnIsItsDefinition) {
   }
 }
 
-TEST(ScanLong, HgrnOfAHundredThousandTokens) {
+TEST(LongScan, HgrnOfAHundredThousandTokens) {
   const auto x = random_tensor<3, float>({1, 100'000, 3}, 1);
   auto g = decays<float, 3>({1, 100'000, 3}, 2);
   for (index t = 0; t < 100'000; ++t) {
@@ -466,7 +466,7 @@ TYPED_TEST(Scan, Rwkv4IsItsDefinition) {
   }
 }
 
-TEST(ScanLong, Rwkv4OfAHundredThousandTokens) {
+TEST(LongScan, Rwkv4OfAHundredThousandTokens) {
   const auto k = random_tensor<3, float>({1, 100'000, 2}, 1, 4);
   const auto v = random_tensor<3, float>({1, 100'000, 2}, 2);
   heed::tensor<float, 1> decay({2}), bonus({2});
@@ -547,6 +547,104 @@ TEST(ParallelScan, PiecesAndThreadsGiveTheSameBits) {
                              });
 }
 
+// Segments side by side: the definition again, and no number of threads shows. Channels that hardly
+// forget carry their past from segment to segment.
+TEST(ParallelScan, SegmentsAreTheDefinition) {
+  heed::serial_executor one;
+  heed::thread_pool three(3);
+  for (const index tokens : {index{40}, index{257}, index{1000}}) {
+    const std::array<index, 3> e{2, tokens, 22};
+    scan_case<float> s(2, tokens, 22, 2, 5, 15);
+    for (index i = 0; i < 5; ++i) {
+      for (index c = 0; c < 22; c += 3) s.a(c, i) *= 1e-4f;
+      s.a(7, i) = 1e-4f;
+    }
+    auto o = s.options();
+    o.form = heed::linear_form::scan;
+    auto after = s.state, after_three = s.state;
+    const auto out = heed::selective_scan(one, s.x, s.dt, s.a, s.b, s.c, after, o);
+    s.check(heed::as_view(out), after, "selective scan");
+    EXPECT_TRUE(
+        same_bits(out, heed::selective_scan(three, s.x, s.dt, s.a, s.b, s.c, after_three, o)));
+    EXPECT_TRUE(same_bits(after, after_three));
+    auto in_place = s.x;
+    after = s.state;
+    heed::selective_scan_into(three, in_place, in_place, s.dt, s.a, s.b, s.c, after, o);
+    EXPECT_TRUE(same_bits(in_place, out));
+
+    const heed::scan_options segments{.form = heed::linear_form::scan};
+    auto g = decays<float, 3>(e, 5);
+    for (index t = 0; t < tokens; ++t) {
+      for (index c = 0; c < 22; c += 2) g(0, t, c) *= 1e-4f;
+      g(1, t, 3) = t % 300 == 299 ? -static_cast<float>(infinity) : -1e-3f;
+    }
+    const auto state = random_tensor<2, float>({2, 22}, 9);
+    auto h = state, h_three = state;
+    const auto sums = heed::hgrn(one, s.x, g, h, segments);
+    check_hgrn<float>(s.x, g, state, heed::as_view(sums), h, "hgrn");
+    EXPECT_TRUE(same_bits(sums, heed::hgrn(three, s.x, g, h_three, segments)));
+    EXPECT_TRUE(same_bits(h, h_three));
+
+    auto k = random_tensor<3, float>(e, 6, 5);
+    for (index t = 0; t < std::min<index>(tokens, 600); ++t) {
+      k(0, t, 9) = -static_cast<float>(infinity);  // whole segments without any weight
+    }
+    const auto decay = random_tensor<1, float>({22}, 7, 2, -6);
+    const auto bonus = random_tensor<1, float>({22}, 8);
+    const auto means = heed::rwkv4(one, k, s.x, decay, bonus, segments);
+    check_rwkv4<float>(k, s.x, decay, bonus, heed::as_view(means), "rwkv4");
+    EXPECT_TRUE(same_bits(means, heed::rwkv4(three, k, s.x, decay, bonus, segments)));
+    if (HasFailure()) return;
+  }
+}
+
+// Sequences one after another are as many calls; one without tokens leaves its state alone.
+TEST(ParallelScan, RaggedBatchesAreSeparateCalls) {
+  const index bounds[] = {0, 70, 70, 71, 400};
+  scan_case<float> s(1, 400, 13, 1, 4, 15);
+  const auto states = random_tensor<3, float>({4, 13, 4}, 3);
+  const auto h_states = random_tensor<2, float>({4, 13}, 4);
+  const auto m_states = random_tensor<3, float>({4, 3, 13}, 5, 0.1, 2);
+  const auto g = decays<float, 3>({1, 400, 13}, 5);
+  const auto decay = random_tensor<1, float>({13}, 7), bonus = random_tensor<1, float>({13}, 8);
+  heed::thread_pool pool(3);
+  auto o = s.options();
+  o.sequence_bounds = bounds;
+  const heed::scan_options ragged{.sequence_bounds = bounds};
+  auto after = states, m_after = m_states;
+  auto h_after = h_states;
+  const auto out = heed::selective_scan(pool, s.x, s.dt, s.a, s.b, s.c, after, o);
+  const auto sums = heed::hgrn(pool, s.x, g, h_after, ragged);
+  const auto means = heed::rwkv4(pool, g, s.x, decay, bonus, m_after, ragged);
+  for (index i = 0; i < 4; ++i) {
+    const index first = bounds[i], last = bounds[i + 1];
+    const auto part = [&](const auto& x) { return heed::as_view(x).slice(1, first, last); };
+    const auto one = [&](auto& x) { return heed::as_view(x).slice(0, i, i + 1); };
+    auto alone = states, m_alone = m_states;
+    auto h_alone = h_states;
+    auto single = s.options();
+    single.gate = part(s.gate);
+    heed::tensor<float, 3> y({1, last - first, 13});
+    const auto expect_part = [&](const heed::tensor<float, 3>& whole) {
+      for (index t = first; t < last; ++t) {
+        for (index c = 0; c < 13; ++c) ASSERT_EQ(whole(0, t, c), y(0, t - first, c)) << t;
+      }
+    };
+    heed::selective_scan_into(y, part(s.x), part(s.dt), s.a, part(s.b), part(s.c), one(alone),
+                              single);
+    expect_part(out);
+    heed::hgrn_into(y, part(s.x), part(g), one(h_alone));
+    expect_part(sums);
+    heed::rwkv4_into(y, part(g), part(s.x), decay, bonus, one(m_alone));
+    expect_part(means);
+    for (index c = 0; c < 13; ++c) {
+      for (index n = 0; n < 4; ++n) ASSERT_EQ(after(i, c, n), alone(i, c, n));
+      for (index r = 0; r < 3; ++r) ASSERT_EQ(m_after(i, r, c), m_alone(i, r, c));
+      ASSERT_EQ(h_after(i, c), h_alone(i, c));
+    }
+  }
+}
+
 TEST(ScanDoor, NoStateIsAStateOfZeros) {
   const scan_case<float> s(1, 20, 7, 1, 3, 0);
   heed::tensor<float, 3> zeros({1, 7, 3});
@@ -594,6 +692,12 @@ TEST(ScanDoor, WrongShapesAreNamed) {
   const heed::tensor<float, 1> u({6}), w({5});
   EXPECT_EQ(message_of([&] { (void)heed::rwkv4(s.x, s.x, w, u); }),
             "decay has extents [5], the call needs [6]");
+  const index bounds[] = {0, 5};
+  EXPECT_EQ(message_of(
+                [&] { (void)heed::hgrn(s.x, s.x, heed::scan_options{.sequence_bounds = bounds}); }),
+            "x has batch 2, a ragged call has 1");
+  EXPECT_THROW((void)heed::hgrn(s.x, s.x, heed::scan_options{.form = heed::linear_form::parallel}),
+               heed::option_error);
   heed::tensor<float, 3> out({2, 5, 7});
   EXPECT_EQ(message_of([&] { heed::rwkv4_into(out, s.x, s.x, u, u); }),
             "out has extents [2, 5, 7], the call needs [2, 5, 6]");

@@ -205,9 +205,16 @@ TEST(Performer, IsTheMeanUnderItsFeatures) {
   }
 }
 
-/// Root mean square error against exact attention, over draws. The variance of a weight grows with
-/// exp(|y_q + y_k|^2): here that is some 4, so that its asymptotics begin at few features.
-double performer_error(index features, bool causal) {
+/// Mean square error against exact attention over independent draws of the features, and how far a
+/// mean of so few draws may be from the true one, relative to it.
+struct performer_error {
+  double mean = 0;
+  double spread = 0;
+};
+
+/// The variance of a weight grows with exp(|y_q + y_k|^2): here that is some 4, so that its
+/// asymptotics begin at few features.
+performer_error error_of_performer(index features, bool causal, int draws, std::uint64_t seed) {
   constexpr index n = 96, d = 16;
   const auto q = random_tensor<double>({1, 1, n, d}, 1, 0.4),
              k = random_tensor<double>({1, 1, n, d}, 2, 0.4),
@@ -216,25 +223,34 @@ double performer_error(index features, bool causal) {
       causal ? heed::attention(q, k, v, {}, heed::causal()) : heed::attention(q, k, v);
   heed::performer_options o;
   o.causal = causal;
-  double square = 0;
-  constexpr int draws = 20;
-  for (int seed = 0; seed < draws; ++seed) {
-    const heed::random_directions<double> w(d, features, static_cast<std::uint64_t>(seed));
+  performer_error e;
+  double squares = 0;
+  for (int draw = 0; draw < draws; ++draw) {
+    const heed::random_directions<double> w(d, features, seed++);
     const auto out = heed::performer_attention(q, k, v, w, o);
+    double square = 0;
     for (index i = 0; i < out.size(); ++i) {
       square += std::pow(out.data()[i] - exact.data()[i], 2) / static_cast<double>(out.size());
     }
+    e.mean += square / draws;
+    squares += square * square / draws;
   }
-  return std::sqrt(square / draws);
+  e.spread = std::sqrt((squares / (e.mean * e.mean) - 1) / (draws - 1));
+  return e;
 }
 
 TEST(Performer, ErrorFallsAsTheRootOfTheFeatures) {
   for (const bool causal : {true, false}) {
-    const double few = performer_error(64, causal), many = performer_error(4096, causal);
-    // 64 times the features: 8 times less, within a fifth in the exponent.
-    const double exponent = std::log(few / many) / std::log(64.0);
-    EXPECT_NEAR(exponent, 0.5, 0.1) << few << " " << many;
-    EXPECT_LT(many, 0.02);
+    // An estimate is a quotient of two means over the features: its variance is c / F, up to a part
+    // 4 / F of it for each of three terms of second order, 4 the weights' variance of above. 16
+    // times the features: a sixteenth, within five standard errors of the two independent means.
+    constexpr index features = 128;
+    const performer_error few = error_of_performer(features, causal, 200, 0),
+                          many = error_of_performer(16 * features, causal, 40, 1000);
+    const double margin = 5 * std::hypot(few.spread, many.spread) + 3 * 4.0 / features;
+    EXPECT_LT(margin, 0.7);  // or nothing would be said
+    EXPECT_NEAR(std::log(few.mean / many.mean), std::log(16.0), margin) << causal;
+    EXPECT_LT(std::sqrt(many.mean), 0.01);
   }
 }
 

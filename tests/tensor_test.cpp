@@ -16,6 +16,10 @@
 #include <unsupported/Eigen/CXX11/Tensor>
 #include <utility>
 #include <vector>
+#include <version>
+#if defined(__cpp_lib_mdspan)
+#include <mdspan>
+#endif
 
 #include "hostile_tensor.hpp"
 
@@ -546,6 +550,50 @@ TEST(EigenTensor, ColumnMajor) { eigen_tensors_of_every_rank<Eigen::ColMajor>();
 TEST(EigenTensor, RowMajor) { eigen_tensors_of_every_rank<Eigen::RowMajor>(); }
 
 // ---------------------------------------------------------------------------------------- mdspan
+
+/// What the standard says of an mdspan, for libraries that have none: extents, strides, a pointer.
+template <class T, std::size_t Rank>
+class strided_span {
+ public:
+  using element_type = T;
+  using rank_type = std::size_t;
+  using extents_type = std::array<int, Rank>;
+  using layout_type = void;
+  using accessor_type = void;
+  using data_handle_type = T*;
+  using reference = T&;
+
+  strided_span(T* data, const extents_type& extents, const extents_type& strides)
+      : data_(data), extents_(extents), strides_(strides) {}
+  static constexpr rank_type rank() noexcept { return Rank; }
+  static constexpr bool is_always_strided() noexcept { return true; }
+  [[nodiscard]] int extent(rank_type a) const { return extents_[a]; }
+  [[nodiscard]] int stride(rank_type a) const { return strides_[a]; }
+  [[nodiscard]] T* data_handle() const { return data_; }
+
+ private:
+  T* data_;
+  extents_type extents_, strides_;
+};
+
+/// Its elements are not what the pointer points at.
+struct scaled_span : strided_span<float, 2> {
+  using strided_span<float, 2>::strided_span;
+  using reference = float;
+};
+
+TEST(Mdspan, ItsInterfaceIsATensor) {
+  using span = strided_span<float, 3>;
+  static_assert(heed::tensor_like<span> && heed::writable_tensor<span>);
+  static_assert(!heed::writable_tensor<strided_span<const float, 2>>);
+  static_assert(!heed::tensor_like<scaled_span>);
+  auto data = ascending(24);
+  const span turned(data.data(), {4, 3, 2}, {1, 4, 12});
+  const auto v = heed::as_view(turned);
+  static_assert(std::is_same_v<decltype(v), const heed::view<float, 3>>);
+  EXPECT_EQ(v.extents(), (std::array<index, 3>{4, 3, 2}));
+  EXPECT_EQ(&v(3, 2, 1), data.data() + 23);
+}
 
 #if defined(__cpp_lib_mdspan)
 TEST(Mdspan, AnyStridedLayout) {

@@ -13,3 +13,4 @@
 #include "heed/attention/ragged.hpp"
 #include "heed/attention/routing.hpp"
 #include "heed/attention/selected.hpp"
+#include "heed/attention/selected_decode.hpp"

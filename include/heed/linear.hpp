@@ -12,6 +12,7 @@
 #include "heed/linear/hgrn.hpp"
 #include "heed/linear/linear_attention.hpp"
 #include "heed/linear/low_rank.hpp"
+#include "heed/linear/normalised_retention.hpp"
 #include "heed/linear/options.hpp"
 #include "heed/linear/performer.hpp"
 #include "heed/linear/polynomial_features.hpp"

@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Cases of the `fla` folder that are softmax attention under a mask or a gate, tensors batch x
-// tokens x heads x channels: forgetting attention, windows with a sink, selected and compressed
-// blocks.
+// tokens x heads x channels: forgetting attention, windows with a sink.
 #include <heed/attention.hpp>
 #include <heed/score.hpp>
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -84,63 +82,6 @@ void window_with_sink(const test_case& c, const std::string& scalar, comparison&
   });
 }
 
-/// A query sees the keys of its selected blocks that do not lie ahead of it.
-template <class T>
-void selected_blocks(const test_case& c, const std::string& scalar, comparison& results) {
-  token_major<T> q(c.required_input("q"));
-  token_major<T> k(c.required_input("k"));
-  token_major<T> v(c.required_input("v"));
-  auto blocks = to_tensor<index, 4>(c.required_input("block_indices"));
-  const auto block_size = c.attribute<index>("block_size", 64);
-  // Where the case says how many of a row's choices count, the others are none.
-  const nlohmann::json* count = c.attribute("block_counts");
-  const index most =
-      count != nullptr && count->is_number() ? count->get<index>() : blocks.extent(3);
-  std::optional<heed::tensor<index, 3>> counts;
-  if (const array* a = c.input("block_counts")) counts = to_tensor<index, 3>(*a);
-  for (index b = 0; b < blocks.extent(0); ++b) {
-    for (index t = 0; t < blocks.extent(1); ++t) {
-      for (index h = 0; h < blocks.extent(2); ++h) {
-        for (index s = counts ? (*counts)(b, t, h) : most; s < blocks.extent(3); ++s) {
-          blocks(b, t, h, s) = -1;
-        }
-      }
-    }
-  }
-  const auto selected = [&blocks, block_size](const heed::position& p) {
-    for (index s = 0; s < blocks.extent(3); ++s) {
-      if (blocks(p.batch, p.row, p.kv_head, s) == p.key / block_size) return true;
-    }
-    return false;
-  };
-  compare<T>(c, scalar, results, [&](const auto& method, const heed::view<T, 4>& out) {
-    method(out, q.view(), k.view(), v.view(), options_of(c), heed::causal() && selected);
-  });
-  token_major<T> out(c.output("o"));
-  heed::selected_attention_into(out.view(), q.view(), k.view(), v.view(), heed::heads_first(blocks),
-                                block_size, options_of(c), heed::causal());
-  results.add("o by selected attention in " + scalar, values_of(heed::as_view(out.memory)),
-              c.output("o"));
-}
-
-/// Keys and values that stand for a block each, visible once their block is complete.
-template <class T>
-void compressed_blocks(const test_case& c, const std::string& scalar, comparison& results) {
-  const auto either = [&](const char* one, const char* other) -> const array& {
-    return c.input(one) != nullptr ? *c.input(one) : c.required_input(other);
-  };
-  token_major<T> q(c.required_input("q"));
-  token_major<T> k(either("k_cmp", "k"));
-  token_major<T> v(either("v_cmp", "v"));
-  const auto block_size = c.attribute<index>("block_size", 64);
-  const auto complete = [block_size](const heed::position& p) {
-    return (p.key + 1) * block_size <= p.query + 1;
-  };
-  compare<T>(c, scalar, results, [&](const auto& method, const heed::view<T, 4>& out) {
-    method(out, q.view(), k.view(), v.view(), options_of(c), complete);
-  });
-}
-
 }  // namespace
 
 bool run_masked_attention(const test_case& c, comparison& results) {
@@ -155,12 +96,6 @@ bool run_masked_attention(const test_case& c, comparison& results) {
   }
   if (function == "naive_parallel_attn") {
     return in_both([&]<class T>(T, const char* s) { window_with_sink<T>(c, s, results); });
-  }
-  if (function == "naive_nsa_selection") {
-    return in_both([&]<class T>(T, const char* s) { selected_blocks<T>(c, s, results); });
-  }
-  if (function == "naive_nsa_compression") {
-    return in_both([&]<class T>(T, const char* s) { compressed_blocks<T>(c, s, results); });
   }
   return false;
 }

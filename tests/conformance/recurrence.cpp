@@ -120,7 +120,7 @@ void rebased(const test_case& c, const std::string& scalar, comparison& results)
 }  // namespace
 
 void run_recurrence(const test_case& c, comparison& results) {
-  if (run_masked_attention(c, results) || run_scan(c, results) ||
+  if (run_masked_attention(c, results) || run_native_sparse(c, results) || run_scan(c, results) ||
       run_gated_recurrence(c, results)) {
     return;
   }

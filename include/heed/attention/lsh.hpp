@@ -27,12 +27,12 @@
 //   lsh_attention(q, unit_keys(q), v, buckets, buckets, {.chunk = 64, .shared_qk = true}, {},
 //                 causal());
 //
-// Accumulator and errors as in `attention`; the rounds merge in their order, at 2 eps each. Cost a
-// round at most 8 chunk N (D + Dv) FLOPs, 4 of which see anything, and O(N + largest bucket) of
-// sorting. Memory beside the result: value dim + 2 numbers a row, 20 bytes a token and round, 4 a
-// bucket, round and head. The same bits for any number of threads. Throws shape_error,
-// option_error, std::bad_alloc before anything is written. Kitaev, Kaiser, Levskaya 2020, arXiv
-// 2001.04451, section 2.
+// Accumulator and errors as in `attention`; the rounds merge in their order, at 2 eps each. Cost of
+// a round: 2 (D + Dv) FLOPs a visible pair, 2 chunk of them a row at the most (tiles at the edge of
+// a bucket compute some more), and O(N + M + largest bucket) of sorting. Memory beside the result:
+// value dim + 2 numbers a row, 20 bytes a token and round, 4 a bucket, round and head. The same
+// bits for any number of threads. Throws shape_error, option_error, std::bad_alloc before anything
+// is written. Kitaev, Kaiser, Levskaya 2020, arXiv 2001.04451, section 2.
 #pragma once
 
 #include <algorithm>

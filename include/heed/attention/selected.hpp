@@ -151,14 +151,14 @@ void check_selection(const view<const I, 4>& s, index block, const score_extents
   }
 }
 
-/// The row's choices, ascending, without repeats and negatives.
+/// The row's choices among `blocks` blocks, ascending, without repeats.
 template <class I>
-[[nodiscard]] index sort_choices(const view<const I, 4>& s, index b, index h, index i,
+[[nodiscard]] index sort_choices(const view<const I, 4>& s, index b, index h, index i, index blocks,
                                  index* to) noexcept {
   index n = 0;
   for (index c = 0; c < s.extent(3); ++c) {
     const auto block = static_cast<index>(s(s.extent(0) == 1 ? 0 : b, h, i, c));
-    if (block >= 0) to[n++] = block;
+    if (block >= 0 && block < blocks) to[n++] = block;
   }
   std::sort(to, to + n);
   return std::unique(to, to + n) - to;
@@ -211,8 +211,10 @@ void run_selected(E& exec, const Call& call, const view<const I, 4>& selection, 
                          : selection.extent(1) == e.heads ? first_head
                                                           : kv_head;
     const shared_rows rows{b, kv_head, first_head, group, i, 1, call.options.offset[b]};
-    const chosen_blocks chosen{s.choices, sort_choices(selection, b, s_head, i, s.choices), block,
-                               call.source.length(b)};
+    const index tokens = call.source.length(b);
+    const chosen_blocks chosen{
+        s.choices, sort_choices(selection, b, s_head, i, ceil_div(tokens, block), s.choices), block,
+        tokens};
     pack_queries(call, rows, s.q);
     split_task(chosen_program(call.program, chosen), chosen_source(call.source, chosen), rows, d,
                s.q, d.head_dim, {0, chosen.keys()}, s.split,

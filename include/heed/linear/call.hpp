@@ -3,7 +3,8 @@
 //
 //   struct my_method {                       // what a member says of itself
 //     static constexpr std::size_t inputs = 3;
-//     using options = recurrence_options;
+//     using options = recurrence_options;  // or template <class First> using options_for, of the
+//                                          // first input
 //     static auto result(const Q&, const K&, const V&);       // an output for these inputs
 //     static void call(E& exec, Out&& out, const Q&, const K&, const V&, State&& state,
 //                      const options&);      // state is a no_state where the user gives none
@@ -33,6 +34,17 @@ struct no_state {};
 
 namespace detail {
 
+/// A member's type of options, perhaps decided by its first input.
+template <class M, class First>
+struct options_of {
+  using type = typename M::options;
+};
+template <class M, class First>
+requires requires { typename M::template options_for<First>; }
+struct options_of<M, First> {
+  using type = typename M::template options_for<First>;
+};
+
 /// The arguments of a public function: where each kind begins.
 template <class M, bool Into, class... Args>
 struct linear_arguments {
@@ -49,9 +61,18 @@ struct linear_arguments {
   static constexpr std::size_t first = has_executor ? 1 : 0;
   static constexpr std::size_t first_input = first + (Into ? 1 : 0);
   static constexpr std::size_t rest = first + least;
+  static constexpr auto options_type = [] {
+    if constexpr (count > first_input) {
+      return std::type_identity<
+          typename options_of<M, std::remove_cvref_t<argument<first_input>>>::type>{};
+    } else {
+      return std::type_identity<void>{};
+    }
+  }();
+  using options = typename decltype(options_type)::type;
   static constexpr bool has_options = [] {
     if constexpr (count > rest) {
-      return std::is_same_v<std::remove_cvref_t<argument<count - 1>>, typename M::options>;
+      return std::is_same_v<std::remove_cvref_t<argument<count - 1>>, options>;
     }
     return false;
   }();
@@ -70,7 +91,7 @@ decltype(auto) with_inputs(Tuple& all, F&& f) {
 
 template <class L, class M, class E, class Out, class Tuple>
 void call_with(E& exec, Out&& out, Tuple& all) {
-  const auto options = [&]() -> typename M::options {
+  const auto options = [&]() -> typename L::options {
     if constexpr (L::has_options) {
       return std::get<L::count - 1>(all);
     } else {

@@ -18,7 +18,7 @@
 // | x, out   | [batch, channels, tokens], or [channels, tokens]                                |
 // | weight   | [channels, W], W >= 1; the last tap meets the token itself                      |
 // | bias     | [channels], scalar of weight; optional                                          |
-// | state    | [batch, channels, W-1] (batch 1 where x has none), accumulator type; optional   |
+// | state    | [sequences, channels, W-1] (1 where x has no batch), accumulator type; optional |
 //
 // Any strides. `out` may be x itself, element for element; otherwise it and the state overlap
 // nothing else. Scalars float, double, half, bfloat16; sums, silu and state in the accumulator
@@ -45,6 +45,7 @@
 #include <array>
 #include <cstddef>
 #include <optional>
+#include <span>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -53,6 +54,7 @@
 #include "heed/core/types.hpp"
 #include "heed/core/workspace.hpp"
 #include "heed/linear/convolution_block.hpp"
+#include "heed/linear/recurrence.hpp"
 #include "heed/parallel/executor.hpp"
 #include "heed/parallel/openmp.hpp"
 #include "heed/tensor/scalar.hpp"
@@ -69,6 +71,9 @@ struct causal_convolution_options {
   std::optional<view<A, 3>> state = std::nullopt;
   /// s / (1 + exp(-s)) of every output, also called swish.
   bool silu = false;
+  /// Sequences of different lengths, one after another on the token axis of a batch of 1: where
+  /// each begins, and at last where the last one ends. The state has one batch entry a sequence.
+  std::span<const index> sequence_bounds{};
   /// Scratch the caller keeps between calls; not to be used by two calls at once. Without it a call
   /// allocates its own.
   workspace* scratch = nullptr;
@@ -101,11 +106,29 @@ void check_convolution(const convolution_block<A, X, W, Out>& c,
                       format_extents(c.x.extents()));
   }
   if (o.bias) require_equal("bias", "channels", o.bias->extent(0), "x", c.channels());
-  const std::array<index, 3> past{c.batch(), c.channels(), c.taps() - 1};
+  check_sequence_bounds(o.sequence_bounds, "x", c.batch(), c.tokens());
+  const index sequences =
+      o.sequence_bounds.empty() ? c.batch() : static_cast<index>(o.sequence_bounds.size()) - 1;
+  const std::array<index, 3> past{sequences, c.channels(), c.taps() - 1};
   if (o.state && o.state->extents() != past) {
     fail<shape_error>("state has extents " + format_extents(o.state->extents()) +
                       ", the call needs " + format_extents(past) + " (taps - 1 inputs)");
   }
+}
+
+/// One batch of sequences of equal length.
+template <class E, class A, class X, class W, class Out>
+void run_convolution(E& exec, const convolution_block<A, X, W, Out>& block, workspace& scratch) {
+  const index tasks = block.tokens() == 0 ? 0 : block.batch() * block.blocks();
+  if (tasks == 0) return;
+  const index workers = std::clamp<index>(static_cast<index>(exec.concurrency()), index{1}, tasks);
+  carver measure;
+  (void)block.carve(measure);
+  std::byte* const memory = scratch.reserve(measure.used() * static_cast<std::size_t>(workers));
+  for_each_task(exec, workers, tasks, [&](index worker, index task) noexcept {
+    carver c(memory + static_cast<std::size_t>(worker) * measure.used());
+    block.run(task / block.blocks(), task % block.blocks(), block.carve(c));
+  });
 }
 
 template <class E, class Out, class X, class W>
@@ -136,17 +159,15 @@ void convolution_call(E& exec, Out&& out, const X& x, const W& weight,
   if (o.bias) block.bias = *o.bias;
   if (o.state) block.state = *o.state;
 
-  const index tasks = block.tokens() == 0 ? 0 : block.batch() * block.blocks();
-  if (tasks == 0) return;
-  const index workers = std::clamp<index>(static_cast<index>(exec.concurrency()), index{1}, tasks);
-  carver measure;
-  (void)block.carve(measure);
   workspace own;
   workspace& scratch = o.scratch != nullptr ? *o.scratch : own;
-  std::byte* const memory = scratch.reserve(measure.used() * static_cast<std::size_t>(workers));
-  for_each_task(exec, workers, tasks, [&](index worker, index task) noexcept {
-    carver c(memory + static_cast<std::size_t>(worker) * measure.used());
-    block.run(task / block.blocks(), task % block.blocks(), block.carve(c));
+  if (o.sequence_bounds.empty()) return run_convolution(exec, block, scratch);
+  auto one = block;
+  for_each_sequence(o.sequence_bounds, [&](index n, range t) {
+    one.x = block.x.slice(2, t.begin, t.end);
+    one.out = block.out.slice(2, t.begin, t.end);
+    if (o.state) one.state = block.state.slice(0, n, n + 1);
+    run_convolution(exec, one, scratch);
   });
 }
 

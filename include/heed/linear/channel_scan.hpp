@@ -1,25 +1,40 @@
 // SPDX-License-Identifier: MIT
-// The driver of diagonal scans: recurrences whose channels never meet, lanes of packets across
-// channels.
+// The driver of diagonal scans: recurrences whose channels never meet, a few numbers of state each.
 //
-// A block of some packets of channels of one sequence is one task, run over all its tokens. Tiles
-// of tokens come into scratch from any strides and scalar, rows one token each, padded with zeros;
-// the answers go home the same way. Every token of a channel undergoes the same operations wherever
-// tiles and blocks end: the result has the same bits for any number of threads, and for a sequence
-// in pieces.
+// A block of channels of one sequence is one task, run over all its tokens, tile by tile; in the
+// form `scan` its segments are tasks too. Every token of a channel undergoes the same operations
+// wherever tiles and blocks end: the result has the same bits for any number of threads, and, but
+// in the form `scan`, for a sequence in pieces.
+//
+// A member's kernel says, all but `carve` noexcept:
+//
+//   scratch_type carve(carver&)
+//   prepare(block, s)              what belongs to its channels, and the empty state
+//   enter(block, s), leave(block, s)            the caller's state, if any, in and home
+//   take_in(block, tokens, s, move)      the state moves on; where `move` is not null, what these
+//                                        tokens do to any state is added to its numbers
+//   answer(block, tokens, s)             the answers of those tokens go home
+//   state_numbers(s), state_size()       the state in one piece
+//   move_size()                          numbers of `move`, zeros before the first token
+//   join(before, move, s)                the state, reached from an empty one, as if from `before`
 #pragma once
 
 #include <algorithm>
-#include <cstddef>
+#include <array>
+#include <optional>
+#include <span>
 #include <string>
 #include <type_traits>
+#include <utility>
 
-#include "heed/core/types.hpp"
+#include "heed/core/errors.hpp"
 #include "heed/core/workspace.hpp"
-#include "heed/kernel/copy_tile.hpp"
+#include "heed/linear/call.hpp"
+#include "heed/linear/channel_blocks.hpp"
+#include "heed/linear/options.hpp"
+#include "heed/linear/recurrence.hpp"
+#include "heed/linear/segments.hpp"
 #include "heed/parallel/executor.hpp"
-#include "heed/simd/exponential.hpp"
-#include "heed/simd/packet.hpp"
 #include "heed/tensor/scalar.hpp"
 #include "heed/tensor/tensor.hpp"
 
@@ -27,41 +42,81 @@ namespace heed {
 
 /// What every scan takes besides its inputs.
 struct scan_options {
+  /// `scan` runs segments of tokens side by side, at twice the work: for fewer channels than fill
+  /// the threads. Otherwise token after token; `parallel` has no meaning here.
+  std::optional<linear_form> form = std::nullopt;
+  /// Sequences of different lengths, one after another on the token axis of a batch of 1: where
+  /// each begins, and at last where the last one ends. The state has one batch entry a sequence.
+  std::span<const index> sequence_bounds{};
   workspace* scratch = nullptr;  ///< kept by the caller, so that a call allocates nothing
 };
 
-/// Tokens brought in at a time: a tile of a few inputs stays in the first-level cache.
-inline constexpr index scan_tile = 64;
+namespace detail {
 
-/// Consecutive channels of one sequence; `group` of them share what a scan has in groups.
-struct channel_block {
-  index batch = 0;
-  index group = 0;
-  index first = 0;
-  index count = 0;
-};
+/// A member's kernel as a recurrence of blocks of channels.
+template <class A, class Kernel>
+struct channel_recurrence {
+  using scalar = A;
+  using scratch_type = typename Kernel::scratch_type;
 
-/// How tokens x channels of several sequences are cut. Groups are of equal size.
-struct channel_plan {
-  index batch = 0;
-  index groups = 1;
-  index channels = 0;  ///< of all groups
-  index width = 1;     ///< most channels of a block
+  const Kernel& kernel;
+  channel_plan plan;
+  std::span<const index> bounds;
+  index tokens;
 
-  [[nodiscard]] index group_size() const noexcept { return groups == 0 ? 0 : channels / groups; }
-  [[nodiscard]] index blocks_per_group() const noexcept { return ceil_div(group_size(), width); }
-  [[nodiscard]] index tasks() const noexcept { return batch * groups * blocks_per_group(); }
-  [[nodiscard]] channel_block at(index task) const noexcept {
-    const index per = blocks_per_group();
-    const index group = task / per % groups;
-    const index offset = task % per * width;
-    return {task / per / groups, group, group * group_size() + offset,
-            std::min(width, group_size() - offset)};
+  [[nodiscard]] index heads() const noexcept { return plan.tasks(); }
+  [[nodiscard]] range span_of(index head) const noexcept {
+    if (bounds.empty()) return {0, tokens};
+    const auto at = static_cast<std::size_t>(plan.at(head).sequence);
+    return {bounds[at], bounds[at + 1]};
+  }
+  [[nodiscard]] scratch_type carve(carver& c) const noexcept { return kernel.carve(c); }
+  /// No token leaves the state's bits alone.
+  void enter(index head, scratch_type& s) const noexcept {
+    if (span_of(head).empty()) return;
+    kernel.prepare(plan.at(head), s);
+    kernel.enter(plan.at(head), s);
+  }
+  void leave(index head, scratch_type& s) const noexcept {
+    if (!span_of(head).empty()) kernel.leave(plan.at(head), s);
+  }
+  void answer_span(index head, range t, scratch_type& s) const noexcept {
+    const channel_block block = plan.at(head);
+    each_tile(t, [&](range tile) noexcept {
+      kernel.take_in(block, tile, s, static_cast<A*>(nullptr));
+      kernel.answer(block, tile, s);
+    });
+  }
+
+  [[nodiscard]] index kept_size() const noexcept {
+    return kernel.state_size() + kernel.move_size();
+  }
+  void summarise(index head, range t, scratch_type& s, A* kept) const noexcept {
+    const channel_block block = plan.at(head);
+    kernel.prepare(block, s);
+    A* const move = kept + kernel.state_size();
+    std::fill_n(move, kernel.move_size(), A(0));
+    each_tile(t, [&](range tile) noexcept { kernel.take_in(block, tile, s, move); });
+    std::copy_n(kernel.state_numbers(s), kernel.state_size(), kept);
+  }
+  void carry(A* kept, scratch_type& s) const noexcept {
+    A* const state = kernel.state_numbers(s);
+    std::swap_ranges(state, state + kernel.state_size(), kept);
+    kernel.join(kept, kept + kernel.state_size(), s);
+  }
+  void resume(index head, const A* kept, scratch_type& s) const noexcept {
+    kernel.prepare(plan.at(head), s);
+    std::copy_n(kept, kernel.state_size(), kernel.state_numbers(s));
+  }
+
+ private:
+  template <class F>
+  static void each_tile(range t, F&& f) noexcept {
+    for_each_chunk(t.size(), scan_tile, [&](range c) noexcept {
+      f(range{t.begin + c.begin, t.begin + c.end});
+    });
   }
 };
-
-/// Most packets of channels in a block: rows long enough for the hardware to see them as streams.
-inline constexpr index scan_packets = 8;
 
 /// How many channels a block takes: many, unless workers would then stay idle. A multiple of
 /// `unit`.
@@ -73,85 +128,25 @@ template <class A, executor E>
   return unit * std::clamp<index>(share, index{1}, scan_packets * simd::lanes<A> / unit);
 }
 
-/// Channels of a block of tokens to rows `width` numbers apart, zeros up to a multiple of `unit`.
-template <class T, class A>
-void load_channels(const view<const T, 3>& x, const channel_block& c, range t, A* to, index width,
-                   index unit) noexcept {
-  const T* from = x.data() + c.batch * x.stride(0) + t.begin * x.stride(1) + c.first * x.stride(2);
-  copy_tile(rectangle<const T>{from, x.stride(1), x.stride(2)}, rectangle<A>{to, width, 1},
-            t.size(), c.count);
-  const index padded = round_up(c.count, unit);
-  if (padded == c.count) return;
-  for (index i = 0; i < t.size(); ++i) {
-    std::fill(to + i * width + c.count, to + i * width + padded, A(0));
-  }
-}
-
-/// And home again, rounded to the output's scalar.
-template <class A, class T>
-void store_channels(const A* from, index width, const view<T, 3>& x, const channel_block& c,
-                    range t) noexcept {
-  T* to = x.data() + c.batch * x.stride(0) + t.begin * x.stride(1) + c.first * x.stride(2);
-  copy_tile(rectangle<const A>{from, width, 1}, rectangle<T>{to, x.stride(1), x.stride(2)},
-            t.size(), c.count);
-}
-
-/// exp of N packets. With `Decaying` no argument is positive; otherwise any may be, and those that
-/// are not give the same bits as with it.
-template <class A, int N, bool Decaying>
-HEED_INLINE void scan_exp(simd::packet<A>* x) noexcept {
-  if constexpr (Decaying) {
-    simd::exp_nonpositive<A, N>(x);
-  } else {
-    simd::packet<A> size[std::size_t{N}];
-    simd::unroll<N>(
-        [&](auto i) HEED_INLINE_LAMBDA { size[i] = simd::sub(simd::zero<A>(), simd::abs(x[i])); });
-    simd::exp_nonpositive<A, N>(size);
-    simd::unroll<N>([&](auto i) HEED_INLINE_LAMBDA {
-      x[i] = simd::select(simd::less(simd::zero<A>(), x[i]),
-                          simd::div(simd::broadcast(A(1)), size[i]), size[i]);
-    });
-  }
-}
-
-/// Whether any of `rows` x `columns` numbers times `sign` is above 0; NaNs may be passed over.
-/// `columns` is a multiple of the lanes.
-template <class A>
-[[nodiscard]] bool any_positive(const A* x, index stride, index rows, index columns,
-                                A sign = A(1)) noexcept {
-  simd::packet<A> m = simd::zero<A>();
-  for (index r = 0; r < rows; ++r) {
-    for (index c = 0; c < columns; c += simd::lanes<A>) {
-      m = simd::max(m, simd::mul(simd::broadcast(sign), simd::load<A>(x + r * stride + c)));
-    }
-  }
-  return simd::largest(m) > A(0);
-}
-
-/// Runs a scan: `carve(carver)`, then for every block `enter(block, scratch)`, `tile(block, tokens,
-/// scratch)` in the order of the tokens, `leave(block, scratch)`. All but `carve` are noexcept.
-template <executor E, class Scan>
-void run_channel_scan(E& exec, const channel_plan& plan, index tokens, const Scan& scan,
-                      workspace* kept) {
-  const index tasks = plan.tasks();
-  if (tasks == 0) return;
+/// Runs a member's kernel over [batch, tokens, channels] in `groups`, as `o` says.
+template <class A, executor E, class Kernel, class Options>
+void run_channel_scan(E& exec, const Kernel& kernel, const std::array<index, 3>& x, index groups,
+                      const Options& o) {
+  const bool ragged = !o.sequence_bounds.empty();
+  const index sequences = ragged ? static_cast<index>(o.sequence_bounds.size()) - 1 : x[0];
+  const bool segmented = o.form == linear_form::scan;
+  const index length = segment_tokens(x[1], 256, scan_tile);
+  const index pieces = segmented ? sequences * ceil_div(x[1], length) : sequences;
+  const channel_plan plan{
+      sequences, groups, x[2],
+      scan_block_width<A>(exec, pieces * groups, groups == 0 ? 0 : x[2] / groups, Kernel::unit),
+      ragged};
+  const channel_recurrence<A, Kernel> r{kernel, plan, o.sequence_bounds, x[1]};
   workspace own;
-  workspace& memory = kept != nullptr ? *kept : own;
-  const index workers = std::clamp<index>(static_cast<index>(exec.concurrency()), index{1}, tasks);
-  carver measure;
-  (void)scan.carve(measure);
-  std::byte* const memory_block =
-      memory.reserve(measure.used() * static_cast<std::size_t>(workers));
-  for_each_task(exec, workers, tasks, [&](index worker, index task) noexcept {
-    carver c(memory_block + static_cast<std::size_t>(worker) * measure.used());
-    auto scratch = scan.carve(c);
-    const channel_block channels = plan.at(task);
-    scan.enter(channels, scratch);
-    for (index t = 0; t < tokens; t += scan_tile) {
-      scan.tile(channels, range{t, std::min(t + scan_tile, tokens)}, scratch);
-    }
-    scan.leave(channels, scratch);
-  });
+  workspace& memory = o.scratch != nullptr ? *o.scratch : own;
+  if (segmented) return run_segments(exec, r, length, memory);
+  for_each_state(exec, r, memory,
+                 [&](index head, auto& s) noexcept { r.answer_span(head, r.span_of(head), s); });
 }
 
 /// A tensor that a scan reads, and its scalar's compatibility with the accumulator type.
@@ -178,4 +173,44 @@ void require_extents(const char* what, const std::array<index, Rank>& got,
   }
 }
 
+/// Options, and the caller's state as a view [sequences, rest...]: null where none is kept.
+template <class A, class State, class Options, std::size_t Rest>
+[[nodiscard]] auto open_scan(const std::array<index, 3>& x, const char* name, State&& state,
+                             const Options& o, const std::array<index, Rest>& rest) {
+  check_sequence_bounds(o.sequence_bounds, name, x[0], x[1]);
+  if (o.form == linear_form::parallel) {
+    fail<option_error>("form is parallel, but a scan has no quadratic form");
+  }
+  using state_view = view<A, static_cast<int>(Rest) + 1>;
+  if constexpr (std::is_same_v<std::remove_cvref_t<State>, no_state>) {
+    return state_view{};
+  } else {
+    static_assert(tensor_like<State>,
+                  "heed: a state is a tensor; options are of the member's type");
+    static_assert(std::is_same_v<view_of<State>, state_view>,
+                  "heed: the state has another rank, or not the accumulator type (float, or double "
+                  "for double), or is constant");
+    std::array<index, Rest + 1> needed{};
+    needed[0] = o.sequence_bounds.empty() ? x[0] : static_cast<index>(o.sequence_bounds.size()) - 1;
+    std::copy(rest.begin(), rest.end(), needed.begin() + 1);
+    const state_view v = as_view(std::forward<State>(state));
+    require_extents("state", v.extents(), needed);
+    return v;
+  }
+}
+
+/// Base of a member: results shaped as the first input.
+template <std::size_t Inputs>
+struct scan_method {
+  static constexpr std::size_t inputs = Inputs;
+  using options = scan_options;
+  template <class First, class... Rest>
+  [[nodiscard]] static auto result(const First& first, const Rest&...) {
+    static_assert(tensor_like<const First&>,
+                  "heed: the first input is not a tensor; specialise heed::tensor_traits");
+    return result_like<const First&>(as_view(first).extents());
+  }
+};
+
+}  // namespace detail
 }  // namespace heed

@@ -16,27 +16,12 @@
 #include "heed/core/types.hpp"
 #include "heed/core/workspace.hpp"
 #include "heed/kernel/register_tile.hpp"
+#include "heed/linear/softplus.hpp"
 #include "heed/simd/convert.hpp"
-#include "heed/simd/exponential.hpp"
 #include "heed/simd/packet.hpp"
 #include "heed/tensor/view.hpp"
 
 namespace heed::detail {
-
-/// x / (1 + exp(-x)) of N packets in place, by an exponential that cannot overflow.
-template <class A, int N>
-HEED_INLINE void silu_in_place(simd::packet<A>* x) noexcept {
-  using packet = simd::packet<A>;
-  const packet one = simd::broadcast(A(1));
-  packet e[std::size_t{N}];
-  simd::unroll<N>([&](auto i)
-                      HEED_INLINE_LAMBDA { e[i] = simd::sub(simd::zero<A>(), simd::abs(x[i])); });
-  simd::exp_nonpositive<A, N>(e);
-  simd::unroll<N>([&](auto i) HEED_INLINE_LAMBDA {
-    const packet over = simd::select(simd::less(x[i], simd::zero<A>()), e[i], one);
-    x[i] = simd::mul(x[i], simd::div(over, simd::add(one, e[i])));
-  });
-}
 
 /// `count` numbers, `stride` apart, widened side by side; zeros behind them up to a whole packet.
 template <class A, class T>

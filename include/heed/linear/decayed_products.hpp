@@ -11,6 +11,8 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
+#include <cstddef>
 #include <type_traits>
 
 #include "heed/linear/products.hpp"
@@ -19,11 +21,11 @@
 
 namespace heed {
 
-/// x = exp(x) in place, `count` rounded up to whole packets. x <= 0.
+/// y = exp(x), `count` rounded up to whole packets; y may be x. x <= 0.
 template <class A>
-HEED_NOINLINE void exponentials(A* x, index count) noexcept {
+HEED_NOINLINE void exponentials(const A* x, index count, A* y) noexcept {
   for (index i = 0; i < count; i += simd::lanes<A>) {
-    simd::store(x + i, simd::exp_nonpositive<A>(simd::load<A>(x + i)));
+    simd::store(y + i, simd::exp_nonpositive<A>(simd::load<A>(x + i)));
   }
 }
 
@@ -44,22 +46,94 @@ HEED_INLINE void multiply_by(A* x, A y, index count) noexcept {
   }
 }
 
-/// w[j] = x . k[j] for j < count, rows of `features` rounded up to whole packets, zero there.
+/// Rows that meet keys, and where their weights go.
 template <class A>
-HEED_NOINLINE void dot_rows(const A* x, matrix_rows<const A> k, index count, index features,
-                            A* w) noexcept {
+struct meeting_rows {
+  matrix_rows<const A> x{};
+  matrix_rows<A> w{};
+};
+
+/// Packets that `decayed_pairs` keeps of `tokens` tokens: one a pair, whose lanes add up to it.
+template <class A>
+[[nodiscard]] constexpr index pair_numbers(index tokens) noexcept {
+  return tokens * round_up(tokens, simd::lanes<A>) * simd::lanes<A>;
+}
+
+/// Weights of pairs whose decays differ by channel, and the keys decayed to the chunk's end.
+///
+///   w[i][j] = sum_f x[i][f] k[j][f] prod_{j < t <= i} decay[t][f]    j <= i; others: no meaning
+///   to[j][f] = k[j][f] prod_{j < t < tokens} decay[t][f]
+///
+/// With Before the first of `Count` rows x meets the keys before its own token's decay. Two keys at
+/// a time walk through the tokens in registers; `features` are whole packets. `parts` are
+/// pair_numbers() numbers for each of the Count.
+template <class A, bool Before, int Count>
+HEED_NOINLINE void decayed_pairs(const std::array<meeting_rows<A>, std::size_t{Count}>& meet,
+                                 matrix_rows<const A> k, matrix_rows<const A> decay, index features,
+                                 index tokens, matrix_rows<A> to, A* parts) noexcept {
   constexpr index lanes = simd::lanes<A>;
-  in_steps<8>(count, [&](auto rows, index j) HEED_INLINE_LAMBDA {
-    constexpr int n = decltype(rows)::value;
-    simd::packet<A> sums[std::size_t{n}];
-    simd::unroll<n>([&](auto r) HEED_INLINE_LAMBDA { sums[r] = simd::zero<A>(); });
-    for (index f = 0; f < features; f += lanes) {
-      const auto factor = simd::load<A>(x + f);
-      simd::unroll<n>([&](auto r) HEED_INLINE_LAMBDA {
-        sums[r] = simd::fmadd(factor, simd::load<A>(k[j + r] + f), sums[r]);
+  using packet = simd::packet<A>;
+  const index columns = round_up(tokens, lanes);
+  const auto part = [&](auto c, index i, index j) HEED_INLINE_LAMBDA {
+    return parts + ((decltype(c)::value * tokens + i) * columns + j) * lanes;
+  };
+  index done = 0;
+  in_steps<4>(features / lanes, [&](auto packets, index) {
+    constexpr int n = decltype(packets)::value;
+    const index f = done * lanes;
+    in_steps<2>(tokens, [&](auto rows, index j) {
+      constexpr int r_count = decltype(rows)::value;
+      packet key[std::size_t{r_count}][std::size_t{n}];
+      simd::unroll<r_count>([&](auto r) HEED_INLINE_LAMBDA {
+        simd::unroll<n>([&](auto p) HEED_INLINE_LAMBDA {
+          key[r][p] = simd::load<A>(k[j + r] + f + p * lanes);
+        });
       });
+      // Rows below `Late` were written before token i, row `Late` may be its own.
+      const auto meet_token = [&](auto late, index i) HEED_INLINE_LAMBDA {
+        constexpr int old = decltype(late)::value;
+        constexpr int met = old < r_count ? old + 1 : r_count;
+        packet sums[std::size_t{Count}][std::size_t{met}];
+        simd::unroll<n>([&](auto p) HEED_INLINE_LAMBDA {
+          const packet d = simd::load<A>(decay[i] + f + p * lanes);
+          simd::unroll<met>([&](auto r) HEED_INLINE_LAMBDA {
+            const packet raw = key[r][p];
+            if constexpr (decltype(r)::value < old) key[r][p] = simd::mul(raw, d);
+            simd::unroll<Count>([&](auto c) HEED_INLINE_LAMBDA {
+              const packet x = simd::load<A>(meet[c].x[i] + f + p * lanes);
+              const packet y = Before && decltype(c)::value == 0 ? raw : key[r][p];
+              sums[c][r] =
+                  decltype(p)::value == 0 ? simd::mul(x, y) : simd::fmadd(x, y, sums[c][r]);
+            });
+          });
+        });
+        simd::unroll<Count>([&](auto c) HEED_INLINE_LAMBDA {
+          simd::unroll<met>([&](auto r) HEED_INLINE_LAMBDA {
+            A* const at = part(c, i, j + r);
+            simd::store(at, done == 0 ? sums[c][r] : simd::add(sums[c][r], simd::load<A>(at)));
+          });
+        });
+      };
+      simd::unroll<r_count>([&](auto r) HEED_INLINE_LAMBDA { meet_token(r, j + r); });
+      for (index i = j + r_count; i < tokens; ++i) {
+        meet_token(std::integral_constant<int, r_count>{}, i);
+      }
+      simd::unroll<r_count>([&](auto r) HEED_INLINE_LAMBDA {
+        simd::unroll<n>(
+            [&](auto p) HEED_INLINE_LAMBDA { simd::store(to[j + r] + f + p * lanes, key[r][p]); });
+      });
+    });
+    done += n;
+  });
+  simd::unroll<Count>([&](auto c) HEED_INLINE_LAMBDA {
+    for (index i = 0; i < tokens; ++i) {
+      for (index j = 0; j <= i; j += lanes) {
+        packet x[std::size_t{lanes}];
+        simd::unroll<static_cast<int>(lanes)>(
+            [&](auto l) HEED_INLINE_LAMBDA { x[l] = simd::load<A>(part(c, i, j) + l * lanes); });
+        simd::store(meet[c].w[i] + j, simd::sum_each<A>(x));
+      }
     }
-    simd::unroll<n>([&](auto r) HEED_INLINE_LAMBDA { w[j + r] = simd::sum(sums[r]); });
   });
 }
 
@@ -101,12 +175,13 @@ template <class A, bool Extra, class F>
 HEED_NOINLINE void solve_rows(matrix_rows<const A> a, matrix_rows<const A> s, index features,
                               matrix_rows<const A> m, matrix_rows<const A> n,
                               matrix_rows<const A> v, index tokens, index channels,
-                              matrix_rows<A> x, F&& write) noexcept {
+                              matrix_rows<A> x, read_ahead& ahead, F&& write) noexcept {
   constexpr index lanes = simd::lanes<A>;
   detail::for_each_register_tile<A>(
       tokens, channels, [&](auto rows, index i, auto packets, index c) {
         constexpr int r_count = decltype(rows)::value;
         detail::register_sums<A, r_count, decltype(packets)::value> sums;
+        ahead.issue();
         sums.clear();
         sums.add_product({a[i], a.stride}, {s.data + c, s.stride}, features);
         sums.add_product({m[i], m.stride}, {x.data + c, x.stride}, i);
@@ -131,10 +206,12 @@ template <class A, bool Extra>
 HEED_NOINLINE void answer_chunk(matrix_rows<const A> q, matrix_rows<const A> s, index features,
                                 matrix_rows<const A> w, matrix_rows<const A> v,
                                 matrix_rows<const A> w2, matrix_rows<const A> v2, A factor,
-                                index tokens, index channels, matrix_rows<A> out) noexcept {
+                                index tokens, index channels, matrix_rows<A> out,
+                                read_ahead& ahead) noexcept {
   detail::for_each_register_tile<A>(
       tokens, channels, [&](auto rows, index i, auto packets, index c) {
         detail::register_sums<A, decltype(rows)::value, decltype(packets)::value> sums;
+        ahead.issue();
         sums.clear();
         sums.add_product({q[i], q.stride}, {s.data + c, s.stride}, features);
         sums.add_product({w[i], w.stride}, {v.data + c, v.stride}, i);
@@ -153,11 +230,12 @@ HEED_NOINLINE void answer_chunk(matrix_rows<const A> q, matrix_rows<const A> s, 
 /// s[f] = decay[f] s[f] + sum_j k[j][f] v[j].
 template <class A>
 HEED_NOINLINE void decay_and_write(matrix_rows<const A> k, matrix_rows<const A> v, const A* decay,
-                                   index tokens, index features, index channels,
-                                   matrix_rows<A> s) noexcept {
+                                   index tokens, index features, index channels, matrix_rows<A> s,
+                                   read_ahead& ahead) noexcept {
   detail::for_each_register_tile<A>(
       features, channels, [&](auto rows, index f, auto packets, index c) {
         detail::register_sums<A, decltype(rows)::value, decltype(packets)::value> sums;
+        ahead.issue();
         sums.clear();
         sums.add_transposed_product({k.data + f, k.stride}, {v.data + c, v.stride}, tokens);
         sums.each([&](auto r, auto p) HEED_INLINE_LAMBDA {

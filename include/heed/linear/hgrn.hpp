@@ -10,7 +10,7 @@
 // | argument  | axes                                                      |
 // |-----------|-----------------------------------------------------------|
 // | x, g, out | [batch, tokens, channels], any strides; g: log gates      |
-// | state     | [batch, channels], in the accumulator type; in and out    |
+// | state     | [sequences, channels], accumulator type; in and out       |
 //
 // `out` may be x or g element for element, and overlaps nothing else. Scalars float, double, half,
 // bfloat16; h in the accumulator type. The error of h_t is at most eps times
@@ -20,18 +20,19 @@
 // of its channel. Zero tokens leave the state as it was.
 //
 // FLOPs 2 and one exp a token and channel; bytes: x, g and out once. Scratch a worker: 2 tiles of
-// 64 tokens x 8 packets. Parallel over batch x blocks of channels; the same bits for any number of
-// threads, and for a sequence in pieces. Safe to call from several threads.
+// 64 tokens x 8 packets. Parallel over sequences x blocks of channels; the same bits for any number
+// of threads, and, but in the form `scan`, for a sequence in pieces. Safe to call from several
+// threads.
 //
-// Throws shape_error, std::bad_alloc, before anything is written.
+// Throws shape_error, option_error, std::bad_alloc, before anything is written.
 // Source: Qin, Yang, Zhong 2023, arXiv 2311.04823, eq. 1 to 4 (real gates, the input gate in x).
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <utility>
 
 #include "heed/linear/channel_scan.hpp"
-#include "heed/linear/scan_call.hpp"
 
 namespace heed {
 
@@ -61,19 +62,22 @@ struct hgrn_scan {
     return s;
   }
 
-  void enter(const channel_block& c, const scratch_type& s) const noexcept {
+  void prepare(const channel_block&, const scratch_type& s) const noexcept {
     std::fill_n(s.h, width, A(0));
+  }
+  void enter(const channel_block& c, const scratch_type& s) const noexcept {
     if (state.data() == nullptr) return;
-    for (index i = 0; i < c.count; ++i) s.h[i] = state(c.batch, c.first + i);
+    for (index i = 0; i < c.count; ++i) s.h[i] = state(c.sequence, c.first + i);
   }
   void leave(const channel_block& c, const scratch_type& s) const noexcept {
     if (state.data() == nullptr) return;
-    for (index i = 0; i < c.count; ++i) state(c.batch, c.first + i) = s.h[i];
+    for (index i = 0; i < c.count; ++i) state(c.sequence, c.first + i) = s.h[i];
   }
 
-  void tile(const channel_block& c, range t, const scratch_type& s) const noexcept {
+  void take_in(const channel_block& c, range t, const scratch_type& s, A* move) const noexcept {
     load_channels(x, c, t, s.x, width, unit);
     load_channels(g, c, t, s.g, width, unit);
+    if (move != nullptr) add_rows(s.g, t.size(), round_up(c.count, simd::lanes<A>), width, move);
     for (index first = 0; first < c.count; first += unit) {
       const scratch_type part{s.h + first, s.x + first, s.g + first};
       if (any_positive(part.g, width, t.size(), unit)) {
@@ -82,7 +86,21 @@ struct hgrn_scan {
         run<true>(t.size(), part);
       }
     }
+  }
+  void answer(const channel_block& c, range t, const scratch_type& s) const noexcept {
     store_channels(s.x, width, out, c, t);
+  }
+
+  [[nodiscard]] static A* state_numbers(const scratch_type& s) noexcept { return s.h; }
+  [[nodiscard]] static index state_size() noexcept { return width; }
+  /// The sum of the gates.
+  [[nodiscard]] static index move_size() noexcept { return width; }
+  static void join(const A* before, const A* move, const scratch_type& s) noexcept {
+    for (index i = 0; i < width; i += simd::lanes<A>) {
+      simd::packet<A> e[1] = {simd::load<A>(move + i)};
+      scan_exp<A, 1, false>(e);
+      simd::store(s.h + i, simd::fmadd(e[0], simd::load<A>(before + i), simd::load<A>(s.h + i)));
+    }
   }
 
  private:
@@ -107,32 +125,29 @@ struct hgrn_scan {
   }
 };
 
-struct hgrn_member : result_as_first_input {
-  template <executor E, class Out, class X, class G, class... Rest>
-  static void call(E& exec, Out&& out, const X& x, const G& g, Rest&&... rest) {
+struct hgrn_method : scan_method<2> {
+  template <executor E, class Out, class X, class G, class State>
+  static void call(E& exec, Out&& out, const X& x, const G& g, State&& state,
+                   const scan_options& o) {
     using A = accumulate_t<scalar_of<const X&>>;
     static_assert(writable_tensor<Out>, "heed: the output is not a tensor that can be written");
-    const trailing_arguments<view<A, 2>, scan_options> last(rest...);
     const auto x3 = scan_input<A, 3>(x);
     const auto g3 = scan_input<A, 3>(g);
     const view<scalar_of<Out>, 3> o3 = as_view(std::forward<Out>(out));
     require_extents("g", g3.extents(), x3.extents());
     require_extents("out", o3.extents(), x3.extents());
-    if (last.has_state) {
-      require_extents("state", last.state.extents(), {x3.extent(0), x3.extent(2)});
-    }
-    using scan = hgrn_scan<A, scalar_of<const X&>, scalar_of<const G&>, scalar_of<Out>>;
-    const channel_plan plan{x3.extent(0), 1, x3.extent(2),
-                            scan_block_width<A>(exec, x3.extent(0), x3.extent(2), scan::unit)};
-    run_channel_scan(exec, plan, x3.extent(1), scan{x3, g3, o3, last.state}, last.options.scratch);
+    const auto kept = open_scan<A>(x3.extents(), "x", std::forward<State>(state), o,
+                                   std::array<index, 1>{x3.extent(2)});
+    using kernel = hgrn_scan<A, scalar_of<const X&>, scalar_of<const G&>, scalar_of<Out>>;
+    run_channel_scan<A>(exec, kernel{x3, g3, o3, kept}, x3.extents(), 1, o);
   }
 };
 
 }  // namespace detail
 
 /// hgrn_into([executor,] out, x, g, [state,] [scan_options])
-inline constexpr call_into<detail::hgrn_member> hgrn_into{};
+inline constexpr linear_function_into<detail::hgrn_method> hgrn_into{};
 /// hgrn([executor,] x, g, [state,] [scan_options]) -> x's family
-inline constexpr call_returning<detail::hgrn_member> hgrn{};
+inline constexpr linear_function<detail::hgrn_method> hgrn{};
 
 }  // namespace heed

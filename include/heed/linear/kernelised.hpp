@@ -54,6 +54,7 @@ struct kernelised_recurrence {
   bool normalise;
   A eps;
   A scale;
+  bool in_place = true;  // a state whose layout allows it is worked on where it lies
 
   struct scratch_type {
     matrix_rows<A> sum;  // S of the head at work: here, or in the caller's memory
@@ -193,11 +194,11 @@ struct kernelised_recurrence {
   [[nodiscard]] index head_of(index head) const noexcept { return head % k.extent(1); }
 
   [[nodiscard]] bool sum_in_place() const noexcept {
-    return state.sum.data() != nullptr &&
+    return in_place && state.sum.data() != nullptr &&
            packets_fit<A, A>(state.sum.stride(2), state.sum.stride(3), value_dim());
   }
   [[nodiscard]] bool normaliser_in_place() const noexcept {
-    return state.normaliser.data() != nullptr && state.normaliser.stride(2) == 1 &&
+    return in_place && state.normaliser.data() != nullptr && state.normaliser.stride(2) == 1 &&
            features % lanes == 0;
   }
   [[nodiscard]] matrix_rows<A> sum_at(index head) const noexcept {

@@ -53,6 +53,7 @@
 
 #include "heed/linear/feature_map.hpp"
 #include "heed/linear/kernelised.hpp"
+#include "heed/linear/kernelised_segments.hpp"
 #include "heed/linear/options.hpp"
 #include "heed/linear/quadratic.hpp"
 #include "heed/linear/recurrence.hpp"
@@ -154,7 +155,29 @@ void run_quadratic(E& exec, const R& r, bool causal, workspace& memory) {
   });
 }
 
-/// Checks everything, then runs the form asked for.
+/// One batch of sequences of equal length, in the form asked for.
+template <class E, class R>
+void run_kernelised(E& exec, R& r, const linear_options& o, workspace& memory) {
+  const index tokens = std::max(r.tokens(), r.keys());
+  const linear_form form =
+      o.form.value_or(tokens < 8 ? linear_form::recurrent : linear_form::chunked);
+  const index step =
+      form == linear_form::recurrent ? 1 : std::min(o.chunk, std::max<index>(tokens, 1));
+  r.chunk_tokens = step;
+  if (form == linear_form::parallel) {
+    run_quadratic(exec, r, o.causal, memory);
+  } else if (!o.causal) {
+    run_separately(exec, r, step, memory);
+  } else if (form == linear_form::recurrent) {
+    run_recurrent(exec, r, memory);
+  } else if (form == linear_form::scan) {
+    run_segments(exec, kernelised_segments(r), segment_tokens(tokens, 256, step), memory);
+  } else {
+    run_chunked(exec, r, memory);
+  }
+}
+
+/// Checks everything, then runs.
 template <class E, class Out, class Q, class K, class V, class State, class Map>
 void linear_call(E& exec, Out&& out, const Q& q, const K& k, const V& v, State&& state,
                  const linear_options& o, const Map& map) {
@@ -178,44 +201,47 @@ void linear_call(E& exec, Out&& out, const Q& q, const K& k, const V& v, State&&
   }
   const index d = q4.extent(3);
   const index features = feature_count<A>(map, d);
+  const auto& bounds = o.sequence_bounds;
+  const bool ragged = !bounds.empty();
+  check_sequence_bounds(bounds, "q", q4.extent(0), q4.extent(2));
+  if (ragged) require_equal("k", "tokens", k4.extent(2), "a ragged call's q", q4.extent(2));
+  const index sequences = ragged ? static_cast<index>(bounds.size()) - 1 : k4.extent(0);
   linear_state_view<A> kept;
   if constexpr (!std::is_same_v<std::remove_cvref_t<State>, no_linear_state>) {
     static_assert(std::is_same_v<typename std::remove_cvref_t<State>::scalar, A>,
                   "heed: the state has the accumulator type (float, or double for double)");
     kept = state;
-    check_linear_state<A>(kept, {k4.extent(0), k4.extent(1), features, v4.extent(3)}, o.normalise);
+    check_linear_state<A>(kept, {sequences, k4.extent(1), features, v4.extent(3)}, o.normalise);
   }
 
-  const index tokens = std::max(q4.extent(2), k4.extent(2));
-  const linear_form form =
-      o.form.value_or(tokens < 8 ? linear_form::recurrent : linear_form::chunked);
-  const index step =
-      form == linear_form::recurrent ? 1 : std::min(o.chunk, std::max<index>(tokens, 1));
   const double scale = o.scale.value_or(d > 0 ? 1.0 / std::sqrt(static_cast<double>(d)) : 1.0);
-  const kernelised_recurrence<A, scalar_of<const Q&>, scalar_of<const K&>, scalar_of<const V&>,
-                              scalar_of<Out>, Map>
-      recurrence{q4,
-                 k4,
-                 v4,
-                 o4,
-                 kept,
-                 map,
-                 features,
-                 step,
-                 o.normalise,
-                 static_cast<A>(o.eps),
-                 static_cast<A>(scale)};
+  kernelised_recurrence<A, scalar_of<const Q&>, scalar_of<const K&>, scalar_of<const V&>,
+                        scalar_of<Out>, Map>
+      r{q4,
+        k4,
+        v4,
+        o4,
+        kept,
+        map,
+        features,
+        1,
+        o.normalise,
+        static_cast<A>(o.eps),
+        static_cast<A>(scale)};
   workspace own;
   workspace& memory = o.scratch != nullptr ? *o.scratch : own;
-  if (form == linear_form::parallel) {
-    run_quadratic(exec, recurrence, o.causal, memory);
-  } else if (!o.causal) {
-    run_separately(exec, recurrence, step, memory);
-  } else if (form == linear_form::recurrent) {
-    run_recurrent(exec, recurrence, memory);
-  } else {
-    run_chunked(exec, recurrence, memory);
-  }
+  if (!ragged) return run_kernelised(exec, r, o, memory);
+  for_each_sequence(bounds, [&](index n, range t) {
+    r.q = q4.slice(2, t.begin, t.end);
+    r.k = k4.slice(2, t.begin, t.end);
+    r.v = v4.slice(2, t.begin, t.end);
+    r.out = o4.slice(2, t.begin, t.end);
+    if (kept.sum.data() != nullptr) r.state.sum = kept.sum.slice(0, n, n + 1);
+    if (kept.normaliser.data() != nullptr) {
+      r.state.normaliser = kept.normaliser.slice(0, n, n + 1);
+    }
+    run_kernelised(exec, r, o, memory);
+  });
 }
 
 template <class Q, class V>

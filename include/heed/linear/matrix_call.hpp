@@ -26,8 +26,8 @@
 // Gates are natural logs, at most 0; -inf is a reset. `out` and the state overlap nothing else.
 // A NaN or infinity of a token reaches that token and later ones, never an earlier one.
 // Scratch a worker: Dk Dv + C (4 Dk + 4 Dv + 4 C) numbers, about. Parallel over batch x state
-// heads; the same bits for any number of threads. Throws shape_error, option_error, std::bad_alloc,
-// before anything is written.
+// heads, in the form `scan` over segments of tokens too; the same bits for any number of threads.
+// Throws shape_error, option_error, std::bad_alloc, before anything is written.
 #pragma once
 
 #include <cmath>
@@ -37,6 +37,7 @@
 #include "heed/core/errors.hpp"
 #include "heed/linear/call.hpp"
 #include "heed/linear/matrix_quadratic.hpp"
+#include "heed/linear/matrix_segments.hpp"
 #include "heed/linear/matrix_state.hpp"
 #include "heed/linear/options.hpp"
 #include "heed/linear/recurrence.hpp"
@@ -91,6 +92,7 @@ class matrix_call {
   /// Numbers of each token: [batch, heads, tokens].
   template <class X>
   [[nodiscard]] token_input<A> token_numbers(const char* name, const X& x) const {
+    require_tensor<X>();
     static_assert(rank_of<const X&> == Rank - 1,
                   "heed: numbers of each token have the axes of q without the last");
     return checked(name, view<const scalar_of<const X&>, 4>(as_rank4(with_channel(as_view(x)))), 1);
@@ -98,6 +100,7 @@ class matrix_call {
   /// Rows of each token: [batch, heads, tokens, Dk].
   template <class X>
   [[nodiscard]] token_input<A> token_rows(const char* name, const X& x) const {
+    require_tensor<X>();
     static_assert(rank_of<const X&> == Rank, "heed: rows of each token have the axes of q");
     return checked(name, view<const scalar_of<const X&>, 4>(as_rank4(as_view(x))),
                    core.k.channels());
@@ -105,6 +108,7 @@ class matrix_call {
   /// A number of each head, [heads], or a row of it, [heads, Dk].
   template <class X>
   [[nodiscard]] token_input<A> head_values(const char* name, const X& x) const {
+    require_tensor<X>();
     constexpr int rank = rank_of<const X&>;
     static_assert(rank == 1 || rank == 2, "heed: values of a head have one axis or two");
     const auto v = as_view(x);
@@ -123,6 +127,11 @@ class matrix_call {
       fail<shape_error>(std::string(name) + " has " + std::to_string(heads) +
                         " heads, which do not divide the state's " + std::to_string(of));
     }
+  }
+  template <class X>
+  static constexpr void require_tensor() {
+    static_assert(tensor_like<const X&>,
+                  "heed: an input is not a tensor; specialise heed::tensor_traits for its type");
   }
   template <class T>
   [[nodiscard]] token_input<A> checked(const char* name, const view<const T, 4>& x,
@@ -143,13 +152,7 @@ inline void check_matrix_options(const recurrence_options& o, const std::array<i
   if (o.chunk && *o.chunk < 1) {
     fail<option_error>("chunk is " + std::to_string(*o.chunk) + ", must be at least 1");
   }
-  const auto& b = o.sequence_bounds;
-  if (b.empty()) return;
-  require_equal("q", "batch", q[0], "a ragged call", 1);
-  if (b.front() != 0 || b.back() != q[2] || !std::is_sorted(b.begin(), b.end())) {
-    fail<shape_error>("sequence_bounds " + format_extents(b) +
-                      " do not rise from 0 to q's tokens " + std::to_string(q[2]));
-  }
+  check_sequence_bounds(o.sequence_bounds, "q", q[0], q[2]);
 }
 
 /// The larger of two numbers of heads, of which it must be a multiple.
@@ -165,6 +168,12 @@ inline index common_heads(const char* name, index heads, const char* other, inde
 template <class E, class A>
 void run_matrix(E& exec, const matrix_recurrence<A>& r, linear_form form, workspace& memory) {
   if (form == linear_form::parallel) return run_matrix_quadratic(exec, r, memory);
+  if (form == linear_form::scan) {
+    const matrix_segments<A> segments(r);
+    return run_segments(exec, segments,
+                        segment_tokens(r.q.extents[2], segments.least_tokens(), r.chunk_size()),
+                        memory);
+  }
   for_each_state(exec, r, memory, [&](index head, auto& scratch) noexcept {
     const range span = r.span_of(head);
     if (form == linear_form::recurrent) {
@@ -204,6 +213,9 @@ struct matrix_method {
                   "heed: q, k and v have different ranks");
     static_assert(writable_tensor<Out>, "heed: the output is not a tensor that can be written");
     static_assert(rank_of<Out> == rank_of<const Q&>, "heed: the output has another rank than q");
+    static_assert(attention_scalar<scalar_of<const Q&>> && attention_scalar<scalar_of<const K&>> &&
+                      attention_scalar<scalar_of<const V&>>,
+                  "heed: queries, keys and values are float, double, half or bfloat16");
     using A = accumulate_t<scalar_of<const Q&>>;
     static_assert(std::is_same_v<A, accumulate_t<scalar_of<const K&>>> &&
                       std::is_same_v<A, accumulate_t<scalar_of<const V&>>>,
@@ -242,9 +254,16 @@ struct matrix_method {
                         format_extents(expected));
     }
     r.out = make_token_output<A>(o4);
-    using state_type = std::remove_cvref_t<std::tuple_element_t<extra, std::tuple<Rest...>>>;
-    if constexpr (!std::is_same_v<state_type, no_state>) {
-      static_assert(tensor_like<state_type>, "heed: the state is a tensor of rank 4");
+    using state_type = std::remove_reference_t<std::tuple_element_t<extra, std::tuple<Rest...>>>;
+    if constexpr (!std::is_same_v<std::remove_cv_t<state_type>, no_state>) {
+      static_assert(tensor_like<state_type&>,
+                    "heed: a state is a tensor; options are of the method's type");
+      if constexpr (tensor_like<state_type&>) {
+        static_assert(
+            std::is_same_v<view_of<state_type&>, view<A, 4>>,
+            "heed: the state has another rank than 4, or not the accumulator type (float, "
+            "or double for double), or is constant");
+      }
       r.state = as_view(std::get<extra>(all));
       const std::array<index, 4> s{r.sequences(), heads, d, v4.extent(3)};
       if (r.state.extents() != s) {

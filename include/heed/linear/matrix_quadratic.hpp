@@ -4,7 +4,7 @@
 //   out_i = scale (sum_{j <= i} (sum_d q_id k_jd exp(sum_{j < t <= i} g_td)) v_j + (q_i P_i)'S)
 //
 // Plain loops, no packets, no chunks; the weight of a pair takes its decays one token at a time,
-// backwards from the query. O(T) numbers of scratch, O(T^2 (Dk + Dv)) FLOPs.
+// backwards from the query. O(T (Dk + Dv)) numbers of scratch, O(T^2 (Dk + Dv)) FLOPs.
 #pragma once
 
 #include <algorithm>
@@ -21,6 +21,7 @@ class matrix_quadratic {
  public:
   explicit matrix_quadratic(const matrix_recurrence<A>& r) noexcept : r_(r) {
     r_.chunk_tokens = std::max<index>(r.q.extents[2], 1);
+    r_.keep_pairs = false;
   }
   [[nodiscard]] const matrix_recurrence<A>& whole() const noexcept { return r_; }
 
@@ -51,7 +52,7 @@ class matrix_quadratic {
       for (index f = 0; f < r_.k.channels(); ++f) {
         for (index c = 0; c < r_.v.channels(); ++c) {
           s.rows.sum[f][c] =
-              decay(s, i, f) * s.rows.sum[f][c] + s.rows.k[i][f] * s.rows.values[i][c];
+              decay(s, i, f) * s.rows.sum[f][c] + s.rows.keys[i][f] * s.rows.values[i][c];
         }
       }
     }
@@ -72,14 +73,14 @@ class matrix_quadratic {
     if (r_.read_before) {
       A weight = A(0);
       for (index f = 0; r_.bonus.present() && f < d; ++f) {
-        weight += s.query[f] * s.rows.bonus[f] * s.rows.k[i][f];
+        weight += s.query[f] * s.rows.bonus[f] * s.rows.keys[i][f];
       }
       add(weight, s.rows.values[i], s);
       last = i - 1;
     }
     for (index j = last; j >= 0; --j) {
       A weight = A(0);
-      for (index f = 0; f < d; ++f) weight += s.query[f] * s.rows.k[j][f];
+      for (index f = 0; f < d; ++f) weight += s.query[f] * s.rows.keys[j][f];
       add(weight, s.rows.values[j], s);
       for (index f = 0; f < d; ++f) s.query[f] *= decay(s, j, f);
     }

@@ -21,6 +21,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 
 #include "heed/core/types.hpp"
 #include "heed/linear/decayed_products.hpp"
@@ -36,7 +37,7 @@ struct matrix_recurrence : matrix_tokens<A> {
   using base::batch_of, base::head_of, base::group, base::state_heads;
   using base::gates, base::writes, base::read_before, base::chunk_tokens;
   using base::k, base::v, base::out, base::bonus, base::scale;
-  using base::load, base::load_query, base::finish;
+  using base::load, base::load_query, base::finish, base::add_multiple;
   using typename base::scratch_type;
 
   /// One token, by the formulas on top.
@@ -53,7 +54,7 @@ struct matrix_recurrence : matrix_tokens<A> {
     if (writes != write_kind::outer) {
       std::fill_n(s.x[0], columns, A(0));
       each_row([&](index r) {
-        const A by = writes == write_kind::delta ? s.k[0][r] * s.decay[0][r] : s.a[0][r];
+        const A by = writes == write_kind::delta ? s.keys[0][r] * s.decay[0][r] : s.a[0][r];
         add_multiple(by, s.sum[r], s.x[0], columns);
       });
       if (writes == write_kind::delta) correct(s, 0, columns);
@@ -61,7 +62,7 @@ struct matrix_recurrence : matrix_tokens<A> {
     const A* value = writes == write_kind::delta ? s.x[0] : s.values[0];
     each_row([&](index r) {
       multiply_by(s.sum[r], s.decay[0][r], columns);
-      add_multiple(s.k[0][r], value, s.sum[r], columns);
+      add_multiple(s.keys[0][r], value, s.sum[r], columns);
       if (writes == write_kind::low_rank) add_multiple(s.b[0][r], s.x[0], s.sum[r], columns);
     });
     if (!read_before) answers(head, t, s);
@@ -70,20 +71,20 @@ struct matrix_recurrence : matrix_tokens<A> {
   void chunk(index head, range t, scratch_type& s) const noexcept {
     const index n = t.size(), d = k.channels();
     const bool by_channel = gates == gate_kind::per_channel;
+    read_ahead ahead = next_rows(head, {t.end, std::min(t.end + n, base::q.extents[2])});
     load(head, t, s);
     if (by_channel) {
-      for (index g = 0; g < group(); ++g) load_query(head, g, t, query_rows(s, g));
-      decay_by_channel(n, s);
+      decay_by_channel(head, t, s);
     } else {
-      decay_by_products(n, s);
+      decay_by_products(n, s, ahead);
     }
-    solve(n, s);
+    solve(n, s, ahead);
     const bool low = writes == write_kind::low_rank;
     const matrix_rows<const A> values = writes == write_kind::delta ? in(s.x) : s.values;
     for (index g = 0; g < group(); ++g) {
       if (!by_channel) {
         load_query(head, g, t, s.q);
-        weigh_query(n, s);
+        weigh_query(n, s, ahead);
       }
       const index h = head_of(head) * group() + g;
       const matrix_rows<A> o = out.rows(batch_of(head), h, t, s.out);
@@ -92,27 +93,50 @@ struct matrix_recurrence : matrix_tokens<A> {
       const matrix_rows<const A> w2 = in(by_channel && low ? pairs(s.w2, g) : s.w2);
       if (low) {
         answer_chunk<A, true>(rows_q, in(s.sum), d, w, values, w2, in(s.x), scale, n, v.channels(),
-                              o);
+                              o, ahead);
       } else {
-        answer_chunk<A, false>(rows_q, in(s.sum), d, w, values, {}, {}, scale, n, v.channels(), o);
+        answer_chunk<A, false>(rows_q, in(s.sum), d, w, values, {}, {}, scale, n, v.channels(), o,
+                               ahead);
       }
       finish(head, h, t, o, s);
     }
     if (low) {
-      decay_and_write<A>(in(s.b), in(s.x), s.prefix, n, d, v.channels(), s.sum);
+      decay_and_write<A>(in(s.written_b), in(s.x), s.prefix, n, d, v.channels(), s.sum, ahead);
       std::fill_n(s.prefix, padded(d), A(1));
     }
-    decay_and_write<A>(in(s.k), values, s.prefix, n, d, v.channels(), s.sum);
+    decay_and_write<A>(in(s.written_k), values, s.prefix, n, d, v.channels(), s.sum, ahead);
   }
 
  private:
-  using base::add_multiple, base::in, base::lanes, base::padded;
+  using base::in, base::lanes, base::padded;
 
   [[nodiscard]] matrix_rows<A> query_rows(const scratch_type& s, index g) const noexcept {
     return {s.q[g * padded(chunk_tokens)], s.q.stride};
   }
   [[nodiscard]] matrix_rows<A> pairs(matrix_rows<A> w, index g) const noexcept {
     return {w[g * padded(chunk_tokens)], w.stride};
+  }
+
+  /// What the next chunk reads and writes, asked for while this one is computed: about as many
+  /// lines with each of its register tiles.
+  [[nodiscard]] read_ahead next_rows(index head, range t) const noexcept {
+    using plan = linear_plan<A>;
+    const index bt = batch_of(head), h = head_of(head), of = state_heads();
+    const index tiles = (ceil_div(t.size(), plan::rows) + ceil_div(k.channels(), plan::rows)) *
+                        ceil_div(v.channels(), plan::packets * lanes);
+    const index numbers = t.size() * (3 * k.channels() + 2 * v.channels());
+    const index lines = ceil_div(numbers * static_cast<index>(sizeof(A)), index{64});
+    // A short chunk is over soon: its lines are asked for in its first half.
+    const index share = gates == gate_kind::per_channel ? 2 : 1;
+    read_ahead ahead(ceil_div(lines * share, std::max<index>(tiles, 1)));
+    for (const token_input<A>* x : {&this->gate, &k, &this->a, &this->b, &v}) {
+      if (x->present()) x->look_ahead(ahead, bt, h, of, t);
+    }
+    for (index g = 0; g < group(); ++g) {
+      base::q.look_ahead(ahead, bt, h * group() + g, out.extents[1], t);
+      out.look_ahead(ahead, bt, h * group() + g, t);
+    }
+    return ahead;
   }
 
   /// x = beta (v - x) of one token.
@@ -140,60 +164,87 @@ struct matrix_recurrence : matrix_tokens<A> {
       const matrix_rows<A> o = out.rows(batch_of(head), h, t, s.out);
       std::fill_n(o[0], columns, A(0));
       for (index r = 0; r < k.channels(); ++r) add_multiple(s.q[0][r], s.sum[r], o[0], columns);
-      if (read_before) add_multiple(current(s.q[0], s.k[0], s), s.values[0], o[0], columns);
+      if (read_before) add_multiple(current(s.q[0], s.keys[0], s), s.values[0], o[0], columns);
       multiply_by(o[0], scale, columns);
       finish(head, h, t, o, s);
     }
   }
 
-  void decay_by_channel(index n, scratch_type& s) const noexcept {
-    const index d = padded(k.channels());
-    const bool low = writes == write_kind::low_rank;
-    std::fill_n(s.prefix, d, A(1));
-    for (index i = 0; i < n; ++i) {
-      if (low) {
-        dot_rows<A>(s.a[i], in(s.b), i, d, s.m[i]);
-        dot_rows<A>(s.a[i], in(s.k), i, d, s.n[i]);
-        multiply_by(s.a[i], s.prefix, d);
-      }
-      if (read_before) meet_queries(i, i, d, s);
-      multiply_by(s.prefix, s.decay[i], d);
-      for (index j = 0; j < i; ++j) multiply_by(s.k[j], s.decay[i], d);
-      for (index j = 0; low && j < i; ++j) multiply_by(s.b[j], s.decay[i], d);
-      if (writes == write_kind::delta) {
-        dot_rows<A>(s.k[i], in(s.k), i, d, s.m[i]);
-        std::copy_n(s.k[i], d, s.a[i]);
-        multiply_by(s.a[i], s.prefix, d);
-      }
-      if (!read_before) meet_queries(i, i + 1, d, s);
+  void decay_by_channel(index head, range t, scratch_type& s) const noexcept {
+    const index n = t.size(), d = padded(k.channels());
+    const matrix_rows<const A> decay = in(s.decay);
+    for (index g = 0; g < group() && !base::q.packets_fit; ++g) {
+      load_query(head, g, t, query_rows(s, g));
     }
+    using rows = meeting_rows<A>;
+    using one = std::array<rows, 1>;
+    using two = std::array<rows, 2>;
+    for (index g = 0; g == 0 || g < group(); ++g) {
+      // Where no query meets the keys, they meet themselves: they decay all the same.
+      const rows met{group() > 0 ? query(head, g, t, s) : s.keys, pairs(s.w, g)};
+      const rows met_b{met.x, pairs(s.w2, g)};
+      if (writes == write_kind::low_rank && g == 0) {
+        decayed_pairs<A, true, 2>(two{rows{in(s.a), s.n}, met}, s.keys, decay, d, n, s.written_k,
+                                  s.parts);
+        decayed_pairs<A, true, 2>(two{rows{in(s.a), s.m}, met_b}, in(s.b), decay, d, n, s.written_b,
+                                  s.parts);
+      } else if (writes == write_kind::delta && g == 0) {
+        decayed_pairs<A, false, 2>(two{rows{s.keys, s.m}, met}, s.keys, decay, d, n, s.written_k,
+                                   s.parts);
+      } else if (read_before) {
+        decayed_pairs<A, true, 1>(one{met}, s.keys, decay, d, n, s.written_k, s.parts);
+        for (index i = 0; i < n; ++i) met.w[i][i] = current(met.x[i], s.keys[i], s);
+      } else {
+        decayed_pairs<A, false, 1>(one{met}, s.keys, decay, d, n, s.written_k, s.parts);
+        if (writes == write_kind::low_rank) {
+          decayed_pairs<A, false, 1>(one{met_b}, in(s.b), decay, d, n, s.written_b, s.parts);
+        }
+      }
+    }
+    for (index f = 0; f < d; f += lanes) decay_packet(head, t, f, s);
   }
 
-  void meet_queries(index i, index count, index d, scratch_type& s) const noexcept {
+  /// One packet of channels of what meets the state before the chunk: the decays since.
+  void decay_packet(index head, range t, index f, scratch_type& s) const noexcept {
+    const auto each_token = [&](const matrix_rows<const A>& from, const matrix_rows<A>& to,
+                                bool before) HEED_INLINE_LAMBDA {
+      auto product = simd::broadcast(A(1));
+      for (index i = 0; i < t.size(); ++i) {
+        const auto after = simd::mul(product, simd::load<A>(s.decay[i] + f));
+        simd::store(to[i] + f, simd::mul(simd::load<A>(from[i] + f), before ? product : after));
+        product = after;
+      }
+      simd::store(s.prefix + f, product);
+    };
+    if (writes == write_kind::low_rank) {
+      each_token(in(s.a), s.a, true);
+    } else if (writes == write_kind::delta || group() == 0) {
+      each_token(s.keys, s.a, false);
+    }
     for (index g = 0; g < group(); ++g) {
-      A* query = query_rows(s, g)[i];
-      A* w = pairs(s.w, g)[i];
-      dot_rows<A>(query, in(s.k), count, d, w);
-      if (writes == write_kind::low_rank) {
-        dot_rows<A>(query, in(s.b), count, d, pairs(s.w2, g)[i]);
-      }
-      if (read_before) w[i] = current(query, s.k[i], s);
-      multiply_by(query, s.prefix, d);
+      each_token(query(head, g, t, s), query_rows(s, g), read_before);
     }
   }
 
-  void decay_by_products(index n, scratch_type& s) const noexcept {
+  /// A head's queries of the chunk, where they lie or in the rows that they will decay to.
+  [[nodiscard]] matrix_rows<const A> query(index head, index g, range t,
+                                           scratch_type& s) const noexcept {
+    if (!base::q.packets_fit) return in(query_rows(s, g));
+    return base::q.rows(batch_of(head), head_of(head) * group() + g, out.extents[1], t,
+                        query_rows(s, g));
+  }
+
+  void decay_by_products(index n, scratch_type& s, read_ahead& ahead) const noexcept {
     const index d = k.channels();
     const bool gated = gates == gate_kind::per_token, low = writes == write_kind::low_rank;
     turn(s.k, n, s.kt);
     if (low) turn(s.b, n, s.bt);
-    read_ahead none;
     if (writes == write_kind::delta) {
-      causal_weights<A>(in(s.k), in(s.kt), d, n, s.m, none);
+      causal_weights<A>(in(s.k), in(s.kt), d, n, s.m, ahead);
       for (index i = 0; i < n; ++i) std::copy_n(s.k[i], padded(d), s.a[i]);
     } else if (low) {
-      causal_weights<A>(in(s.a), in(s.bt), d, n, s.m, none);
-      causal_weights<A>(in(s.a), in(s.kt), d, n, s.n, none);
+      causal_weights<A>(in(s.a), in(s.bt), d, n, s.m, ahead);
+      causal_weights<A>(in(s.a), in(s.kt), d, n, s.n, ahead);
     }
     std::fill_n(s.prefix, padded(d), A(1));
     if (!gated) return;
@@ -211,12 +262,11 @@ struct matrix_recurrence : matrix_tokens<A> {
     std::fill_n(s.prefix, padded(d), before);
   }
 
-  void weigh_query(index n, scratch_type& s) const noexcept {
+  void weigh_query(index n, scratch_type& s, read_ahead& ahead) const noexcept {
     const index d = k.channels();
     const bool gated = gates == gate_kind::per_token, low = writes == write_kind::low_rank;
-    read_ahead none;
-    causal_weights<A>(in(s.q), in(s.kt), d, n, s.w, none);
-    if (low) causal_weights<A>(in(s.q), in(s.bt), d, n, s.w2, none);
+    causal_weights<A>(in(s.q), in(s.kt), d, n, s.w, ahead);
+    if (low) causal_weights<A>(in(s.q), in(s.bt), d, n, s.w2, ahead);
     for (index i = 0; read_before && i < n; ++i) {
       A total = A(0);  // the key itself may have decayed by now
       for (index f = 0; bonus.present() && f < d; ++f) {
@@ -235,18 +285,18 @@ struct matrix_recurrence : matrix_tokens<A> {
     }
   }
 
-  void solve(index n, scratch_type& s) const noexcept {
+  void solve(index n, scratch_type& s, read_ahead& ahead) const noexcept {
     const index d = k.channels();
     if (writes == write_kind::delta) {
-      solve_rows<A, false>(in(s.a), in(s.sum), d, in(s.m), {}, {}, n, v.channels(), s.x,
+      solve_rows<A, false>(in(s.a), in(s.sum), d, in(s.m), {}, {}, n, v.channels(), s.x, ahead,
                            [&](index i, index c, const simd::packet<A>& u) HEED_INLINE_LAMBDA {
                              return simd::mul(simd::broadcast(s.beta[i]),
                                               simd::sub(simd::load<A>(s.values[i] + c), u));
                            });
     } else if (writes == write_kind::low_rank) {
-      solve_rows<A, true>(in(s.a), in(s.sum), d, in(s.m), in(s.n), s.values, n, v.channels(), s.x,
-                          [](index, index, const simd::packet<A>& u)
-                              HEED_INLINE_LAMBDA { return u; });
+      solve_rows<A, true>(
+          in(s.a), in(s.sum), d, in(s.m), in(s.n), s.values, n, v.channels(), s.x, ahead,
+          [](index, index, const simd::packet<A>& u) HEED_INLINE_LAMBDA { return u; });
     }
   }
 

@@ -36,13 +36,16 @@ struct matrix_tokens {
   gate_kind gates = gate_kind::none;
   write_kind writes = write_kind::outer;
   bool read_before = false;
+  bool keep_pairs = true;  ///< scratch has a number of each pair of tokens of a chunk
 
   struct scratch_type {
-    matrix_rows<A> sum;  // S
-    matrix_rows<A> k, kt, a, b, bt, q, v, x, out, raw;
+    matrix_rows<A> sum;                                 // S
+    matrix_rows<A> k, kt, a, b, bt, q, v, x, out, raw;  // kt, bt: keys as columns
+    matrix_rows<A> written_k, written_b;                // those decayed to the chunk's end
     matrix_rows<A> w, w2, m, n;  // weights of pairs: q k', q b', and those of x
     matrix_rows<A> decay;        // of pairs, or of channels
-    A *step, *prefix, *beta, *bonus;
+    A *step, *prefix, *beta, *bonus, *parts;
+    matrix_rows<const A> keys;    // k, where it lies or copied
     matrix_rows<const A> values;  // v, where it lies or scaled
   };
 
@@ -62,33 +65,44 @@ struct matrix_tokens {
   [[nodiscard]] scratch_type carve(carver& c) const noexcept {
     const index rows = padded(chunk_tokens);
     const index d = padded(k.channels());
-    const index members = gates == gate_kind::per_channel ? group() : 1;
+    const index members = gates == gate_kind::per_channel ? std::max<index>(group(), 1) : 1;
     const bool low = writes == write_kind::low_rank;
+    const index pairs = keep_pairs ? rows : 0;
     const auto take = [&c](index r, index columns) {
       return matrix_rows<A>{c.take<A>(r * padded(columns)), padded(columns)};
     };
     scratch_type s{};
     s.sum = take(d, v.channels());
     s.k = take(rows, d);
-    s.kt = take(d, rows);
     s.a = take(rows, d);
     if (low) s.b = take(rows, d);
-    if (low) s.bt = take(d, rows);
+    if (gates == gate_kind::per_channel) {
+      s.written_k = take(rows, d);
+      if (low) s.written_b = take(rows, d);
+    } else {  // decayed where they lie
+      s.kt = take(d, rows);
+      if (low) s.bt = take(d, rows);
+      s.written_k = s.k;
+      s.written_b = s.b;
+    }
     s.q = take(members * rows, d);
     s.v = take(rows, v.channels());
     s.x = take(rows, v.channels());
     s.out = take(rows, v.channels());
     s.raw = take(rows, v.channels());
-    s.w = take(members * rows, rows);
-    s.w2 = take(low ? members * rows : 0, rows);
-    s.m = take(rows, rows);
-    s.n = take(low ? rows : 0, rows);
+    s.w = take(members * pairs, pairs);
+    s.w2 = take(low ? members * pairs : 0, pairs);
+    s.m = take(pairs, pairs);
+    s.n = take(low ? pairs : 0, pairs);
     // Of one number a token: a chunk's running products, or a step's number once a key channel.
-    s.decay = take(rows, gates == gate_kind::per_channel ? d : std::max(rows, d));
+    s.decay = take(rows, gates == gate_kind::per_channel ? d : std::max(pairs, d));
     s.step = c.take<A>(rows);
     s.prefix = c.take<A>(d);
     s.beta = c.take<A>(rows);
     s.bonus = c.take<A>(d);
+    const index met = writes == write_kind::outer ? 1 : 2;
+    const bool decayed = gates == gate_kind::per_channel && keep_pairs;
+    s.parts = c.take<A>(decayed ? met * pair_numbers<A>(chunk_tokens) : 0);
     return s;
   }
 
@@ -99,6 +113,9 @@ struct matrix_tokens {
       copy_tile(rectangle<const A>{home.data, home.row, home.column},
                 rectangle<A>{s.sum.data, s.sum.stride, 1}, k.channels(), v.channels());
     }
+    load_bonus(head, s);
+  }
+  void load_bonus(index head, scratch_type& s) const noexcept {
     if (bonus.present()) bonus.load(0, head_of(head), state_heads(), {0, 1}, {s.bonus, 0});
   }
   void leave(index head, scratch_type& s) const noexcept {
@@ -131,7 +148,12 @@ struct matrix_tokens {
   /// Keys, values, gates and whatever else of the tokens.
   void load(index head, range t, scratch_type& s) const noexcept {
     const index bt = batch_of(head), h = head_of(head), of = state_heads(), n = t.size();
-    k.load(bt, h, of, t, s.k);
+    if (gates == gate_kind::per_channel) {
+      s.keys = k.rows(bt, h, of, t, s.k);
+    } else {
+      k.load(bt, h, of, t, s.k);
+      s.keys = in(s.k);
+    }
     if (a.present()) a.load(bt, h, of, t, s.a);
     if (b.present()) b.load(bt, h, of, t, s.b);
     s.values = v.rows(bt, h, of, t, s.v);
@@ -150,10 +172,10 @@ struct matrix_tokens {
       std::fill_n(s.step, padded(n), A(0));
       gate.load_numbers(bt, h, of, t, s.step);
       if (gate_factor.present()) multiply_by(s.step, factor, padded(n));
-      exponentials(s.step, n);
+      exponentials(s.step, n, s.step);
     } else if (gates == gate_kind::per_channel) {
-      gate.load(bt, h, of, t, s.decay);
-      for (index i = 0; i < n; ++i) exponentials(s.decay[i], k.channels());
+      const auto logs = gate.rows(bt, h, of, t, s.decay);
+      for (index i = 0; i < n; ++i) exponentials(logs[i], k.channels(), s.decay[i]);
     }
   }
 
@@ -167,17 +189,19 @@ struct matrix_tokens {
     if (!out.packets_fit) out.store(batch_of(head), h, t, in(o));
   }
 
- protected:
-  static constexpr index lanes = simd::lanes<A>;
-  [[nodiscard]] static constexpr index padded(index n) noexcept { return round_up(n, lanes); }
-  [[nodiscard]] static matrix_rows<const A> in(matrix_rows<A> x) noexcept {
-    return {x.data, x.stride};
-  }
+  /// y += by x, whole packets.
   static void add_multiple(A by, const A* x, A* y, index count) noexcept {
     const auto factor = simd::broadcast(by);
     for (index c = 0; c < count; c += lanes) {
       simd::store(y + c, simd::fmadd(factor, simd::load<A>(x + c), simd::load<A>(y + c)));
     }
+  }
+
+ protected:
+  static constexpr index lanes = simd::lanes<A>;
+  [[nodiscard]] static constexpr index padded(index n) noexcept { return round_up(n, lanes); }
+  [[nodiscard]] static matrix_rows<const A> in(matrix_rows<A> x) noexcept {
+    return {x.data, x.stride};
   }
 };
 

@@ -10,11 +10,14 @@
 
 namespace heed {
 
-/// Three ways to compute the same thing. They agree up to rounding.
+/// Ways to compute the same thing. They agree up to rounding; each has the same bits for any number
+/// of threads, which is why none is chosen by their number.
 enum class linear_form {
   recurrent,  ///< token by token, F Dv numbers touched a token; for few tokens
   chunked,    ///< matrix products over chunks of tokens; for many
-  parallel    ///< the quadratic definition, every pair visited; the oracle of the other two
+  parallel,   ///< the quadratic definition, every pair visited; the oracle of the others
+  scan        ///< chunked, over segments side by side: for fewer heads than threads. 1.5 times the
+              ///< work of chunked, 3 times where a state is corrected (delta, low rank)
 };
 
 struct linear_options {
@@ -30,6 +33,8 @@ struct linear_options {
   std::optional<linear_form> form = std::nullopt;
   /// Tokens a chunk of the chunked form.
   index chunk = 64;
+  /// As in recurrence_options: here one sequence after the other, parallel over heads.
+  std::span<const index> sequence_bounds{};
   /// Scratch the caller keeps between calls; not to be used by two calls at once. Without it a call
   /// allocates its own.
   workspace* scratch = nullptr;

@@ -11,7 +11,10 @@
 #include <algorithm>
 #include <concepts>
 #include <cstddef>
+#include <span>
+#include <string>
 
+#include "heed/core/errors.hpp"
 #include "heed/core/types.hpp"
 #include "heed/core/workspace.hpp"
 #include "heed/parallel/executor.hpp"
@@ -49,6 +52,33 @@ concept separable_recurrence = recurrence<R> &&
 };
 
 namespace detail {
+
+/// Throws unless the bounds rise from 0 to the tokens of a batch of 1, or are absent.
+inline void check_sequence_bounds(std::span<const index> bounds, const char* name, index batch,
+                                  index tokens) {
+  if (bounds.empty()) return;
+  require_equal(name, "batch", batch, "a ragged call", 1);
+  if (bounds.front() != 0 || bounds.back() != tokens ||
+      !std::is_sorted(bounds.begin(), bounds.end())) {
+    fail<shape_error>("sequence_bounds " + format_extents(bounds) + " do not rise from 0 to " +
+                      name + "'s tokens " + std::to_string(tokens));
+  }
+}
+
+/// f(sequence, its tokens) for each sequence of a ragged batch; the longest first, so that what it
+/// allocates suffices for all, and nothing is written by a call that cannot.
+template <class F>
+void for_each_sequence(std::span<const index> bounds, F&& f) {
+  const auto tokens = [&](std::size_t n) { return range{bounds[n], bounds[n + 1]}; };
+  std::size_t longest = 0;
+  for (std::size_t n = 0; n + 1 < bounds.size(); ++n) {
+    if (tokens(n).size() > tokens(longest).size()) longest = n;
+  }
+  if (bounds.size() > 1) f(static_cast<index>(longest), tokens(longest));
+  for (std::size_t n = 0; n + 1 < bounds.size(); ++n) {
+    if (n != longest) f(static_cast<index>(n), tokens(n));
+  }
+}
 
 /// f({0, step}), f({step, 2 step}), ... the last one perhaps shorter.
 template <class F>

@@ -11,7 +11,8 @@
 // h counts the state's heads. Axes, scalars, NaN and errors thrown: see matrix_call.hpp; errors and
 // cost as in gated.hpp.
 // Sources: Sun et al. 2023, arXiv 2307.08621, eq. 6 and 8, without its rotation of q and k and the
-// group norm after it; Qin et al. 2024, arXiv 2401.04658, and its published code for the decay.
+// group norm after it; its score normalisations: normalised_retention.hpp; Qin et al. 2024, arXiv
+// 2401.04658, and its published code for the decay.
 #pragma once
 
 #include <cmath>
@@ -20,10 +21,15 @@
 
 namespace heed {
 
+/// Of head h, natural log.
+[[nodiscard]] inline double retention_gate(index h) noexcept {
+  return std::log1p(-std::exp2(-5.0 - static_cast<double>(h)));
+}
+
 struct retention_method : matrix_method<retention_method, 3> {
   template <class C>
   static void describe(C& c) {
-    c.gate_by_head([](index h, index) { return std::log1p(-std::exp2(-5.0 - double(h))); });
+    c.gate_by_head([](index h, index) { return retention_gate(h); });
   }
 };
 inline constexpr linear_function_into<retention_method> retention_into{};

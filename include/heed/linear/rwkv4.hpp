@@ -17,7 +17,7 @@
 // |----------------|------------------------------------------------------------------------|
 // | k, v, out      | [batch, tokens, channels], any strides                                 |
 // | decay, bonus u | [channels]                                                             |
-// | state          | [batch, 3, channels]: numerator a, denominator b, running maximum p;   |
+// | state          | [sequences, 3, channels]: numerator a, denominator b, running maximum p;   |
 // |                | in the accumulator type; in and out                                    |
 //
 // Zeros are the state before the first token: where the denominator is 0, the maximum is not read.
@@ -29,20 +29,21 @@
 // tokens leave the state as it was.
 //
 // Cost a token and channel: 4 exp, a division, 14 FLOPs; bytes: k, v and out once. Scratch a
-// worker: 2 tiles of 64 tokens x 8 packets. Parallel over batch x blocks of channels; the same bits
-// for any number of threads, and for a sequence in pieces. Safe to call from several threads.
+// worker: 2 tiles of 64 tokens x 8 packets. Parallel over sequences x blocks of channels; the same
+// bits for any number of threads, and, but in the form `scan`, for a sequence in pieces. Safe to
+// call from several threads.
 //
-// Throws shape_error, std::bad_alloc, before anything is written.
+// Throws shape_error, option_error, std::bad_alloc, before anything is written.
 // Source: Peng et al. 2023, arXiv 2305.13048, eq. 16 and appendix D.
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <utility>
 
 #include "heed/linear/channel_scan.hpp"
-#include "heed/linear/scan_call.hpp"
 
 namespace heed {
 
@@ -74,31 +75,63 @@ struct rwkv4_scan {
     return s;
   }
 
-  void enter(const channel_block& c, const scratch_type& s) const noexcept {
+  void prepare(const channel_block& c, const scratch_type& s) const noexcept {
     std::fill_n(s.rows, 5 * width, A(0));
     std::fill_n(s.rows + 2 * width, width, -std::numeric_limits<A>::infinity());
     for (index i = 0; i < c.count; ++i) {
       s.rows[3 * width + i] = -std::exp(static_cast<A>(decay(c.first + i)));
       s.rows[4 * width + i] = static_cast<A>(bonus(c.first + i));
-      if (state.data() == nullptr) continue;
-      for (index r = 0; r < 2; ++r) s.rows[r * width + i] = state(c.batch, r, c.first + i);
-      if (s.rows[width + i] != A(0)) s.rows[2 * width + i] = state(c.batch, 2, c.first + i);
+    }
+  }
+  void enter(const channel_block& c, const scratch_type& s) const noexcept {
+    for (index i = 0; state.data() != nullptr && i < c.count; ++i) {
+      for (index r = 0; r < 2; ++r) s.rows[r * width + i] = state(c.sequence, r, c.first + i);
+      if (s.rows[width + i] != A(0)) s.rows[2 * width + i] = state(c.sequence, 2, c.first + i);
     }
   }
   void leave(const channel_block& c, const scratch_type& s) const noexcept {
-    if (state.data() == nullptr || k.extent(1) == 0) return;
+    if (state.data() == nullptr) return;
     for (index r = 0; r < 3; ++r) {
-      for (index i = 0; i < c.count; ++i) state(c.batch, r, c.first + i) = s.rows[r * width + i];
+      for (index i = 0; i < c.count; ++i) state(c.sequence, r, c.first + i) = s.rows[r * width + i];
     }
   }
 
-  void tile(const channel_block& c, range t, const scratch_type& s) const noexcept {
+  void take_in(const channel_block& c, range t, const scratch_type& s, A* move) const noexcept {
     load_channels(k, c, t, s.k, width, unit);
     load_channels(v, c, t, s.v, width, unit);
+    if (move != nullptr) *move += static_cast<A>(t.size());
     for (index first = 0; first < c.count; first += unit) {
       run(t.size(), {s.rows + first, s.k + first, s.v + first});
     }
+  }
+  void answer(const channel_block& c, range t, const scratch_type& s) const noexcept {
     store_channels(s.v, width, out, c, t);
+  }
+
+  [[nodiscard]] static A* state_numbers(const scratch_type& s) noexcept { return s.rows; }
+  [[nodiscard]] static index state_size() noexcept { return 3 * width; }
+  /// The number of tokens: the decay is the same for each.
+  [[nodiscard]] static index move_size() noexcept { return 1; }
+  static void join(const A* before, const A* move, const scratch_type& s) noexcept {
+    constexpr index step = simd::lanes<A>;
+    for (index i = 0; i < width; i += unit) {
+      packet x[packets], y[packets], old[packets], own[packets], m[packets];
+      simd::unroll<packets>([&](auto p) HEED_INLINE_LAMBDA {
+        const packet w = simd::load<A>(s.rows + 3 * width + i + p * step);
+        x[p] = simd::fmadd(simd::broadcast(*move), w,
+                           simd::load<A>(before + 2 * width + i + p * step));
+        y[p] = simd::load<A>(s.rows + 2 * width + i + p * step);
+      });
+      weigh(x, y, old, own, m);
+      simd::unroll<packets>([&](auto p) HEED_INLINE_LAMBDA {
+        for (index r = 0; r < 2; ++r) {
+          A* const at = s.rows + r * width + i + p * step;
+          simd::store(at, simd::fmadd(old[p], simd::load<A>(before + (at - s.rows)),
+                                      simd::mul(own[p], simd::load<A>(at))));
+        }
+        simd::store(s.rows + 2 * width + i + p * step, m[p]);
+      });
+    }
   }
 
  private:
@@ -163,13 +196,12 @@ struct rwkv4_scan {
   }
 };
 
-struct rwkv4_member : result_as_first_input {
-  template <executor E, class Out, class K, class V, class W, class U, class... Rest>
+struct rwkv4_method : scan_method<4> {
+  template <executor E, class Out, class K, class V, class W, class U, class State>
   static void call(E& exec, Out&& out, const K& k, const V& v, const W& decay, const U& bonus,
-                   Rest&&... rest) {
+                   State&& state, const scan_options& o) {
     using A = accumulate_t<scalar_of<const K&>>;
     static_assert(writable_tensor<Out>, "heed: the output is not a tensor that can be written");
-    const trailing_arguments<view<A, 3>, scan_options> last(rest...);
     const auto k3 = scan_input<A, 3>(k);
     const auto v3 = scan_input<A, 3>(v);
     const auto w1 = scan_input<A, 1>(decay);
@@ -180,23 +212,19 @@ struct rwkv4_member : result_as_first_input {
     require_extents("decay", w1.extents(), {channels});
     require_extents("bonus", u1.extents(), {channels});
     require_extents("out", o3.extents(), k3.extents());
-    if (last.has_state) {
-      require_extents("state", last.state.extents(), {k3.extent(0), 3, channels});
-    }
-    using scan = rwkv4_scan<A, scalar_of<const K&>, scalar_of<const V&>, scalar_of<const W&>,
-                            scalar_of<const U&>, scalar_of<Out>>;
-    const channel_plan plan{k3.extent(0), 1, channels,
-                            scan_block_width<A>(exec, k3.extent(0), channels, scan::unit)};
-    run_channel_scan(exec, plan, k3.extent(1), scan{k3, v3, w1, u1, o3, last.state},
-                     last.options.scratch);
+    const auto kept = open_scan<A>(k3.extents(), "k", std::forward<State>(state), o,
+                                   std::array<index, 2>{3, channels});
+    using kernel = rwkv4_scan<A, scalar_of<const K&>, scalar_of<const V&>, scalar_of<const W&>,
+                              scalar_of<const U&>, scalar_of<Out>>;
+    run_channel_scan<A>(exec, kernel{k3, v3, w1, u1, o3, kept}, k3.extents(), 1, o);
   }
 };
 
 }  // namespace detail
 
 /// rwkv4_into([executor,] out, k, v, decay, bonus, [state,] [scan_options])
-inline constexpr call_into<detail::rwkv4_member> rwkv4_into{};
+inline constexpr linear_function_into<detail::rwkv4_method> rwkv4_into{};
 /// rwkv4([executor,] k, v, decay, bonus, [state,] [scan_options]) -> k's family
-inline constexpr call_returning<detail::rwkv4_member> rwkv4{};
+inline constexpr linear_function<detail::rwkv4_method> rwkv4{};
 
 }  // namespace heed

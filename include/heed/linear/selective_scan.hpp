@@ -19,7 +19,7 @@
 // | b, c             | [batch, tokens, N], or [batch, tokens, groups, N]: channel c reads  |
 // |                  | group c / (channels / groups)                                      |
 // | skip D, dt_bias  | [channels], in the accumulator type                                |
-// | state            | [batch, channels, N], in the accumulator type; in and out          |
+// | state            | [sequences, channels, N], in the accumulator type; in and out      |
 //
 // `out` may be x, dt or gate element for element, and overlaps nothing else. Scalars float, double,
 // half, bfloat16; dt', h and sums in the accumulator type. The error of h_t is at most eps times
@@ -32,21 +32,23 @@
 //
 // Cost a token and channel: N exp, 5 N FLOPs and a few; bytes: x, dt, z and out once, b and c once
 // a block of channels (at most 8 packets). Scratch a worker: 64 tokens x (24 packets + 2 N numbers)
-// + 16 N packets. Parallel over batch x blocks of channels; the same bits for any number of
-// threads, and for a sequence in pieces. Safe to call from several threads.
+// + 16 N packets. Parallel over sequences x blocks of channels; the same bits for any number of
+// threads, and, but in the form `scan`, for a sequence in pieces. Safe to call from several
+// threads.
 //
-// Throws shape_error, std::bad_alloc, before anything is written.
+// Throws shape_error, option_error, std::bad_alloc, before anything is written.
 // Source: Gu, Dao 2023, arXiv 2312.00752, algorithm 2 and eq. 2, with B discretised as dt B
 // (section 3.6 and the published code).
 #pragma once
 
 #include <algorithm>
 #include <array>
+#include <optional>
+#include <span>
 #include <string>
 #include <utility>
 
 #include "heed/linear/channel_scan.hpp"
-#include "heed/linear/scan_call.hpp"
 #include "heed/linear/softplus.hpp"
 
 namespace heed {
@@ -58,7 +60,9 @@ struct selective_scan_options {
   view<const accumulate_t<T>, 1> dt_bias{};  ///< added to dt, before softplus
   view<const T, 3> gate{};                   ///< z
   bool softplus = false;
-  workspace* scratch = nullptr;  ///< kept by the caller, so that a call allocates nothing
+  std::optional<linear_form> form = std::nullopt;  ///< these three as in scan_options
+  std::span<const index> sequence_bounds{};
+  workspace* scratch = nullptr;
 };
 
 namespace detail {
@@ -66,6 +70,7 @@ namespace detail {
 template <class A, class TX, class TD, class TA, class TB, class TC, class TO>
 struct selective_scan_kernel {
   static constexpr index lanes = simd::lanes<A>;
+  static constexpr index unit = lanes;
   static constexpr index width = scan_packets * lanes;
 
   view<const TX, 3> x;
@@ -75,7 +80,7 @@ struct selective_scan_kernel {
   view<const TC, 4> c;
   view<TO, 3> out;
   view<A, 3> state;  // null data where the caller keeps none
-  selective_scan_options<TX> options;
+  selective_scan_options<std::remove_const_t<TX>> options;
 
   struct scratch_type {
     A* h = nullptr;  // one packet of channels after the other, N rows each; a likewise
@@ -105,7 +110,7 @@ struct selective_scan_kernel {
     return s;
   }
 
-  void enter(const channel_block& k, scratch_type& s) const noexcept {
+  void prepare(const channel_block& k, scratch_type& s) const noexcept {
     const index n = states();
     std::fill_n(s.h, n * width, A(0));
     std::fill_n(s.a, n * width, A(0));
@@ -115,16 +120,20 @@ struct selective_scan_kernel {
       const TA* from = a.data() + (k.first + first) * a.stride(0);
       copy_tile(rectangle<const TA>{from, a.stride(1), a.stride(0)},
                 rectangle<A>{s.a + first * n, lanes, 1}, n, count);
-      if (state.data() == nullptr) return;
-      const auto home = state_at(k, first);
-      copy_tile(rectangle<const A>{home.data, home.row, home.column},
-                rectangle<A>{s.h + first * n, lanes, 1}, n, count);
     });
     s.stable = !any_positive(s.a, width, n, width);
     for (index i = 0; i < k.count; ++i) {
       if (options.skip.data() != nullptr) s.skip[i] = options.skip(k.first + i);
       if (options.dt_bias.data() != nullptr) s.bias[i] = options.dt_bias(k.first + i);
     }
+  }
+  void enter(const channel_block& k, const scratch_type& s) const noexcept {
+    if (state.data() == nullptr) return;
+    each_packet(k, [&](index first, index count) {
+      const auto home = state_at(k, first);
+      copy_tile(rectangle<const A>{home.data, home.row, home.column},
+                rectangle<A>{s.h + first * states(), lanes, 1}, states(), count);
+    });
   }
   void leave(const channel_block& k, const scratch_type& s) const noexcept {
     if (state.data() == nullptr) return;
@@ -134,33 +143,54 @@ struct selective_scan_kernel {
     });
   }
 
-  void tile(const channel_block& k, range t, const scratch_type& s) const noexcept {
+  void take_in(const channel_block& k, range t, const scratch_type& s, A* move) const noexcept {
     load_channels(x, k, t, s.x, width, lanes);
     load_channels(dt, k, t, s.dt, width, lanes);
-    if (options.gate.data() != nullptr) load_channels(options.gate, k, t, s.gate, width, lanes);
     load_weights(b, k, t, s.b);
     load_weights(c, k, t, s.c);
     each_packet(k, [&](index first, index) {
-      scratch_type part = s;
-      for (A** at : {&part.x, &part.dt, &part.gate, &part.skip, &part.bias}) *at += first;
-      part.a += first * states();
-      part.h += first * states();
+      const scratch_type part = at_packet(first, s);
       time_steps(t.size(), part);
+      if (move != nullptr) add_rows(part.dt, t.size(), lanes, width, move + first);
       if (s.stable && !any_positive(part.dt, width, t.size(), lanes, A(-1))) {
         run<true>(t.size(), part);
       } else {
         run<false>(t.size(), part);
       }
-      finish(t.size(), part);
     });
+  }
+  void answer(const channel_block& k, range t, const scratch_type& s) const noexcept {
+    if (options.gate.data() != nullptr) load_channels(options.gate, k, t, s.gate, width, lanes);
+    each_packet(k, [&](index first, index) { finish(t.size(), at_packet(first, s)); });
     store_channels(s.dt, width, out, k, t);
+  }
+
+  [[nodiscard]] static A* state_numbers(const scratch_type& s) noexcept { return s.h; }
+  [[nodiscard]] index state_size() const noexcept { return states() * width; }
+  /// The sum of the time steps.
+  [[nodiscard]] static index move_size() noexcept { return width; }
+  void join(const A* before, const A* move, const scratch_type& s) const noexcept {
+    for (index first = 0; first < width; first += lanes) {
+      for (index i = first * states(); i < (first + lanes) * states(); i += lanes) {
+        packet e[1] = {simd::mul(simd::load<A>(move + first), simd::load<A>(s.a + i))};
+        scan_exp<A, 1, false>(e);
+        simd::store(s.h + i, simd::fmadd(e[0], simd::load<A>(before + i), simd::load<A>(s.h + i)));
+      }
+    }
   }
 
  private:
   using packet = simd::packet<A>;
 
+  [[nodiscard]] scratch_type at_packet(index first, const scratch_type& s) const noexcept {
+    scratch_type part = s;
+    for (A** at : {&part.x, &part.dt, &part.gate, &part.skip, &part.bias}) *at += first;
+    part.a += first * states();
+    part.h += first * states();
+    return part;
+  }
   [[nodiscard]] rectangle<A> state_at(const channel_block& k, index first) const noexcept {
-    return {state.data() + k.batch * state.stride(0) + (k.first + first) * state.stride(1),
+    return {state.data() + k.sequence * state.stride(0) + (k.first + first) * state.stride(1),
             state.stride(2), state.stride(1)};
   }
 
@@ -258,15 +288,16 @@ template <class A, class T>
   }
 }
 
-struct selective_scan_member : result_as_first_input {
-  template <executor E, class Out, class X, class Dt, class TA, class TB, class TC, class... Rest>
+struct selective_scan_method : scan_method<5> {
+  template <class X>
+  using options_for = selective_scan_options<std::remove_const_t<scalar_of<const X&>>>;
+
+  template <executor E, class Out, class X, class Dt, class TA, class TB, class TC, class State>
   static void call(E& exec, Out&& out, const X& x, const Dt& dt, const TA& a, const TB& b,
-                   const TC& c, Rest&&... rest) {
+                   const TC& c, State&& state, const options_for<X>& o) {
     using T = scalar_of<const X&>;
     using A = accumulate_t<T>;
     static_assert(writable_tensor<Out>, "heed: the output is not a tensor that can be written");
-    const trailing_arguments<view<A, 3>, selective_scan_options<T>> last(rest...);
-    const auto& o = last.options;
     const auto x3 = scan_input<A, 3>(x);
     const auto dt3 = scan_input<A, 3>(dt);
     const auto a2 = scan_input<A, 2>(a);
@@ -287,25 +318,20 @@ struct selective_scan_member : result_as_first_input {
     if (o.skip.data() != nullptr) require_extents("skip", o.skip.extents(), {channels});
     if (o.dt_bias.data() != nullptr) require_extents("dt_bias", o.dt_bias.extents(), {channels});
     if (o.gate.data() != nullptr) require_extents("gate", o.gate.extents(), x3.extents());
-    if (last.has_state) {
-      require_extents("state", last.state.extents(), {batch, channels, states});
-    }
+    const auto kept = open_scan<A>(x3.extents(), "x", std::forward<State>(state), o,
+                                   std::array<index, 2>{channels, states});
     using kernel =
         selective_scan_kernel<A, T, scalar_of<const Dt&>, scalar_of<const TA&>,
                               scalar_of<const TB&>, scalar_of<const TC&>, scalar_of<Out>>;
-    const channel_plan plan{
-        batch, groups, channels,
-        scan_block_width<A>(exec, batch * groups, groups == 0 ? 0 : channels / groups,
-                            kernel::lanes)};
-    run_channel_scan(exec, plan, tokens, kernel{x3, dt3, a2, b4, c4, o3, last.state, o}, o.scratch);
+    run_channel_scan<A>(exec, kernel{x3, dt3, a2, b4, c4, o3, kept, o}, x3.extents(), groups, o);
   }
 };
 
 }  // namespace detail
 
 /// selective_scan_into([executor,] out, x, dt, a, b, c, [state,] [selective_scan_options<T>])
-inline constexpr call_into<detail::selective_scan_member> selective_scan_into{};
+inline constexpr linear_function_into<detail::selective_scan_method> selective_scan_into{};
 /// selective_scan([executor,] x, dt, a, b, c, [state,] [selective_scan_options<T>]) -> x's family
-inline constexpr call_returning<detail::selective_scan_member> selective_scan{};
+inline constexpr linear_function<detail::selective_scan_method> selective_scan{};
 
 }  // namespace heed

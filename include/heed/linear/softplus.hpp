@@ -38,14 +38,24 @@ HEED_INLINE simd::packet<A> softplus(const simd::packet<A>& x) noexcept {
   return simd::add(simd::select(simd::less(zero, x), x, zero), tail);
 }
 
-/// x / (1 + exp(-x)), from exp(-|x|) so that nothing overflows; relative error below 6 eps. -inf
-/// and NaN give NaN.
-template <class A>
-HEED_INLINE simd::packet<A> silu(const simd::packet<A>& x) noexcept {
-  const auto zero = simd::zero<A>();
+/// x / (1 + exp(-x)) of N packets in place, from exp(-|x|) so that nothing overflows; relative
+/// error below 6 eps. -inf and NaN give NaN.
+template <class A, int N>
+HEED_INLINE void silu_in_place(simd::packet<A>* x) noexcept {
   const auto one = simd::broadcast(A(1));
-  const auto e = simd::exp_nonpositive<A>(simd::sub(zero, simd::abs(x)));
-  return simd::div(simd::mul(x, simd::select(simd::less(x, zero), e, one)), simd::add(one, e));
+  simd::packet<A> e[std::size_t{N}];
+  simd::unroll<N>([&](auto i)
+                      HEED_INLINE_LAMBDA { e[i] = simd::sub(simd::zero<A>(), simd::abs(x[i])); });
+  simd::exp_nonpositive<A, N>(e);
+  simd::unroll<N>([&](auto i) HEED_INLINE_LAMBDA {
+    const auto over = simd::select(simd::less(x[i], simd::zero<A>()), e[i], one);
+    x[i] = simd::mul(x[i], simd::div(over, simd::add(one, e[i])));
+  });
+}
+template <class A>
+[[nodiscard]] HEED_INLINE simd::packet<A> silu(simd::packet<A> x) noexcept {
+  silu_in_place<A, 1>(&x);
+  return x;
 }
 
 }  // namespace heed

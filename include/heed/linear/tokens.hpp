@@ -9,15 +9,26 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <type_traits>
 
 #include "heed/core/types.hpp"
 #include "heed/kernel/copy_tile.hpp"
+#include "heed/kernel/read_ahead.hpp"
 #include "heed/linear/products.hpp"
 #include "heed/simd/packet.hpp"
 #include "heed/tensor/view.hpp"
 
 namespace heed {
+
+/// Rows that the next chunk will want, where their channels lie side by side.
+inline void ask_for_rows(read_ahead& ahead, const void* data, index offset,
+                         const std::array<index, 4>& strides, index channels, index bytes,
+                         index rows) noexcept {
+  if (strides[3] != 1 || data == nullptr) return;
+  ahead.add(static_cast<const std::byte*>(data) + offset * bytes, strides[2] * bytes,
+            channels * bytes, rows);
+}
 
 /// An input [batch, heads, tokens, channels]; absent where `copy` is null. An axis of extent 1 that
 /// should have more is read by all: a gate of each head alone has batch and tokens of stride 0.
@@ -30,6 +41,7 @@ struct token_input {
   std::array<index, 4> strides{};
   copy_function copy = nullptr;
   bool packets_fit = false;  ///< the rows may be read where they lie
+  index bytes = 0;           ///< of a number; 0 where there is nothing to ask for ahead
 
   [[nodiscard]] bool present() const noexcept { return copy != nullptr; }
   [[nodiscard]] index heads() const noexcept { return extents[1]; }
@@ -55,6 +67,11 @@ struct token_input {
     copy(data, offset(b, head, of_heads, t.begin), 0, strides[2], {to, 0}, 1, t.size());
   }
 
+  void look_ahead(read_ahead& ahead, index b, index head, index of_heads, range t) const noexcept {
+    ask_for_rows(ahead, data, offset(b, head, of_heads, t.begin), strides, channels(), bytes,
+                 t.size());
+  }
+
   /// The same rows where they lie, or copied to `to`.
   [[nodiscard]] matrix_rows<const A> rows(index b, index head, index of_heads, range t,
                                           matrix_rows<A> to) const noexcept {
@@ -76,9 +93,13 @@ struct token_output {
   std::array<index, 4> strides{};
   copy_function copy = nullptr;
   bool packets_fit = false;
+  index bytes = 0;
 
   [[nodiscard]] index offset(index b, index head, index token) const noexcept {
     return b * strides[0] + head * strides[1] + token * strides[2];
+  }
+  void look_ahead(read_ahead& ahead, index b, index head, range t) const noexcept {
+    ask_for_rows(ahead, data, offset(b, head, t.begin), strides, extents[3], bytes, t.size());
   }
   void store(index b, index head, range t, matrix_rows<const A> from) const noexcept {
     copy(from, data, offset(b, head, t.begin), strides[2], strides[3], t.size(), extents[3]);
@@ -100,6 +121,7 @@ template <class A, class T>
               rectangle<A>{to.data, to.stride, 1}, rows, columns);
   };
   in.packets_fit = std::is_same_v<T, A> && x.stride(3) == 1 && x.extent(3) % simd::lanes<A> == 0;
+  in.bytes = static_cast<index>(sizeof(T));
   return in;
 }
 
@@ -112,6 +134,7 @@ template <class A, class T>
               rectangle<T>{static_cast<T*>(data) + offset, row, column}, rows, columns);
   };
   out.packets_fit = std::is_same_v<T, A> && x.stride(3) == 1 && x.extent(3) % simd::lanes<A> == 0;
+  out.bytes = static_cast<index>(sizeof(T));
   return out;
 }
 

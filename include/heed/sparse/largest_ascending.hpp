@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The largest few of many numbers, as ascending indices: what a centroid takes of the tokens.
 //
-// `largest_indices` (heed/sparse/row_scores.hpp) orders a handful by size; here hundreds are taken
+// `largest_indices` (heed/sparse/largest.hpp) orders a handful by size; here hundreds are taken
 // of tens of thousands, and their order among themselves does not matter.
 #pragma once
 

@@ -11,6 +11,7 @@
 #include "heed/kernel/copy_tile.hpp"
 #include "heed/kernel/split_tile.hpp"
 #include "heed/parallel/executor.hpp"
+#include "heed/simd/exponential.hpp"
 #include "heed/tensor/scalar.hpp"
 #include "heed/tensor/view.hpp"
 
@@ -84,28 +85,38 @@ void for_each_scored(E& exec, index tasks, index rows, index keys, index head_di
   });
 }
 
-/// The indices of the `count` largest of x[0 .. n), largest first, ties to the lower index; NaN
-/// counts as -inf. `to` has room for `count`; what is left of it becomes -1. `x` is scratch after.
+/// x[0 .. n) become exp(scale x - their largest), a row's probabilities not yet divided by their
+/// sum: relative error 2.5e-7 and eps of the argument in float. Where there is a NaN, one stays.
 template <class A>
-void largest_indices(A* x, index n, index count, index* to) noexcept {
-  for (index i = 0; i < n; ++i) {
-    if (!(x[i] == x[i])) x[i] = -std::numeric_limits<A>::infinity();
+void softmax_weights(A* x, index n, A scale) noexcept {
+  constexpr index w = simd::lanes<A>;
+  constexpr int at_once = 4;
+  constexpr A lowest = -std::numeric_limits<A>::infinity();
+  const auto factor = simd::broadcast(scale);
+  auto tops = simd::broadcast(lowest);
+  const index whole = n / w * w;
+  for (index i = 0; i < whole; i += w) {
+    const auto s = simd::mul(simd::load(x + i), factor);
+    simd::store(x + i, s);
+    tops = simd::max(tops, s);
   }
-  const auto before = [x](index a, index b) { return x[a] > x[b] || (x[a] == x[b] && a < b); };
-  // A heap of the best so far, the worst of them on top.
-  index held = 0;
-  for (index i = 0; i < n; ++i) {
-    if (held < count) {
-      to[held++] = i;
-      std::push_heap(to, to + held, before);
-    } else if (count > 0 && before(i, to[0])) {
-      std::pop_heap(to, to + held, before);
-      to[held - 1] = i;
-      std::push_heap(to, to + held, before);
-    }
+  A rest[std::size_t{w}];
+  std::fill_n(rest, w, lowest);
+  for (index i = whole; i < n; ++i) rest[i - whole] = x[i] * scale;
+  const A top = simd::largest(simd::max(tops, simd::load(rest)));
+  const auto shift = simd::broadcast(top == lowest ? A(0) : top);
+  index i = 0;
+  for (; i + at_once * w <= n; i += at_once * w) {
+    simd::packet<A> e[std::size_t{at_once}];
+    for (int p = 0; p < at_once; ++p) e[p] = simd::sub(simd::load(x + i + p * w), shift);
+    simd::exp_nonpositive<A, at_once>(e);
+    for (int p = 0; p < at_once; ++p) simd::store(x + i + p * w, e[p]);
   }
-  std::sort_heap(to, to + held, before);
-  std::fill(to + held, to + count, index{-1});
+  for (; i < whole; i += w) {
+    simd::store(x + i, simd::exp_nonpositive<A>(simd::sub(simd::load(x + i), shift)));
+  }
+  simd::store(rest, simd::exp_nonpositive<A>(simd::sub(simd::load(rest), shift)));
+  std::copy_n(rest, n - whole, x + whole);
 }
 
 }  // namespace heed

@@ -24,6 +24,7 @@
 
 #include "heed/core/errors.hpp"
 #include "heed/parallel/openmp.hpp"
+#include "heed/sparse/largest.hpp"
 #include "heed/sparse/row_scores.hpp"
 #include "heed/tensor/layout.hpp"
 #include "heed/tensor/tensor.hpp"

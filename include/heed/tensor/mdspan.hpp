@@ -1,35 +1,47 @@
 // SPDX-License-Identifier: MIT
-// std::mdspan of rank 2 to 4 with any strided layout, where the standard library has it.
-// Nothing is copied. An accessor that is not the default one is refused: kernels read pointers.
+// std::mdspan of rank 2 to 4 with any strided layout, and what has its interface: the reference
+// implementation (Kokkos mdspan) for standard libraries that have none yet.
+//
+// Nothing is copied, and nothing of it is included: the names are asked for. An accessor whose
+// elements are not plain references behind a plain pointer is refused: kernels read pointers.
 #pragma once
 
-#if __has_include(<version>)
-#include <version>
-#endif
-
-#if defined(__cpp_lib_mdspan)
-#include <mdspan>
+#include <concepts>
+#include <cstddef>
 
 #include "heed/tensor/traits.hpp"
 
 namespace heed {
 
-template <class T, class Extents, class Layout>
-requires(Layout::template mapping<Extents>::is_always_strided()) struct tensor_traits<
-    std::mdspan<T, Extents, Layout, std::default_accessor<T>>> {
-  using self = std::mdspan<T, Extents, Layout, std::default_accessor<T>>;
+/// Has std::mdspan's members, always strides, and plain memory.
+template <class M>
+concept strided_mdspan = requires(const M& m, typename M::rank_type axis) {
+  typename M::extents_type;
+  typename M::layout_type;
+  typename M::accessor_type;
+  requires std::same_as<typename M::data_handle_type, typename M::element_type*>;
+  requires std::same_as<typename M::reference, typename M::element_type&>;
+  requires M::is_always_strided();
+  { M::rank() } -> std::convertible_to<std::size_t>;
+  { m.extent(axis) } -> std::convertible_to<index>;
+  { m.stride(axis) } -> std::convertible_to<index>;
+  { m.data_handle() } -> std::same_as<typename M::data_handle_type>;
+};
+
+template <strided_mdspan M>
+struct tensor_traits<M> {
   static constexpr bool owns_memory = false;
-  static auto to_view(const self& m) {
-    constexpr int rank = static_cast<int>(Extents::rank());
-    typename view<T, rank>::extents_type extents;
-    typename view<T, rank>::extents_type strides;
-    for (std::size_t a = 0; a < Extents::rank(); ++a) {
-      extents[a] = static_cast<index>(m.extent(a));
-      strides[a] = static_cast<index>(m.stride(a));
+  static auto to_view(const M& m) {
+    constexpr int rank = static_cast<int>(M::rank());
+    using view_type = view<typename M::element_type, rank>;
+    typename view_type::extents_type extents{};
+    typename view_type::extents_type strides{};
+    for (std::size_t a = 0; a < M::rank(); ++a) {
+      extents[a] = static_cast<index>(m.extent(static_cast<typename M::rank_type>(a)));
+      strides[a] = static_cast<index>(m.stride(static_cast<typename M::rank_type>(a)));
     }
-    return view<T, rank>(m.data_handle(), extents, strides);
+    return view_type(m.data_handle(), extents, strides);
   }
 };
 
 }  // namespace heed
-#endif

@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: MIT
+// Selections: what choosing costs beside attending to what was chosen, and what is found.
+//
+// Counters: `selection` and `attention` in milliseconds, medians; `share`, selection in the sum of
+// both; `recall`, what the choice keeps of exact attention's probability on planted data, of 64
+// rows; `shared` as elsewhere.
+//
+// Planted data, so that there is something to find:
+//   topics  each stretch of 100 tokens has a centre of 64 normal numbers; a key is its stretch's
+//           centre plus normal noise, a query 1.25 times the sum of three centres plus noise: its
+//           own stretch's and those of two earlier stretches drawn at random. For top_k_keys,
+//           mixture_of_blocks and page_bounds.
+//   lines   each token has a name of 63 normal numbers, its key; a query is 2.5 times the sum of
+//   the
+//           names that stand 0, 70 and 1,000 tokens back, and looks for four keys in the last
+//           channel. For vertical_slash.
+// page_bounds is decode: one query of n cached tokens. The others are causal prompts of n queries.
+#include <algorithm>
+#include <ctime>
+#include <optional>
+#include <vector>
+
+#include "families.hpp"
+#include "forward.hpp"
+#include "heed/cache.hpp"
+#include "heed/sparse.hpp"
+
+namespace bench {
+
+namespace {
+
+constexpr index head_dim = 64;
+
+/// q, k and v of one head, and where the result goes.
+struct planted_data {
+  explicit planted_data(index n)
+      : q({1, 1, n, head_dim}),
+        k({1, 1, n, head_dim}),
+        v(random_tensor<float, 4>({1, 1, n, head_dim}, 3)),
+        out({1, 1, n, head_dim}) {
+    fill(q, 1);
+    fill(k, 2);
+  }
+  [[nodiscard]] index tokens() const { return q.extent(2); }
+
+  heed::tensor<float, 4> q, k, v, out;
+  heed::workspace scratch;
+};
+
+planted_data topics(index n) {
+  constexpr index stretch = 100;
+  planted_data data(n);
+  const auto centres = random_tensor<float, 2>({n / stretch + 1, head_dim}, 4);
+  std::mt19937 draw(5);
+  for (index i = 0; i < n; ++i) {
+    const index own = i / stretch;
+    const auto earlier = [&] {
+      return static_cast<index>(draw() % static_cast<unsigned>(own + 1));
+    };
+    const index a = earlier();
+    const index b = earlier();
+    for (index c = 0; c < head_dim; ++c) {
+      data.k(0, 0, i, c) += centres(own, c);
+      data.q(0, 0, i, c) += 1.25F * (centres(own, c) + centres(a, c) + centres(b, c));
+    }
+  }
+  return data;
+}
+
+planted_data lines(index n) {
+  planted_data data(n);
+  for (index i = 0; i < n; ++i) {
+    for (index c = 0; c + 1 < head_dim; ++c) {
+      data.q(0, 0, i, c) = 0;
+      for (const index back : {0, 70, 1000}) {
+        if (i >= back) data.q(0, 0, i, c) += 2.5F * data.k(0, 0, i - back, c);
+      }
+    }
+    data.q(0, 0, i, head_dim - 1) = 1;
+    data.k(0, 0, i, head_dim - 1) = 0;
+  }
+  for (const index j : {index{0}, index{3}, n / 5, n / 2}) data.k(0, 0, j, head_dim - 1) = 160;
+  return data;
+}
+
+/// Seconds of a call: of processor time where it is long enough for its clock, so that other
+/// processes do not count.
+template <class Call>
+[[nodiscard]] double seconds_of(const Call& call) {
+  const std::clock_t processor = std::clock();
+  const auto start = probes::clock::now();
+  call();
+  const double elapsed = probes::seconds_since(start);
+  const double own =
+      static_cast<double>(std::clock() - processor) / static_cast<double>(CLOCKS_PER_SEC);
+  return elapsed < 1e-3 ? elapsed : own;
+}
+
+/// `choose(data)` returns a choice, `attend(data, choice)` attends to it, `recall(data, choice)` is
+/// asked once.
+template <class Make, class Choose, class Attend, class Recall>
+void register_selection(const std::string& method, index n, const Make& make, const Choose& choose,
+                        const Attend& attend, const Recall& recall) {
+  const std::string name = name_of<float>("selection", method, one_head(head_dim, n, true));
+  benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) {
+    using Data = decltype(make(n));
+    auto& data = data_of<Data>(name, [&] { return make(n); });
+    std::vector<std::pair<double, double>> calls;  // seconds of selection and of attention
+    const measured m = run_segments(
+        state, [] { return probes::fma_peak<float>(pool_of(1), 1); },
+        [&] {
+          std::optional<decltype(choose(data))> choice;
+          const double selection = seconds_of([&] { choice.emplace(choose(data)); });
+          calls.emplace_back(selection, seconds_of([&] { attend(data, *choice); }));
+        });
+    const auto middle = calls.begin() + static_cast<std::ptrdiff_t>(calls.size() / 2);
+    std::nth_element(calls.begin(), middle, calls.end(), [](const auto& a, const auto& b) {
+      return a.first + a.second < b.first + b.second;
+    });
+    state.counters["selection"] = 1e3 * middle->first;
+    state.counters["attention"] = 1e3 * middle->second;
+    state.counters["share"] = middle->first / (middle->first + middle->second);
+    state.counters["recall"] = recall(data, choose(data));
+    if (m.shared) state.counters["shared"] = 1;
+  })->Unit(benchmark::kMicrosecond);
+}
+
+[[nodiscard]] heed::recall_options of_64_rows(index n) { return {.stride = n / 64}; }
+
+void register_chosen_blocks(const std::string& method, index n, index block, bool by_means,
+                            index count) {
+  register_selection(
+      method, n, [](index tokens) { return topics(tokens); },
+      [=](planted_data& d) {
+        const heed::selection_options o{.count = count, .block = block};
+        return by_means ? heed::mixture_of_blocks(pool_of(1), d.q, d.k, o)
+                        : heed::top_k_keys(pool_of(1), d.q, d.k, o);
+      },
+      [=](planted_data& d, const heed::tensor<index, 4>& chosen) {
+        heed::selected_attention_into(pool_of(1), d.out, d.q, d.k, d.v, chosen, block,
+                                      {.scratch = &d.scratch}, heed::causal());
+      },
+      [=](planted_data& d, const heed::tensor<index, 4>& chosen) {
+        return heed::mean_recall(
+            heed::selection_recall(pool_of(1), d.q, d.k, chosen, block, of_64_rows(n)));
+      });
+}
+
+/// A cache of n tokens and its bounds; the newest token's are learned anew in each call.
+struct decode_data : planted_data {
+  explicit decode_data(index n)
+      : planted_data(topics(n)),
+        cache({.capacity = n, .head_dim = bench::head_dim}),
+        bounds({.capacity = n, .head_dim = bench::head_dim}, 16) {
+    cache.append(k, v);
+    bounds.update(pool_of(1), cache);
+  }
+  [[nodiscard]] heed::view<const float, 4> last(index count) const {
+    return heed::as_view(q).slice(2, tokens() - count, tokens());
+  }
+  heed::contiguous_cache<float> cache;
+  heed::page_bounds<float> bounds;
+  heed::tensor<float, 4> token{{1, 1, 1, bench::head_dim}};
+};
+
+void register_page_bounds(index n, index count) {
+  const heed::page_options o{.count = count};
+  register_selection(
+      "page_bounds", n, [](index tokens) { return decode_data(tokens); },
+      [=](decode_data& d) {
+        d.bounds.update(pool_of(1), d.cache, d.tokens() - 1);
+        return heed::select_pages(pool_of(1), d.last(1), d.bounds, o);
+      },
+      [](decode_data& d, const heed::tensor<index, 4>& chosen) {
+        heed::selected_decode_into(pool_of(1), d.token, d.last(1), d.cache, chosen, d.bounds.page(),
+                                   {.scratch = &d.scratch});
+      },
+      [=](decode_data& d, const heed::tensor<index, 4>&) {
+        const index rows = 64;
+        return heed::mean_recall(
+            heed::selection_recall(pool_of(1), d.last(rows), d.k,
+                                   heed::select_pages(pool_of(1), d.last(rows), d.bounds, o),
+                                   d.bounds.page(), {.offset = d.tokens() - rows}));
+      });
+}
+
+void register_vertical_slash(index n) {
+  register_selection(
+      "vertical_slash", n, [](index tokens) { return lines(tokens); },
+      [](planted_data& d) {
+        const auto lists =
+            heed::estimate_vertical_slash(pool_of(1), d.q, d.k, {.verticals = 8, .slashes = 8});
+        return heed::vertical_slash_blocks(pool_of(1), lists,
+                                           {.queries = d.tokens(), .keys = d.tokens()});
+      },
+      [](planted_data& d, const heed::block_pattern& pattern) {
+        heed::attention_into(pool_of(1), d.out, d.q, d.k, d.v, {.scratch = &d.scratch},
+                             heed::blocks(pattern) && heed::causal());
+      },
+      [=](planted_data& d, const heed::block_pattern& pattern) {
+        return heed::mean_recall(heed::attention_recall(
+            pool_of(1), d.q, d.k, heed::blocks(pattern) && heed::causal(), of_64_rows(n)));
+      });
+}
+
+}  // namespace
+
+void register_selection() {
+  for (const index n : {4096, 32'768}) {
+    register_chosen_blocks("top_k_keys", n, 1, false, 256);
+    register_chosen_blocks("mixture_of_blocks", n, 128, true, 8);
+    register_chosen_blocks("mixture_of_blocks_512", n, 512, true, 8);
+    register_page_bounds(n, 64);
+    register_vertical_slash(n);
+  }
+}
+
+}  // namespace bench

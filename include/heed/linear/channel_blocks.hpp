@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: MIT
+// Blocks of channels for recurrences whose channels never meet: lanes of packets across channels.
+//
+// Tiles of tokens come into scratch from any strides and scalar, rows one token each, padded with
+// zeros; the answers go home the same way.
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+
+#include "heed/core/types.hpp"
+#include "heed/kernel/copy_tile.hpp"
+#include "heed/parallel/executor.hpp"
+#include "heed/simd/exponential.hpp"
+#include "heed/simd/packet.hpp"
+#include "heed/tensor/view.hpp"
+
+namespace heed {
+
+/// Tokens brought in at a time: a tile of a few inputs stays in the first-level cache.
+inline constexpr index scan_tile = 64;
+
+/// Consecutive channels of one sequence; `group` of them share what a scan has in groups.
+struct channel_block {
+  index sequence = 0;  ///< of the state
+  index batch = 0;     ///< of the inputs and the output
+  index group = 0;
+  index first = 0;
+  index count = 0;
+};
+
+/// How channels of several sequences are cut. Groups are of equal size.
+struct channel_plan {
+  index sequences = 0;
+  index groups = 1;
+  index channels = 0;   ///< of all groups
+  index width = 1;      ///< most channels of a block
+  bool ragged = false;  ///< the sequences of a ragged batch all lie in the first batch entry
+
+  [[nodiscard]] index group_size() const noexcept { return groups == 0 ? 0 : channels / groups; }
+  [[nodiscard]] index blocks_per_group() const noexcept { return ceil_div(group_size(), width); }
+  [[nodiscard]] index tasks() const noexcept { return sequences * groups * blocks_per_group(); }
+  [[nodiscard]] channel_block at(index task) const noexcept {
+    const index per = blocks_per_group();
+    const index group = task / per % groups;
+    const index offset = task % per * width;
+    const index sequence = task / per / groups;
+    return {sequence, ragged ? 0 : sequence, group, group * group_size() + offset,
+            std::min(width, group_size() - offset)};
+  }
+};
+
+/// Most packets of channels in a block: rows long enough for the hardware to see them as streams.
+inline constexpr index scan_packets = 8;
+
+/// Channels of a block of tokens to rows `width` numbers apart, zeros up to a multiple of `unit`.
+template <class T, class A>
+void load_channels(const view<const T, 3>& x, const channel_block& c, range t, A* to, index width,
+                   index unit) noexcept {
+  const T* from = x.data() + c.batch * x.stride(0) + t.begin * x.stride(1) + c.first * x.stride(2);
+  copy_tile(rectangle<const T>{from, x.stride(1), x.stride(2)}, rectangle<A>{to, width, 1},
+            t.size(), c.count);
+  const index padded = round_up(c.count, unit);
+  if (padded == c.count) return;
+  for (index i = 0; i < t.size(); ++i) {
+    std::fill(to + i * width + c.count, to + i * width + padded, A(0));
+  }
+}
+
+/// And home again, rounded to the output's scalar.
+template <class A, class T>
+void store_channels(const A* from, index width, const view<T, 3>& x, const channel_block& c,
+                    range t) noexcept {
+  T* to = x.data() + c.batch * x.stride(0) + t.begin * x.stride(1) + c.first * x.stride(2);
+  copy_tile(rectangle<const A>{from, width, 1}, rectangle<T>{to, x.stride(1), x.stride(2)},
+            t.size(), c.count);
+}
+
+/// exp of N packets. With `Decaying` no argument is positive; otherwise any may be, and those that
+/// are not give the same bits as with it.
+template <class A, int N, bool Decaying>
+HEED_INLINE void scan_exp(simd::packet<A>* x) noexcept {
+  if constexpr (Decaying) {
+    simd::exp_nonpositive<A, N>(x);
+  } else {
+    simd::packet<A> size[std::size_t{N}];
+    simd::unroll<N>(
+        [&](auto i) HEED_INLINE_LAMBDA { size[i] = simd::sub(simd::zero<A>(), simd::abs(x[i])); });
+    simd::exp_nonpositive<A, N>(size);
+    simd::unroll<N>([&](auto i) HEED_INLINE_LAMBDA {
+      x[i] = simd::select(simd::less(simd::zero<A>(), x[i]),
+                          simd::div(simd::broadcast(A(1)), size[i]), size[i]);
+    });
+  }
+}
+
+/// sum[c] += x[t][c] over rows t: whole packets.
+template <class A>
+void add_rows(const A* x, index rows, index columns, index stride, A* sum) noexcept {
+  for (index c = 0; c < columns; c += simd::lanes<A>) {
+    simd::packet<A> total = simd::load<A>(sum + c);
+    for (index t = 0; t < rows; ++t) total = simd::add(total, simd::load<A>(x + t * stride + c));
+    simd::store(sum + c, total);
+  }
+}
+
+/// Whether any of `rows` x `columns` numbers times `sign` is above 0; NaNs may be passed over.
+/// `columns` is a multiple of the lanes.
+template <class A>
+[[nodiscard]] bool any_positive(const A* x, index stride, index rows, index columns,
+                                A sign = A(1)) noexcept {
+  simd::packet<A> m = simd::zero<A>();
+  for (index r = 0; r < rows; ++r) {
+    for (index c = 0; c < columns; c += simd::lanes<A>) {
+      m = simd::max(m, simd::mul(simd::broadcast(sign), simd::load<A>(x + r * stride + c)));
+    }
+  }
+  return simd::largest(m) > A(0);
+}
+
+}  // namespace heed

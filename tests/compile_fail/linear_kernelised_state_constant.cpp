@@ -1,0 +1,10 @@
+// SPDX-License-Identifier: MIT
+// A kernelised state that cannot be written does not come out.
+// expect: no matching function for call to [^ ]*linear_attention
+#include <heed/linear.hpp>
+
+int main() {
+  const heed::tensor<float, 3> q({2, 5, 4});
+  const heed::linear_state<float> state({1, 2, 4, 4});
+  (void)heed::linear_attention(q, q, q, state);
+}
