@@ -13,5 +13,6 @@ void register_sparse();         ///< sparse patterns
 void register_selection();      ///< choosing keys, and attention to what was chosen
 void register_recurrence();     ///< recurrences with a matrix state
 void register_native_sparse();  ///< native sparse attention, whole and its selection
+void register_sorted();         ///< tokens sorted into groups: hashed, routed
 
 }  // namespace bench

@@ -39,6 +39,7 @@ int main(int argc, char** argv) {
   bench::register_selection();
   bench::register_native_sparse();
   bench::register_recurrence();
+  bench::register_sorted();
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
   return 0;

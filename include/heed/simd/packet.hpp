@@ -99,6 +99,11 @@ template <class P>
 HEED_INLINE P both(const P& a, const P& b) noexcept {
   return Eigen::internal::pand(a, b);
 }
+/// Whether a comparison's result has a lane that holds.
+template <class P>
+HEED_INLINE bool any(const P& mask) noexcept {
+  return Eigen::internal::predux_any(mask);
+}
 template <class P>
 HEED_INLINE auto sum(const P& a) noexcept {
   return Eigen::internal::predux(a);
