@@ -11,5 +11,6 @@ void register_decode();      ///< one query against a cache
 void register_linear();      ///< kernelised linear attention
 void register_sparse();      ///< sparse patterns
 void register_recurrence();  ///< recurrences with a matrix state
+void register_length();      ///< the linear family, a thousand to a million tokens
 
 }  // namespace bench
