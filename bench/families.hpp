@@ -12,5 +12,6 @@ void register_linear();      ///< kernelised linear attention
 void register_sparse();      ///< sparse patterns
 void register_recurrence();  ///< recurrences with a matrix state
 void register_length();      ///< the linear family, a thousand to a million tokens
+void register_scan();        ///< diagonal scans and the causal convolution
 
 }  // namespace bench

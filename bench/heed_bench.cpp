@@ -10,6 +10,8 @@
 //   peak       GFLOPS in the multiply-add peak measured right beside
 //   GBps       bytes that must be read and written, median call
 //   bandwidth  GBps in the read bandwidth measured right beside
+//   floor      what the exponentials and multiply-adds of a scan take at the rates measured right
+//              beside, in the time of the median call
 //   workspace  bytes of scratch
 //   tokens     a second: calls, in decode
 //   shared     1 where other processes had part of the processor throughout: the rates are of
@@ -39,6 +41,7 @@ int main(int argc, char** argv) {
   bench::register_sparse();
   bench::register_recurrence();
   bench::register_length();
+  bench::register_scan();
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
   return 0;
