@@ -31,7 +31,7 @@
 // NaN. Zero tokens leave the state as it was.
 //
 // Cost a token and channel: N exp, 5 N FLOPs and a few; bytes: x, dt, z and out once, b and c once
-// a block of channels (at most 8 packets). Scratch a worker: 64 tokens x (24 packets + 2 N numbers)
+// a block of channels (at most 8 packets). Scratch a worker: 16 tokens x (32 packets + 2 N numbers)
 // + 16 N packets. Parallel over batch x blocks of channels; the same bits for any number of
 // threads, and for a sequence in pieces. Safe to call from several threads.
 //
@@ -47,7 +47,7 @@
 
 #include "heed/linear/channel_scan.hpp"
 #include "heed/linear/scan_call.hpp"
-#include "heed/linear/softplus.hpp"
+#include "heed/linear/selective_scan_kernel.hpp"
 
 namespace heed {
 
@@ -62,189 +62,6 @@ struct selective_scan_options {
 };
 
 namespace detail {
-
-template <class A, class TX, class TD, class TA, class TB, class TC, class TO>
-struct selective_scan_kernel {
-  static constexpr index lanes = simd::lanes<A>;
-  static constexpr index width = scan_packets * lanes;
-
-  view<const TX, 3> x;
-  view<const TD, 3> dt;
-  view<const TA, 2> a;
-  view<const TB, 4> b;
-  view<const TC, 4> c;
-  view<TO, 3> out;
-  view<A, 3> state;  // null data where the caller keeps none
-  selective_scan_options<TX> options;
-
-  struct scratch_type {
-    A* h = nullptr;  // one packet of channels after the other, N rows each; a likewise
-    A* a = nullptr;
-    A* x = nullptr;  // rows one token each
-    A* dt = nullptr;
-    A* gate = nullptr;
-    A* b = nullptr;
-    A* c = nullptr;
-    A* skip = nullptr;
-    A* bias = nullptr;
-    bool stable = false;  // no a is positive
-  };
-  [[nodiscard]] index states() const noexcept { return a.extent(1); }
-
-  [[nodiscard]] scratch_type carve(carver& m) const noexcept {
-    scratch_type s;
-    s.h = m.take<A>(states() * width);
-    s.a = m.take<A>(states() * width);
-    s.x = m.take<A>(scan_tile * width);
-    s.dt = m.take<A>(scan_tile * width);
-    s.gate = m.take<A>(scan_tile * width);
-    s.b = m.take<A>(scan_tile * states());
-    s.c = m.take<A>(scan_tile * states());
-    s.skip = m.take<A>(width);
-    s.bias = m.take<A>(width);
-    return s;
-  }
-
-  void enter(const channel_block& k, scratch_type& s) const noexcept {
-    const index n = states();
-    std::fill_n(s.h, n * width, A(0));
-    std::fill_n(s.a, n * width, A(0));
-    std::fill_n(s.skip, width, A(0));
-    std::fill_n(s.bias, width, A(0));
-    each_packet(k, [&](index first, index count) {
-      const TA* from = a.data() + (k.first + first) * a.stride(0);
-      copy_tile(rectangle<const TA>{from, a.stride(1), a.stride(0)},
-                rectangle<A>{s.a + first * n, lanes, 1}, n, count);
-      if (state.data() == nullptr) return;
-      const auto home = state_at(k, first);
-      copy_tile(rectangle<const A>{home.data, home.row, home.column},
-                rectangle<A>{s.h + first * n, lanes, 1}, n, count);
-    });
-    s.stable = !any_positive(s.a, width, n, width);
-    for (index i = 0; i < k.count; ++i) {
-      if (options.skip.data() != nullptr) s.skip[i] = options.skip(k.first + i);
-      if (options.dt_bias.data() != nullptr) s.bias[i] = options.dt_bias(k.first + i);
-    }
-  }
-  void leave(const channel_block& k, const scratch_type& s) const noexcept {
-    if (state.data() == nullptr) return;
-    each_packet(k, [&](index first, index count) {
-      copy_tile(rectangle<const A>{s.h + first * states(), lanes, 1}, state_at(k, first), states(),
-                count);
-    });
-  }
-
-  void tile(const channel_block& k, range t, const scratch_type& s) const noexcept {
-    load_channels(x, k, t, s.x, width, lanes);
-    load_channels(dt, k, t, s.dt, width, lanes);
-    if (options.gate.data() != nullptr) load_channels(options.gate, k, t, s.gate, width, lanes);
-    load_weights(b, k, t, s.b);
-    load_weights(c, k, t, s.c);
-    each_packet(k, [&](index first, index) {
-      scratch_type part = s;
-      for (A** at : {&part.x, &part.dt, &part.gate, &part.skip, &part.bias}) *at += first;
-      part.a += first * states();
-      part.h += first * states();
-      time_steps(t.size(), part);
-      if (s.stable && !any_positive(part.dt, width, t.size(), lanes, A(-1))) {
-        run<true>(t.size(), part);
-      } else {
-        run<false>(t.size(), part);
-      }
-      finish(t.size(), part);
-    });
-    store_channels(s.dt, width, out, k, t);
-  }
-
- private:
-  using packet = simd::packet<A>;
-
-  [[nodiscard]] rectangle<A> state_at(const channel_block& k, index first) const noexcept {
-    return {state.data() + k.batch * state.stride(0) + (k.first + first) * state.stride(1),
-            state.stride(2), state.stride(1)};
-  }
-
-  /// f(first channel in the block, channels) for each packet of a block.
-  template <class F>
-  static void each_packet(const channel_block& k, F&& f) noexcept {
-    for (index first = 0; first < k.count; first += lanes) {
-      f(first, std::min(lanes, k.count - first));
-    }
-  }
-
-  template <class T>
-  void load_weights(const view<const T, 4>& from, const channel_block& k, range t,
-                    A* to) const noexcept {
-    copy_tile(rectangle<const T>{from.data() + k.batch * from.stride(0) + t.begin * from.stride(1) +
-                                     k.group * from.stride(2),
-                                 from.stride(1), from.stride(3)},
-              rectangle<A>{to, states(), 1}, t.size(), states());
-  }
-
-  void time_steps(index tokens, const scratch_type& s) const noexcept {
-    const packet bias = simd::load<A>(s.bias);
-    for (index t = 0; t < tokens; ++t) {
-      packet step = simd::load<A>(s.dt + t * width);
-      if (options.dt_bias.data() != nullptr) step = simd::add(step, bias);
-      if (options.softplus) step = softplus<A>(step);
-      simd::store(s.dt + t * width, step);
-    }
-  }
-
-  /// The recurrence; sums over the states are left in place of dt.
-  template <bool Decaying>
-  HEED_NOINLINE void run(index tokens, const scratch_type& s) const noexcept {
-    constexpr int together = 4;
-    const index n = states();
-    for (index t = 0; t < tokens; ++t) {
-      const packet step = simd::load<A>(s.dt + t * width);
-      const packet in = simd::mul(step, simd::load<A>(s.x + t * width));
-      const A* const b_row = s.b + t * n;
-      const A* const c_row = s.c + t * n;
-      packet sums[std::size_t{together}];
-      simd::unroll<together>([&](auto i) HEED_INLINE_LAMBDA { sums[i] = simd::zero<A>(); });
-      index i = 0;
-      for (; i + together <= n; i += together) {
-        advance<together, Decaying>(i, step, in, b_row, c_row, s, sums);
-      }
-      for (; i < n; ++i) advance<1, Decaying>(i, step, in, b_row, c_row, s, sums);
-      simd::store(s.dt + t * width,
-                  simd::add(simd::add(sums[0], sums[1]), simd::add(sums[2], sums[3])));
-    }
-  }
-
-  template <int Count, bool Decaying>
-  HEED_INLINE static void advance(index first, const packet& step, const packet& in, const A* b_row,
-                                  const A* c_row, const scratch_type& s, packet* sums) noexcept {
-    packet e[std::size_t{Count}];
-    simd::unroll<Count>([&](auto i) HEED_INLINE_LAMBDA {
-      e[i] = simd::mul(step, simd::load<A>(s.a + (first + i) * lanes));
-    });
-    scan_exp<A, Count, Decaying>(e);
-    simd::unroll<Count>([&](auto i) HEED_INLINE_LAMBDA {
-      A* const at = s.h + (first + i) * lanes;
-      const packet h =
-          simd::fmadd(e[i], simd::load<A>(at), simd::mul(in, simd::broadcast(b_row[first + i])));
-      simd::store(at, h);
-      sums[i] = simd::fmadd(h, simd::broadcast(c_row[first + i]), sums[i]);
-    });
-  }
-
-  /// Skip and gate.
-  void finish(index tokens, const scratch_type& s) const noexcept {
-    const packet skip = simd::load<A>(s.skip);
-    for (index t = 0; t < tokens; ++t) {
-      packet y = simd::load<A>(s.dt + t * width);
-      if (options.skip.data() != nullptr) {
-        y = simd::fmadd(skip, simd::load<A>(s.x + t * width), y);
-      }
-      if (options.gate.data() != nullptr) {
-        y = simd::mul(y, silu<A>(simd::load<A>(s.gate + t * width)));
-      }
-      simd::store(s.dt + t * width, y);
-    }
-  }
-};
 
 /// b or c with an axis of groups.
 template <class A, class T>
@@ -290,14 +107,15 @@ struct selective_scan_member : result_as_first_input {
     if (last.has_state) {
       require_extents("state", last.state.extents(), {batch, channels, states});
     }
-    using kernel =
-        selective_scan_kernel<A, T, scalar_of<const Dt&>, scalar_of<const TA&>,
-                              scalar_of<const TB&>, scalar_of<const TC&>, scalar_of<Out>>;
+    using kernel = selective_scan_kernel<A, T, scalar_of<const Dt&>, scalar_of<const TA&>,
+                                         scalar_of<const TB&>, scalar_of<const TC&>, scalar_of<Out>,
+                                         selective_scan_options<T>>;
     const channel_plan plan{
         batch, groups, channels,
         scan_block_width<A>(exec, batch * groups, groups == 0 ? 0 : channels / groups,
                             kernel::lanes)};
-    run_channel_scan(exec, plan, tokens, kernel{x3, dt3, a2, b4, c4, o3, last.state, o}, o.scratch);
+    run_channel_scan<kernel::tile_tokens>(
+        exec, plan, tokens, kernel{x3, dt3, a2, b4, c4, o3, last.state, o}, o.scratch);
   }
 };
 
