@@ -63,14 +63,14 @@ struct channel_plan {
 /// Most packets of channels in a block: rows long enough for the hardware to see them as streams.
 inline constexpr index scan_packets = 8;
 
-/// How many channels a block takes: many, unless workers would then stay idle. A multiple of
-/// `unit`.
-template <class A, executor E>
+/// How many channels a block takes: many, `Packets` at most, unless workers would then stay idle. A
+/// multiple of `unit`.
+template <class A, index Packets = scan_packets, executor E>
 [[nodiscard]] index scan_block_width(E& exec, index sequences, index channels, index unit) {
   const index units = ceil_div(channels, unit);
   const index workers = std::max<index>(static_cast<index>(exec.concurrency()), index{1});
   const index share = sequences * units / (2 * workers);
-  return unit * std::clamp<index>(share, index{1}, scan_packets * simd::lanes<A> / unit);
+  return unit * std::clamp<index>(share, index{1}, Packets * simd::lanes<A> / unit);
 }
 
 /// Channels of a block of tokens to rows `width` numbers apart, zeros up to a multiple of `unit`.

@@ -31,9 +31,9 @@
 // NaN. Zero tokens leave the state as it was.
 //
 // Cost a token and channel: N exp, 5 N FLOPs and a few; bytes: x, dt, z and out once, b and c once
-// a block of channels (at most 8 packets). Scratch a worker: 16 tokens x (32 packets + 2 N numbers)
-// + 16 N packets. Parallel over batch x blocks of channels; the same bits for any number of
-// threads, and for a sequence in pieces. Safe to call from several threads.
+// a block of channels (at most 16 packets). Scratch a worker: 16 tokens x (64 packets + 2 N
+// numbers) + 32 N packets. Parallel over batch x blocks of channels; the same bits for any number
+// of threads, and for a sequence in pieces. Safe to call from several threads.
 //
 // Throws shape_error, std::bad_alloc, before anything is written.
 // Source: Gu, Dao 2023, arXiv 2312.00752, algorithm 2 and eq. 2, with B discretised as dt B
@@ -112,8 +112,8 @@ struct selective_scan_member : result_as_first_input {
                                          selective_scan_options<T>>;
     const channel_plan plan{
         batch, groups, channels,
-        scan_block_width<A>(exec, batch * groups, groups == 0 ? 0 : channels / groups,
-                            kernel::lanes)};
+        scan_block_width<A, kernel::packets>(exec, batch * groups,
+                                             groups == 0 ? 0 : channels / groups, kernel::lanes)};
     run_channel_scan<kernel::tile_tokens>(
         exec, plan, tokens, kernel{x3, dt3, a2, b4, c4, o3, last.state, o}, o.scratch);
   }

@@ -26,7 +26,8 @@ namespace detail {
 template <class A, class TX, class TD, class TA, class TB, class TC, class TO, class Options>
 struct selective_scan_kernel {
   static constexpr index lanes = simd::lanes<A>;
-  static constexpr index width = scan_packets * lanes;
+  static constexpr index packets = 16;
+  static constexpr index width = packets * lanes;
   static constexpr index tile_tokens = 16;
 
   view<const TX, 3> x;
@@ -107,6 +108,7 @@ struct selective_scan_kernel {
     if (options.gate.data() != nullptr) from.gate = channel_rows(options.gate, k, t, s.gate);
     from.b = weight_rows(b, k, t, s.b);
     from.c = weight_rows(c, k, t, s.c);
+    next_lines next(*this, k, t.end);
     bool home = false;
     if constexpr (std::is_same_v<TO, A>) home = out.stride(2) == 1 && k.count % lanes == 0;
     each_packet(k, [&](index first, index) {
@@ -119,9 +121,9 @@ struct selective_scan_kernel {
       const bool decaying =
           s.stable && !any_positive(part.step.data, part.step.stride, t.size(), lanes, A(-1));
       if (decaying) {
-        run<true>(k, t, first, part, at);
+        run<true>(t.size(), part, at, next);
       } else {
-        run<false>(k, t, first, part, at);
+        run<false>(t.size(), part, at, next);
       }
       A* to = at.y;
       index stride = width;
@@ -142,40 +144,48 @@ struct selective_scan_kernel {
   struct tile_rows {
     rows x, step, gate, b, c;
   };
-  /// A packet's lines of the next tile's inputs and of this tile's output, asked for one token
-  /// after the other while the first states are computed. Rows far apart are no stream that the
-  /// hardware would see.
-  struct lines {
-    std::array<const std::byte*, 4> data{};
-    std::array<index, 4> stride{};
-    index tokens = 0;
+  /// The next tile's memory, row by row and a packet of channels at a time: a few lines a token
+  /// while the first states of each packet are computed. Rows of few channels far apart are no
+  /// stream that the hardware would see.
+  class next_lines {
+   public:
+    next_lines(const selective_scan_kernel& scan, const channel_block& k, index token) noexcept
+        : rows_(std::min(tile_tokens, scan.x.extent(1) - token)),
+          columns_(ceil_div(k.count, lanes)) {
+      add(scan.x, k, token);
+      add(scan.dt, k, token);
+      add(scan.out, k, token);
+      if (scan.options.gate.data() != nullptr) add(scan.options.gate, k, token);
+    }
+    HEED_INLINE void ask() noexcept {
+      if (rows_ <= 0) return;
+      for (std::size_t i = 0; i < count_; ++i) {
+        simd::prefetch<2>(at_[i].row + column_ * at_[i].step);
+      }
+      if (++column_ < columns_) return;
+      column_ = 0;
+      --rows_;
+      for (std::size_t i = 0; i < count_; ++i) at_[i].row += at_[i].stride;
+    }
 
-    template <class T>
-    void add(std::size_t at, const T* row, index elements) noexcept {
-      data[at] = reinterpret_cast<const std::byte*>(row);
-      stride[at] = elements * index{sizeof(T)};
-    }
-    HEED_INLINE void ask(index t) const noexcept {
-      if (t >= tokens) return;
-      for (std::size_t i = 0; i < 4; ++i) simd::prefetch<2>(data[i] + t * stride[i]);
-    }
-  };
-  [[nodiscard]] lines next_lines(const channel_block& k, range t, index first) const noexcept {
-    lines next;
-    next.tokens = std::min(tile_tokens, x.extent(1) - t.end);
-    const auto add = [&](std::size_t at, const auto& tensor, index token) {
-      next.add(at, row_of(tensor, k, token) + first * tensor.stride(2), tensor.stride(1));
+   private:
+    struct stream {
+      const std::byte* row = nullptr;
+      index stride = 0;  // bytes, as the step from one packet to the next
+      index step = 0;
     };
-    add(0, x, t.end);
-    add(1, dt, t.end);
-    if (options.gate.data() != nullptr) {
-      add(2, options.gate, t.end);
-    } else {
-      add(2, x, t.end);
+    template <class T>
+    void add(const view<T, 3>& tensor, const channel_block& k, index token) noexcept {
+      constexpr index size = sizeof(T);
+      at_[count_++] = {reinterpret_cast<const std::byte*>(row_of(tensor, k, token)),
+                       tensor.stride(1) * size, tensor.stride(2) * lanes * size};
     }
-    add(3, out, t.begin);
-    return next;
-  }
+    std::array<stream, 4> at_{};
+    std::size_t count_ = 0;
+    index rows_;
+    index columns_;
+    index column_ = 0;
+  };
 
   struct tile_state {
     A* h;
@@ -247,25 +257,24 @@ struct selective_scan_kernel {
 
   /// The recurrence; y is left with the sums over the states.
   template <bool Decaying>
-  void run(const channel_block& k, range t, index first, const tile_rows& from,
-           const tile_state& at) const noexcept {
+  void run(index tokens, const tile_rows& from, const tile_state& at,
+           next_lines& next) const noexcept {
     constexpr int together = 4;
     const index n = states();
     index i = 0;
-    const auto next = next_lines(k, t, first);
     for (; i + together <= n; i += together) {
-      advance<together, Decaying>(i, t.size(), from, at, next);
+      advance<together, Decaying>(i, tokens, from, at, next);
     }
-    for (; i < n; ++i) advance<1, Decaying>(i, t.size(), from, at, next);
+    for (; i < n; ++i) advance<1, Decaying>(i, tokens, from, at, next);
     if (n == 0) {
-      for (index row = 0; row < t.size(); ++row) simd::store(at.y + row * width, simd::zero<A>());
+      for (index row = 0; row < tokens; ++row) simd::store(at.y + row * width, simd::zero<A>());
     }
   }
 
   /// So many states of a packet of channels, in registers from the tile's first token to its last.
   template <int Count, bool Decaying>
   HEED_NOINLINE static void advance(index first, index tokens, const tile_rows& from,
-                                    const tile_state& at, const lines& next) noexcept {
+                                    const tile_state& at, next_lines& next) noexcept {
     packet h[std::size_t{Count}];
     packet rate[std::size_t{Count}];
     simd::unroll<Count>([&](auto i) HEED_INLINE_LAMBDA {
@@ -288,7 +297,7 @@ struct selective_scan_kernel {
         y = simd::fmadd(h[i], simd::broadcast(reads.data[i]), y);
       });
       simd::store(y_row, y);
-      if (first == 0) next.ask(t);
+      if (first == 0) next.ask();
       steps.data += steps.stride;
       in_rows.data += in_rows.stride;
       writes.data += writes.stride;
