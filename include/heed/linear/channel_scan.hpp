@@ -69,7 +69,8 @@ template <class A, index Packets = scan_packets, executor E>
 [[nodiscard]] index scan_block_width(E& exec, index sequences, index channels, index unit) {
   const index units = ceil_div(channels, unit);
   const index workers = std::max<index>(static_cast<index>(exec.concurrency()), index{1});
-  const index share = sequences * units / (2 * workers);
+  // Two blocks a worker even out; one worker has nothing to wait for.
+  const index share = workers == 1 ? units : sequences * units / (2 * workers);
   return unit * std::clamp<index>(share, index{1}, Packets * simd::lanes<A> / unit);
 }
 
