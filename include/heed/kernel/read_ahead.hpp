@@ -21,7 +21,7 @@ class read_ahead {
   /// channels is some 44 register tiles, and 1024 lines.
   explicit read_ahead(index lines_a_call = 24) noexcept : lines_a_call_(lines_a_call) {}
 
-  /// `rows` rows of `bytes` bytes, `stride` bytes apart. Rows past the fourth call are ignored.
+  /// `rows` rows of `bytes` bytes, `stride` bytes apart. Rows past the eighth call are ignored.
   void add(const void* data, index stride, index bytes, index rows) noexcept {
     if (count_ < streams_.size() && bytes > 0 && rows > 0) {
       streams_[count_++] = {static_cast<const std::byte*>(data), stride, bytes, rows};
@@ -49,7 +49,7 @@ class read_ahead {
     index bytes = 0;
     index rows = 0;
   };
-  std::array<stream, 4> streams_{};
+  std::array<stream, 8> streams_{};
   std::size_t count_ = 0;
   std::size_t at_ = 0;
   index lines_a_call_;

@@ -91,22 +91,27 @@ HEED_NOINLINE void running_decays(const A* step, index tokens, matrix_rows<A> de
   }
 }
 
+/// The next lines of `ahead`. Out of line: between register tiles, whose loops need every register.
+HEED_NOINLINE inline void issue_lines(read_ahead& ahead) noexcept { ahead.issue(); }
+
 /// w[j] of one token from those before it in its chunk: a lower triangle, block by block.
 ///
 ///   u_i = a_i s + sum_{j < i} m_ij x_j + sum_{j < i} n_ij v_j,     n absent: no third term
 ///   x_i = write(i, u_i packets): what the row leaves for later ones; stored to x
 ///
-/// Within a register tile the rows follow one another in registers.
+/// Within a register tile the rows follow one another in registers. Here and below `ahead` is asked
+/// for a few lines a register tile.
 template <class A, bool Extra, class F>
 HEED_NOINLINE void solve_rows(matrix_rows<const A> a, matrix_rows<const A> s, index features,
                               matrix_rows<const A> m, matrix_rows<const A> n,
                               matrix_rows<const A> v, index tokens, index channels,
-                              matrix_rows<A> x, F&& write) noexcept {
+                              matrix_rows<A> x, read_ahead& ahead, F&& write) noexcept {
   constexpr index lanes = simd::lanes<A>;
   detail::for_each_register_tile<A>(
       tokens, channels, [&](auto rows, index i, auto packets, index c) {
         constexpr int r_count = decltype(rows)::value;
         detail::register_sums<A, r_count, decltype(packets)::value> sums;
+        issue_lines(ahead);
         sums.clear();
         sums.add_product({a[i], a.stride}, {s.data + c, s.stride}, features);
         sums.add_product({m[i], m.stride}, {x.data + c, x.stride}, i);
@@ -131,10 +136,12 @@ template <class A, bool Extra>
 HEED_NOINLINE void answer_chunk(matrix_rows<const A> q, matrix_rows<const A> s, index features,
                                 matrix_rows<const A> w, matrix_rows<const A> v,
                                 matrix_rows<const A> w2, matrix_rows<const A> v2, A factor,
-                                index tokens, index channels, matrix_rows<A> out) noexcept {
+                                index tokens, index channels, matrix_rows<A> out,
+                                read_ahead& ahead) noexcept {
   detail::for_each_register_tile<A>(
       tokens, channels, [&](auto rows, index i, auto packets, index c) {
         detail::register_sums<A, decltype(rows)::value, decltype(packets)::value> sums;
+        issue_lines(ahead);
         sums.clear();
         sums.add_product({q[i], q.stride}, {s.data + c, s.stride}, features);
         sums.add_product({w[i], w.stride}, {v.data + c, v.stride}, i);
@@ -153,11 +160,12 @@ HEED_NOINLINE void answer_chunk(matrix_rows<const A> q, matrix_rows<const A> s, 
 /// s[f] = decay[f] s[f] + sum_j k[j][f] v[j].
 template <class A>
 HEED_NOINLINE void decay_and_write(matrix_rows<const A> k, matrix_rows<const A> v, const A* decay,
-                                   index tokens, index features, index channels,
-                                   matrix_rows<A> s) noexcept {
+                                   index tokens, index features, index channels, matrix_rows<A> s,
+                                   read_ahead& ahead) noexcept {
   detail::for_each_register_tile<A>(
       features, channels, [&](auto rows, index f, auto packets, index c) {
         detail::register_sums<A, decltype(rows)::value, decltype(packets)::value> sums;
+        issue_lines(ahead);
         sums.clear();
         sums.add_transposed_product({k.data + f, k.stride}, {v.data + c, v.stride}, tokens);
         sums.each([&](auto r, auto p) HEED_INLINE_LAMBDA {

@@ -36,7 +36,7 @@ struct matrix_recurrence : matrix_tokens<A> {
   using base::batch_of, base::head_of, base::group, base::state_heads;
   using base::gates, base::writes, base::read_before, base::chunk_tokens;
   using base::k, base::v, base::out, base::bonus, base::scale;
-  using base::load, base::load_query, base::finish;
+  using base::load, base::load_query, base::finish, base::look_ahead, base::span_of;
   using typename base::scratch_type;
 
   /// One token, by the formulas on top.
@@ -70,20 +70,22 @@ struct matrix_recurrence : matrix_tokens<A> {
   void chunk(index head, range t, scratch_type& s) const noexcept {
     const index n = t.size(), d = k.channels();
     const bool by_channel = gates == gate_kind::per_channel;
+    read_ahead ahead;
+    look_ahead(ahead, head, {t.end, std::min(t.end + n, span_of(head).end)});
     load(head, t, s);
     if (by_channel) {
       for (index g = 0; g < group(); ++g) load_query(head, g, t, query_rows(s, g));
       decay_by_channel(n, s);
     } else {
-      decay_by_products(n, s);
+      decay_by_products(n, s, ahead);
     }
-    solve(n, s);
+    solve(n, s, ahead);
     const bool low = writes == write_kind::low_rank;
     const matrix_rows<const A> values = writes == write_kind::delta ? in(s.x) : s.values;
     for (index g = 0; g < group(); ++g) {
       if (!by_channel) {
         load_query(head, g, t, s.q);
-        weigh_query(n, s);
+        weigh_query(n, s, ahead);
       }
       const index h = head_of(head) * group() + g;
       const matrix_rows<A> o = out.rows(batch_of(head), h, t, s.out);
@@ -92,17 +94,18 @@ struct matrix_recurrence : matrix_tokens<A> {
       const matrix_rows<const A> w2 = in(by_channel && low ? pairs(s.w2, g) : s.w2);
       if (low) {
         answer_chunk<A, true>(rows_q, in(s.sum), d, w, values, w2, in(s.x), scale, n, v.channels(),
-                              o);
+                              o, ahead);
       } else {
-        answer_chunk<A, false>(rows_q, in(s.sum), d, w, values, {}, {}, scale, n, v.channels(), o);
+        answer_chunk<A, false>(rows_q, in(s.sum), d, w, values, {}, {}, scale, n, v.channels(), o,
+                               ahead);
       }
       finish(head, h, t, o, s);
     }
     if (low) {
-      decay_and_write<A>(in(s.b), in(s.x), s.prefix, n, d, v.channels(), s.sum);
+      decay_and_write<A>(in(s.b), in(s.x), s.prefix, n, d, v.channels(), s.sum, ahead);
       std::fill_n(s.prefix, padded(d), A(1));
     }
-    decay_and_write<A>(in(s.k), values, s.prefix, n, d, v.channels(), s.sum);
+    decay_and_write<A>(in(s.k), values, s.prefix, n, d, v.channels(), s.sum, ahead);
   }
 
  private:
@@ -182,18 +185,17 @@ struct matrix_recurrence : matrix_tokens<A> {
     }
   }
 
-  void decay_by_products(index n, scratch_type& s) const noexcept {
+  void decay_by_products(index n, scratch_type& s, read_ahead& ahead) const noexcept {
     const index d = k.channels();
     const bool gated = gates == gate_kind::per_token, low = writes == write_kind::low_rank;
     turn(s.k, n, s.kt);
     if (low) turn(s.b, n, s.bt);
-    read_ahead none;
     if (writes == write_kind::delta) {
-      causal_weights<A>(in(s.k), in(s.kt), d, n, s.m, none);
+      causal_weights<A>(in(s.k), in(s.kt), d, n, s.m, ahead);
       for (index i = 0; i < n; ++i) std::copy_n(s.k[i], padded(d), s.a[i]);
     } else if (low) {
-      causal_weights<A>(in(s.a), in(s.bt), d, n, s.m, none);
-      causal_weights<A>(in(s.a), in(s.kt), d, n, s.n, none);
+      causal_weights<A>(in(s.a), in(s.bt), d, n, s.m, ahead);
+      causal_weights<A>(in(s.a), in(s.kt), d, n, s.n, ahead);
     }
     std::fill_n(s.prefix, padded(d), A(1));
     if (!gated) return;
@@ -211,12 +213,11 @@ struct matrix_recurrence : matrix_tokens<A> {
     std::fill_n(s.prefix, padded(d), before);
   }
 
-  void weigh_query(index n, scratch_type& s) const noexcept {
+  void weigh_query(index n, scratch_type& s, read_ahead& ahead) const noexcept {
     const index d = k.channels();
     const bool gated = gates == gate_kind::per_token, low = writes == write_kind::low_rank;
-    read_ahead none;
-    causal_weights<A>(in(s.q), in(s.kt), d, n, s.w, none);
-    if (low) causal_weights<A>(in(s.q), in(s.bt), d, n, s.w2, none);
+    causal_weights<A>(in(s.q), in(s.kt), d, n, s.w, ahead);
+    if (low) causal_weights<A>(in(s.q), in(s.bt), d, n, s.w2, ahead);
     for (index i = 0; read_before && i < n; ++i) {
       A total = A(0);  // the key itself may have decayed by now
       for (index f = 0; bonus.present() && f < d; ++f) {
@@ -235,18 +236,18 @@ struct matrix_recurrence : matrix_tokens<A> {
     }
   }
 
-  void solve(index n, scratch_type& s) const noexcept {
+  void solve(index n, scratch_type& s, read_ahead& ahead) const noexcept {
     const index d = k.channels();
     if (writes == write_kind::delta) {
-      solve_rows<A, false>(in(s.a), in(s.sum), d, in(s.m), {}, {}, n, v.channels(), s.x,
+      solve_rows<A, false>(in(s.a), in(s.sum), d, in(s.m), {}, {}, n, v.channels(), s.x, ahead,
                            [&](index i, index c, const simd::packet<A>& u) HEED_INLINE_LAMBDA {
                              return simd::mul(simd::broadcast(s.beta[i]),
                                               simd::sub(simd::load<A>(s.values[i] + c), u));
                            });
     } else if (writes == write_kind::low_rank) {
-      solve_rows<A, true>(in(s.a), in(s.sum), d, in(s.m), in(s.n), s.values, n, v.channels(), s.x,
-                          [](index, index, const simd::packet<A>& u)
-                              HEED_INLINE_LAMBDA { return u; });
+      solve_rows<A, true>(
+          in(s.a), in(s.sum), d, in(s.m), in(s.n), s.values, n, v.channels(), s.x, ahead,
+          [](index, index, const simd::packet<A>& u) HEED_INLINE_LAMBDA { return u; });
     }
   }
 

@@ -157,6 +157,19 @@ struct matrix_tokens {
     }
   }
 
+  /// What the next chunk will load: rows of one number a token are too short to matter.
+  void look_ahead(read_ahead& ahead, index head, range t) const noexcept {
+    const index bt = batch_of(head), h = head_of(head), of = state_heads();
+    k.look_ahead(ahead, bt, h, of, t);
+    v.look_ahead(ahead, bt, h, of, t);
+    if (gates == gate_kind::per_channel) gate.look_ahead(ahead, bt, h, of, t);
+    a.look_ahead(ahead, bt, h, of, t);
+    b.look_ahead(ahead, bt, h, of, t);
+    for (index g = 0; g < group(); ++g) {
+      q.look_ahead(ahead, bt, h * group() + g, out.extents[1], t);
+    }
+  }
+
   /// The output's last additions, and the way home.
   void finish(index head, index h, range t, matrix_rows<A> o, scratch_type& s) const noexcept {
     if (skip.present()) {

@@ -9,10 +9,12 @@
 
 #include <algorithm>
 #include <array>
+#include <cstddef>
 #include <type_traits>
 
 #include "heed/core/types.hpp"
 #include "heed/kernel/copy_tile.hpp"
+#include "heed/kernel/read_ahead.hpp"
 #include "heed/linear/products.hpp"
 #include "heed/simd/packet.hpp"
 #include "heed/tensor/view.hpp"
@@ -30,6 +32,7 @@ struct token_input {
   std::array<index, 4> strides{};
   copy_function copy = nullptr;
   bool packets_fit = false;  ///< the rows may be read where they lie
+  index scalar_bytes = 0;
 
   [[nodiscard]] bool present() const noexcept { return copy != nullptr; }
   [[nodiscard]] index heads() const noexcept { return extents[1]; }
@@ -48,6 +51,14 @@ struct token_input {
     const index padded = round_up(channels(), simd::lanes<A>);
     if (padded == channels()) return;
     for (index i = 0; i < t.size(); ++i) std::fill(to[i] + channels(), to[i] + padded, A(0));
+  }
+
+  /// The rows of tokens that will be read soon; those of scattered channels are left alone.
+  void look_ahead(read_ahead& ahead, index b, index head, index of_heads, range t) const noexcept {
+    if (!present() || strides[3] != 1 || channels() == 0 || t.empty()) return;
+    ahead.add(
+        static_cast<const std::byte*>(data) + offset(b, head, of_heads, t.begin) * scalar_bytes,
+        strides[2] * scalar_bytes, channels() * scalar_bytes, t.size());
   }
 
   /// The first channel of each token, as one row.
@@ -93,7 +104,7 @@ struct token_output {
 
 template <class A, class T>
 [[nodiscard]] token_input<A> make_token_input(const view<const T, 4>& x) noexcept {
-  token_input<A> in{x.data(), x.extents(), x.strides(), nullptr, false};
+  token_input<A> in{x.data(), x.extents(), x.strides(), nullptr, false, index{sizeof(T)}};
   in.copy = [](const void* data, index offset, index row, index column, matrix_rows<A> to,
                index rows, index columns) noexcept {
     copy_tile(rectangle<const T>{static_cast<const T*>(data) + offset, row, column},
