@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <limits>
 #include <string>
@@ -48,10 +49,11 @@ inline void print_table(const std::vector<curve>& curves) {
   }
 }
 
-/// Least squares of a memory that does not change has no exponent to speak of; rounded to -0.
+/// Least squares of a memory that does not change has no exponent to speak of, of either sign.
 [[nodiscard]] inline std::string exponent_text(const std::vector<sample>& samples) {
   const auto law = fit_upper_half(samples);
-  return law ? printed("%.2f", law->exponent + 0.0) : "-";
+  if (!law) return "-";
+  return printed("%.2f", std::abs(law->exponent) < 0.005 ? 0.0 : law->exponent);
 }
 
 inline void print_exponents(const std::vector<curve>& curves) {
