@@ -14,5 +14,7 @@ void register_selection();      ///< choosing keys, and attention to what was ch
 void register_recurrence();     ///< recurrences with a matrix state
 void register_native_sparse();  ///< native sparse attention, whole and its selection
 void register_sorted();         ///< tokens sorted into groups: hashed, routed
+void register_length();         ///< the linear family, a thousand to a million tokens
+void register_scan();           ///< diagonal scans and the causal convolution
 
 }  // namespace bench

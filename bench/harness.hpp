@@ -173,12 +173,13 @@ template <class Call>
   return {shared, middle->first, middle->second};
 }
 
-/// A benchmark bound by arithmetic: counters GFLOPS, peak, workspace.
+/// A benchmark bound by arithmetic: counters seconds, GFLOPS, peak, workspace.
 template <class A, class Call>
 void measure_flops(benchmark::State& state, index threads, double flops,
                    const heed::workspace& scratch, const Call& call) {
   const measured m = run_segments(
       state, [=] { return probes::fma_peak<A>(pool_of(threads), threads); }, call);
+  state.counters["seconds"] = m.seconds;
   state.counters["GFLOPS"] = flops / m.seconds * 1e-9;
   state.counters["peak"] = flops / m.seconds / m.probe;
   state.counters["workspace"] = static_cast<double>(scratch.size());

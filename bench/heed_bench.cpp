@@ -5,12 +5,15 @@
 //
 // Names are family/method/dtype/d:D/n:N/causal:C/threads:T. One head unless the method says
 // otherwise. Counters:
+//   seconds    the median call
 //   GFLOPS     operations on visible pairs (4 pairs d), median call
 //   peak       GFLOPS in the multiply-add peak measured right beside
 //   GBps       bytes that must be read and written, median call
 //   bandwidth  GBps in the read bandwidth measured right beside
+//   floor      what the exponentials and multiply-adds of a scan take at the rates measured right
+//              beside, in the time of the median call
 //   workspace  bytes of scratch
-//   tokens     calls a second, in decode
+//   tokens     a second: calls, in decode
 //   shared     1 where other processes had part of the processor throughout: the rates are of
 //              processor time, caches were shared too; measure again
 // Google Benchmark's own time columns include calls beside slow probes; the counters do not.
@@ -40,6 +43,8 @@ int main(int argc, char** argv) {
   bench::register_native_sparse();
   bench::register_recurrence();
   bench::register_sorted();
+  bench::register_length();
+  bench::register_scan();
   benchmark::RunSpecifiedBenchmarks();
   benchmark::Shutdown();
   return 0;

@@ -52,7 +52,8 @@ void register_analytic(const std::string& method, index d, index n, const M& mas
       [mask](const heed::block_pattern&) { return mask; });
 }
 
-void register_patterns(index d, index n) {
+/// Whose work is linear in n.
+void register_fixed_width(index d, index n) {
   const auto listed = [](const heed::block_pattern& p) { return heed::blocks(p); };
   register_sparse(
       "big_bird", d, n,
@@ -76,6 +77,10 @@ void register_patterns(index d, index n) {
       },
       listed);
   register_analytic("longformer", d, n, heed::longformer(512, 128));
+}
+
+void register_patterns(index d, index n) {
+  register_fixed_width(d, n);
   register_analytic("fixed", d, n, heed::fixed_pattern{.stride = 1024, .summary = 128});
 }
 
@@ -83,6 +88,7 @@ void register_patterns(index d, index n) {
 
 void register_sparse() {
   for (const index n : {4096, 16'384, 65'536}) register_patterns(64, n);
+  register_fixed_width(64, 262'144);
   register_patterns(128, 16'384);
 }
 

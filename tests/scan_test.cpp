@@ -273,6 +273,40 @@ TYPED_TEST(Scan, SelectiveScanReadsAndWritesAnyStrides) {
   EXPECT_TRUE(same_bits(after, plain_after));
 }
 
+/// Whole packets are read and written where they lie: `out` may still be any of the inputs.
+TYPED_TEST(Scan, SelectiveScanOfWholePacketsInPlace) {
+  using T = TypeParam;
+  const scan_case<T> s(2, 77, 192, 2, 6, 15);
+  auto after = s.state;
+  const auto plain = heed::selective_scan(s.x, s.dt, s.a, s.b, s.c, after, s.options());
+  s.check(heed::as_view(plain), after, "whole packets");
+  const turned<T> x(s.x), dt(s.dt);
+  auto turned_after = s.state;
+  turned<T> out(s.x.extents());
+  heed::selective_scan_into(out.view, x.view, dt.view, s.a, s.b, s.c, turned_after, s.options());
+  EXPECT_TRUE(same_bits(turned<T>(plain).memory, out.memory));
+  EXPECT_TRUE(same_bits(after, turned_after));
+  for (int which = 0; which < 3; ++which) {
+    auto copy = s;
+    auto& onto = which == 0 ? copy.x : which == 1 ? copy.dt : copy.gate;
+    heed::selective_scan_into(onto, copy.x, copy.dt, s.a, s.b, s.c, copy.state, copy.options());
+    EXPECT_TRUE(same_bits(onto, plain)) << which;
+    EXPECT_TRUE(same_bits(copy.state, after)) << which;
+  }
+}
+
+TEST(ScanExtremes, SelectiveScanWithoutStatesIsItsSkip) {
+  scan_case<float>(1, 20, 32, 1, 0, 1).run("no states");
+}
+
+/// A rate times log2 e would be infinite, and a step of 0 with it no number.
+TEST(ScanExtremes, SelectiveScanOfTheLargestRate) {
+  scan_case<float> s(1, 20, 32, 1, 4, 0);
+  s.a(3, 2) = std::numeric_limits<float>::lowest();
+  for (index t = 0; t < 20; t += 3) s.dt(0, t, 3) = 0;
+  s.run("largest rate");
+}
+
 TEST(ScanExtremes, SelectiveScanForgetsAndSurvivesLargeSteps) {
   for (const bool softplus : {false, true}) {
     scan_case<float> s(1, 70, 3, 1, 6, softplus ? 15u : 7u);

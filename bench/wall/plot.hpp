@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT
 // The picture: two log-log panels as SVG, and one for the terminal, both drawn by gnuplot.
 //
-// Colours are those of Okabe and Ito, told apart by colour-blind readers; markers differ too, and
-// every line is labelled at its end instead of in a legend.
+// Colours are those of Okabe and Ito, told apart by colour-blind readers, and for the recurrences
+// darker ones, dashed; markers differ too, and every line is labelled at its end instead of in a
+// legend.
 #pragma once
 
 #include <stdio.h>  // popen, pclose
@@ -48,12 +49,15 @@ struct mark {
   const char* colour;
   int marker;
   double size;  ///< later curves are drawn over earlier ones, which must still be seen beneath
+  const char* dash = "solid";
 };
 
 [[nodiscard]] inline mark mark_of(std::size_t curve_number) {
-  static constexpr mark marks[] = {{"#D55E00", 13, 1.2}, {"#CC79A7", 5, 0.7},  {"#0072B2", 7, 1.1},
-                                   {"#009E73", 9, 0.8},  {"#E69F00", 15, 0.8}, {"#56B4E9", 2, 0.9},
-                                   {"#000000", 11, 0.9}};
+  static constexpr mark marks[] = {{"#D55E00", 13, 1.2},       {"#CC79A7", 5, 0.7},
+                                   {"#0072B2", 7, 1.1},        {"#009E73", 9, 0.8},
+                                   {"#E69F00", 15, 0.8},       {"#56B4E9", 2, 0.9},
+                                   {"#000000", 11, 1.1},       {"#882255", 6, 0.9, "'-'"},
+                                   {"#332288", 4, 0.8, "'.'"}, {"#6B6B00", 8, 0.9, "'-.'"}};
   return marks[curve_number % std::size(marks)];
 }
 
@@ -104,8 +108,10 @@ inline void draw_panel(gnuplot& g, const std::vector<curve>& curves, bool memory
   std::vector<double> ends;
   for (const line& l : lines) ends.push_back(std::log10(l.samples.back().y));
   const std::vector<double> heights = spread(ends, 0.055 * std::log10(high / low));
-  // Labels of lines that end together reach below them: room for the lowest.
-  low = std::min(low, std::pow(10, *std::min_element(heights.begin(), heights.end())) / 1.5);
+  // Labels of lines that end together reach below them: room for the lowest, and in the time panel
+  // for what slopes one and two look like, below it.
+  const double below = memory ? 1.5 : 50;
+  low = std::min(low, std::pow(10, *std::min_element(heights.begin(), heights.end())) / below);
 
   const double right = static_cast<double>(s.max_n);
   g("unset label; unset arrow; set title '" +
@@ -152,8 +158,8 @@ inline void draw_panel(gnuplot& g, const std::vector<curve>& curves, bool memory
     for (const sample& p : lines[i].samples) g(printed("%g ", p.n) + printed("%g", p.y));
     g("EOD");
     plot += (i != 0 ? ", " : "") + ("$c" + std::to_string(i)) + " with linespoints lc rgb '" +
-            m.colour + "' lw 2.6 pt " + std::to_string(m.marker) + " ps " + printed("%g", m.size) +
-            " notitle";
+            m.colour + "' dt " + m.dash + " lw 2.6 pt " + std::to_string(m.marker) + " ps " +
+            printed("%g", m.size) + " notitle";
   }
   if (!memory) {
     // At the lower right, where the slowest growing method leaves room.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <limits>
 #include <string>
@@ -38,17 +39,21 @@ inline void print_table(const std::vector<curve>& curves) {
       "bandwidth measured in this process. GFLOP/s count the method's own products; %% peak is "
       "that\n"
       "in the multiply-add peak measured beside each run. Extra memory is the most that a call\n"
-      "holds beyond inputs and output, counted in malloc; model is the cost model's.\n");
+      "holds beyond inputs and output, counted in malloc; model is the cost model's. The "
+      "exponentials\n"
+      "of Mamba S6, %td a token and channel, are neither FLOPs nor in its roofline.\n",
+      scan_states);
   if (disturbed) {
     std::printf(
         "* Other processes shared the processor: processor time instead of elapsed time.\n");
   }
 }
 
-/// Least squares of a memory that does not change has no exponent to speak of; rounded to -0.
+/// Least squares of a memory that does not change has no exponent to speak of, of either sign.
 [[nodiscard]] inline std::string exponent_text(const std::vector<sample>& samples) {
   const auto law = fit_upper_half(samples);
-  return law ? printed("%.2f", law->exponent + 0.0) : "-";
+  if (!law) return "-";
+  return printed("%.2f", std::abs(law->exponent) < 0.005 ? 0.0 : law->exponent);
 }
 
 inline void print_exponents(const std::vector<curve>& curves) {
@@ -99,7 +104,7 @@ inline void print_crossing(const std::vector<curve>& curves, const std::vector<m
   const auto model =
       cost::crossover([&](index n) { return flops(slow, n); },
                       [&](index n) { return flops(fast, n) * (1 + 1e-9); }, index{1} << 30);
-  std::printf("  %-13s slower than %-10s %-26s more FLOPs from: %s\n", slow, fast, text.c_str(),
+  std::printf("  %-13s slower than %-11s %-26s more FLOPs from: %s\n", slow, fast, text.c_str(),
               model ? ("n = " + count_text(static_cast<double>(*model))).c_str() : "never");
 }
 
@@ -112,6 +117,9 @@ inline void print_crossovers(const std::vector<curve>& curves, const std::vector
   print_crossing(curves, methods, "tiled", "windowed");
   print_crossing(curves, methods, "tiled", "Longformer");
   print_crossing(curves, methods, "tiled", "BigBird");
+  print_crossing(curves, methods, "tiled", "gated (GLA)");
+  print_crossing(curves, methods, "tiled", "gated delta");
+  print_crossing(curves, methods, "tiled", "Mamba S6");
   print_crossing(curves, methods, "windowed", "linear");
   print_crossing(curves, methods, "Longformer", "linear");
   print_crossing(curves, methods, "BigBird", "linear");

@@ -40,6 +40,10 @@ namespace cost = heed::cost;
   return rows + (blocks - t) * global;
 }
 
+/// BigBird as published, in blocks of 128: 2 global ones, a window of 3, 3 at random.
+inline constexpr heed::big_bird_options big_bird_blocks_seen{.causal = true};
+inline constexpr index big_bird_block = 128;
+
 /// Blocks that a row sees where there are enough before it.
 [[nodiscard]] constexpr index big_bird_width(const heed::big_bird_options& o) noexcept {
   return o.global + o.window / 2 + 1 + o.random;

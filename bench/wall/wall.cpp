@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // heed_wall: quadratic attention hits the wall, tiled, sparse and linear attention do not.
 //
-// Measures seven methods over doubling n and prints one table, fitted exponents, crossovers and
+// Measures ten methods over doubling n and prints one table, fitted exponents, crossovers and
 // what a second and a gibibyte afford; draws scaling.svg. `heed_wall --help` lists what can be
 // changed.
 #include <stdio.h>
@@ -13,6 +13,7 @@
 #include <exception>
 #include <fstream>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "../probes.hpp"
@@ -20,6 +21,7 @@
 #include "method.hpp"
 #include "plot.hpp"
 #include "report.hpp"
+#include "sparse.hpp"
 
 namespace {
 
@@ -121,7 +123,8 @@ int run(const settings& s) {
               three_digits(bandwidth * 1e-9).c_str(), bytes_text(cache).c_str());
   std::fflush(stdout);
 
-  const std::vector<method> methods = make_methods(s, pool, cache);
+  std::vector<method> methods = softmax_methods(s, pool, cache);
+  for (method& m : linear_methods(s, pool)) methods.push_back(std::move(m));
   const stopwatch watch(s, pool, bandwidth, cache);
   const std::vector<curve> curves = measure_all(methods, s, watch);
 
@@ -149,7 +152,8 @@ int main(int argc, char** argv) {
   settings s;
   bool heads_given = false;
   CLI::App app(
-      "Measures naive, tiled, windowed, Longformer, BigBird and linear attention over doubling n.");
+      "Measures naive, tiled, windowed, Longformer, BigBird and linear attention, and three\n"
+      "recurrences (gated, gated delta, selective scan), over doubling n.");
   app.add_option("--min-n", s.min_n, "smallest number of tokens")
       ->capture_default_str()
       ->check(CLI::Range(16, 1 << 24));

@@ -76,17 +76,24 @@ void store_channels(const A* from, index width, const view<T, 3>& x, const chann
             t.size(), c.count);
 }
 
-/// exp of N packets. With `Decaying` no argument is positive; otherwise any may be, and those that
-/// are not give the same bits as with it.
-template <class A, int N, bool Decaying>
+/// exp of N packets, or 2 to their power with `Binary`. With `Decaying` no argument is positive;
+/// otherwise any may be, and those that are not give the same bits as with it.
+template <class A, int N, bool Decaying, bool Binary = false>
 HEED_INLINE void scan_exp(simd::packet<A>* x) noexcept {
+  const auto nonpositive = [](simd::packet<A>* at) HEED_INLINE_LAMBDA {
+    if constexpr (Binary) {
+      simd::exp2_nonpositive<A, N>(at);
+    } else {
+      simd::exp_nonpositive<A, N>(at);
+    }
+  };
   if constexpr (Decaying) {
-    simd::exp_nonpositive<A, N>(x);
+    nonpositive(x);
   } else {
     simd::packet<A> size[std::size_t{N}];
     simd::unroll<N>(
         [&](auto i) HEED_INLINE_LAMBDA { size[i] = simd::sub(simd::zero<A>(), simd::abs(x[i])); });
-    simd::exp_nonpositive<A, N>(size);
+    nonpositive(size);
     simd::unroll<N>([&](auto i) HEED_INLINE_LAMBDA {
       x[i] = simd::select(simd::less(simd::zero<A>(), x[i]),
                           simd::div(simd::broadcast(A(1)), size[i]), size[i]);
@@ -109,13 +116,19 @@ void add_rows(const A* x, index rows, index columns, index stride, A* sum) noexc
 template <class A>
 [[nodiscard]] bool any_positive(const A* x, index stride, index rows, index columns,
                                 A sign = A(1)) noexcept {
-  simd::packet<A> m = simd::zero<A>();
-  for (index r = 0; r < rows; ++r) {
-    for (index c = 0; c < columns; c += simd::lanes<A>) {
-      m = simd::max(m, simd::mul(simd::broadcast(sign), simd::load<A>(x + r * stride + c)));
+  simd::packet<A> m[4];  // a maximum waits for the one before it
+  simd::unroll<4>([&](auto i) HEED_INLINE_LAMBDA { m[i] = simd::zero<A>(); });
+  const auto take = [&](auto& most, index r, index c) HEED_INLINE_LAMBDA {
+    most = simd::max(most, simd::mul(simd::broadcast(sign), simd::load<A>(x + r * stride + c)));
+  };
+  for (index c = 0; c < columns; c += simd::lanes<A>) {
+    index r = 0;
+    for (; r + 4 <= rows; r += 4) {
+      simd::unroll<4>([&](auto i) HEED_INLINE_LAMBDA { take(m[i], r + i, c); });
     }
+    for (; r < rows; ++r) take(m[0], r, c);
   }
-  return simd::largest(m) > A(0);
+  return simd::largest(simd::max(simd::max(m[0], m[1]), simd::max(m[2], m[3]))) > A(0);
 }
 
 }  // namespace heed

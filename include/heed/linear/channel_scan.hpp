@@ -8,6 +8,9 @@
 //
 // A member's kernel says, all but `carve` noexcept:
 //
+//   width, unit, tile_tokens       most channels of a block, whole ones of which it has, tokens of
+//   a
+//                                  tile
 //   scratch_type carve(carver&)
 //   prepare(block, s)              what belongs to its channels, and the empty state
 //   enter(block, s), leave(block, s)            the caller's state, if any, in and home
@@ -112,20 +115,22 @@ struct channel_recurrence {
  private:
   template <class F>
   static void each_tile(range t, F&& f) noexcept {
-    for_each_chunk(t.size(), scan_tile, [&](range c) noexcept {
+    for_each_chunk(t.size(), Kernel::tile_tokens, [&](range c) noexcept {
       f(range{t.begin + c.begin, t.begin + c.end});
     });
   }
 };
 
-/// How many channels a block takes: many, unless workers would then stay idle. A multiple of
-/// `unit`.
-template <class A, executor E>
-[[nodiscard]] index scan_block_width(E& exec, index sequences, index channels, index unit) {
+/// How many channels a block takes: many, `most` at the most, unless workers would then stay idle.
+/// A multiple of `unit`.
+template <executor E>
+[[nodiscard]] index scan_block_width(E& exec, index sequences, index channels, index unit,
+                                     index most) {
   const index units = ceil_div(channels, unit);
   const index workers = std::max<index>(static_cast<index>(exec.concurrency()), index{1});
-  const index share = sequences * units / (2 * workers);
-  return unit * std::clamp<index>(share, index{1}, scan_packets * simd::lanes<A> / unit);
+  // Two blocks a worker even out; one worker has nothing to wait for.
+  const index share = workers == 1 ? units : sequences * units / (2 * workers);
+  return unit * std::clamp<index>(share, index{1}, most / unit);
 }
 
 /// Runs a member's kernel over [batch, tokens, channels] in `groups`, as `o` says.
@@ -135,12 +140,12 @@ void run_channel_scan(E& exec, const Kernel& kernel, const std::array<index, 3>&
   const bool ragged = !o.sequence_bounds.empty();
   const index sequences = ragged ? static_cast<index>(o.sequence_bounds.size()) - 1 : x[0];
   const bool segmented = o.form == linear_form::scan;
-  const index length = segment_tokens(x[1], 256, scan_tile);
+  const index length = segment_tokens(x[1], 256, Kernel::tile_tokens);
   const index pieces = segmented ? sequences * ceil_div(x[1], length) : sequences;
-  const channel_plan plan{
-      sequences, groups, x[2],
-      scan_block_width<A>(exec, pieces * groups, groups == 0 ? 0 : x[2] / groups, Kernel::unit),
-      ragged};
+  const channel_plan plan{sequences, groups, x[2],
+                          scan_block_width(exec, pieces * groups, groups == 0 ? 0 : x[2] / groups,
+                                           Kernel::unit, Kernel::width),
+                          ragged};
   const channel_recurrence<A, Kernel> r{kernel, plan, o.sequence_bounds, x[1]};
   workspace own;
   workspace& memory = o.scratch != nullptr ? *o.scratch : own;

@@ -43,6 +43,7 @@ struct hgrn_scan {
   static constexpr int packets = 4;
   static constexpr index unit = packets * simd::lanes<A>;
   static constexpr index width = scan_packets * simd::lanes<A>;
+  static constexpr index tile_tokens = scan_tile;
 
   view<const TX, 3> x;
   view<const TG, 3> g;

@@ -54,6 +54,7 @@ struct rwkv4_scan {
   static constexpr int packets = 2;
   static constexpr index unit = packets * simd::lanes<A>;
   static constexpr index width = scan_packets * simd::lanes<A>;
+  static constexpr index tile_tokens = scan_tile;
 
   view<const TK, 3> k;
   view<const TV, 3> v;

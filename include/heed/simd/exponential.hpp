@@ -127,19 +127,17 @@ HEED_INLINE __m512d at_least(__m512d x, __m512d bound) noexcept { return _mm512_
 
 }  // namespace detail
 
-/// exp(x) for x <= 0; exp(-inf) is exactly 0, exp(0) exactly 1; a NaN gives NaN. Where the result
-/// is not normal its absolute error is below the smallest normal number.
+/// 2^x for x <= 0; 2^-inf is exactly 0, 2^0 exactly 1; a NaN gives NaN. Where the result is not
+/// normal its absolute error is below the smallest normal number.
 ///
 /// N packets in place, step by step together: one packet's steps wait for each other, and a core's
 /// window is too short to find the next packet's behind them.
 template <class A, int N>
-HEED_INLINE void exp_nonpositive(packet<A>* x) noexcept {
+HEED_INLINE void exp2_nonpositive(packet<A>* x) noexcept {
   using c = detail::exp2_constants<A>;
-  constexpr A log2e = A(1.4426950408889634073599246810018921L);
   constexpr int degree = static_cast<int>(std::size(c::p)) - 1;
   packet<A> shifted[std::size_t{N}];
   packet<A> p[std::size_t{N}];
-  unroll<N>([&](auto i) HEED_INLINE_LAMBDA { x[i] = mul(x[i], broadcast(log2e)); });
   unroll<N>([&](auto i)
                 HEED_INLINE_LAMBDA { x[i] = detail::at_least(x[i], broadcast(c::vanishing)); });
   unroll<N>([&](auto i) HEED_INLINE_LAMBDA { shifted[i] = add(x[i], broadcast(c::round)); });
@@ -156,6 +154,14 @@ HEED_INLINE void exp_nonpositive(packet<A>* x) noexcept {
   });
   unroll<N>([&](auto i)
                 HEED_INLINE_LAMBDA { x[i] = detail::scale_by_exponent<A>(p[i], shifted[i]); });
+}
+
+/// exp(x) for x <= 0, as 2^(x log2 e): exp(-inf) is exactly 0, exp(0) exactly 1; a NaN gives NaN.
+template <class A, int N>
+HEED_INLINE void exp_nonpositive(packet<A>* x) noexcept {
+  constexpr A log2e = A(1.4426950408889634073599246810018921L);
+  unroll<N>([&](auto i) HEED_INLINE_LAMBDA { x[i] = mul(x[i], broadcast(log2e)); });
+  exp2_nonpositive<A, N>(x);
 }
 
 /// The same for one packet.

@@ -1,0 +1,76 @@
+// SPDX-License-Identifier: MIT
+// The linear family in the comparison: kernelised, gated, a delta rule, a selective scan.
+#include <algorithm>
+
+#include "heed/linear.hpp"
+#include "method.hpp"
+
+namespace wall {
+namespace {
+
+/// Of a recurrence with a matrix state, in chunks: `state` D D FLOPs a token, `pairs` products of
+/// the pairs in a chunk, and `numbers` a token and head read beside queries, keys and values.
+cost::work chunked_recurrence(const settings& s, index n, double state, double pairs, index chunk,
+                              index numbers) {
+  const cost::attention_shape a = shape_of(s, n, cost::causal());
+  cost::work w = cost::linear_chunked(
+      a, {.features = {}, .chunk = chunk, .workers = std::min(s.heads, s.threads)});
+  const auto d = static_cast<double>(s.head_dim);
+  const auto tokens = static_cast<double>(s.heads * n);
+  const auto tokens_a_chunk = static_cast<double>(std::min(chunk, n));
+  w.flops += tokens * ((state - 4) * d * d + (pairs - 1) * (tokens_a_chunk + 1) * 2 * d);
+  w.bytes += tokens * static_cast<double>(numbers * index{sizeof(float)});
+  return w;
+}
+
+/// Multiplications and additions alone: exponentials are not FLOPs. Scratch is what the kernel
+/// holds: a tile of 64 tokens of inputs, and the state.
+cost::work scan_work(const settings& s, index n) {
+  const auto numbers = static_cast<double>(s.heads * n * s.head_dim);
+  const auto weights = static_cast<double>(2 * s.heads * n * scan_states);
+  const index tile = std::min<index>(n, 64);
+  const index held = 3 * tile * s.head_dim + 2 * tile * scan_states + 2 * scan_states * s.head_dim;
+  return {5 * numbers * scan_states, (3 * numbers + weights) * sizeof(float),
+          static_cast<double>(std::min(s.heads, s.threads) * held * index{sizeof(float)})};
+}
+
+}  // namespace
+
+std::vector<method> linear_methods(const settings& s, heed::thread_pool& pool) {
+  std::vector<method> all;
+  all.push_back({"linear", 'l', false,
+                 [&pool](problem& p, index n, heed::workspace& w) {
+                   heed::linear_attention_into(pool, p.out(n), p.q(n), p.k(n), p.v(n),
+                                               heed::linear_options{.scratch = &w});
+                 },
+                 [=](index n) {
+                   return std::vector{
+                       chunked_recurrence(s, n, 4, 1, heed::linear_options{}.chunk, 0)};
+                 }});
+  all.push_back(
+      {"gated (GLA)", 'g', false,
+       [&pool](problem& p, index n, heed::workspace& w) {
+         heed::gated_attention_into(pool, p.out(n), p.q(n), p.k(n), p.v(n), p.channel_gate(n),
+                                    heed::recurrence_options{.scratch = &w});
+       },
+       [=](index n) { return std::vector{chunked_recurrence(s, n, 4, 1, 16, s.head_dim)}; }});
+  all.push_back({"gated delta", 'd', false,
+                 [&pool](problem& p, index n, heed::workspace& w) {
+                   heed::gated_delta_attention_into(pool, p.out(n), p.q(n), p.k(n), p.v(n),
+                                                    p.gate(n), p.strength(n),
+                                                    heed::recurrence_options{.scratch = &w});
+                 },
+                 [=](index n) { return std::vector{chunked_recurrence(s, n, 6, 2, 64, 2)}; }});
+  // A head is a sequence of the scan's batch, with weights of its own.
+  all.push_back({"Mamba S6", 's', false,
+                 [&pool](problem& p, index n, heed::workspace& w) {
+                   heed::selective_scan_options<float> o;
+                   o.scratch = &w;
+                   heed::selective_scan_into(pool, p.out(n), p.v(n), p.step(n), p.rates(),
+                                             p.write(n), p.read(n), o);
+                 },
+                 [=](index n) { return std::vector{scan_work(s, n)}; }});
+  return all;
+}
+
+}  // namespace wall

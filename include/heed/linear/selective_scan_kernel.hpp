@@ -1,0 +1,371 @@
+// SPDX-License-Identifier: MIT
+// The kernel of the selective scan: a block of channels, a tile of tokens at a time.
+//
+// Packets hold channels. Four states of a packet stay in registers over a whole tile: the decays
+// exp(dt A) are all that the recurrence waits for, and one token's do not depend on another's.
+// Tensors of the accumulator type whose channels are contiguous are read and written where they
+// lie. A tile is short because rows are often a multiple of the page apart, so that a packet's
+// lines all fall on a few sets of the caches: this tile's and the next one's must fit them.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <cstddef>
+#include <limits>
+#include <type_traits>
+
+#include "heed/linear/channel_blocks.hpp"
+#include "heed/linear/softplus.hpp"
+
+namespace heed {
+
+namespace detail {
+
+/// `Options` is selective_scan_options of x's scalar.
+template <class A, class TX, class TD, class TA, class TB, class TC, class TO, class Options>
+struct selective_scan_kernel {
+  static constexpr index lanes = simd::lanes<A>;
+  static constexpr index unit = lanes;
+  static constexpr index width = 16 * lanes;
+  static constexpr index tile_tokens = 16;
+
+  view<const TX, 3> x;
+  view<const TD, 3> dt;
+  view<const TA, 2> a;
+  view<const TB, 4> b;
+  view<const TC, 4> c;
+  view<TO, 3> out;
+  view<A, 3> state;  // null data where the caller keeps none
+  Options options;
+
+  /// One row a token: the tensor's own where it can be read as packets, or a copy.
+  struct rows {
+    const A* data = nullptr;
+    index stride = 0;
+  };
+  struct scratch_type {
+    A* h = nullptr;  // one packet of channels after the other, N rows each; a likewise
+    A* a = nullptr;  // times log2 e
+    A* x = nullptr;  // rows one token each
+    A* dt = nullptr;
+    A* gate = nullptr;
+    A* y = nullptr;
+    A* b = nullptr;
+    A* c = nullptr;
+    A* skip = nullptr;
+    A* bias = nullptr;
+    bool stable = false;  // no a is positive
+  };
+  [[nodiscard]] index states() const noexcept { return a.extent(1); }
+
+  [[nodiscard]] scratch_type carve(carver& m) const noexcept {
+    scratch_type s;
+    s.h = m.take<A>(states() * width);
+    s.a = m.take<A>(states() * width);
+    for (A** tile : {&s.x, &s.dt, &s.gate, &s.y}) *tile = m.take<A>(tile_tokens * width);
+    s.b = m.take<A>(tile_tokens * states());
+    s.c = m.take<A>(tile_tokens * states());
+    s.skip = m.take<A>(width);
+    s.bias = m.take<A>(width);
+    return s;
+  }
+
+  void prepare(const channel_block& k, scratch_type& s) const noexcept {
+    const index n = states();
+    std::fill_n(s.h, n * width, A(0));
+    std::fill_n(s.a, n * width, A(0));
+    std::fill_n(s.skip, width, A(0));
+    std::fill_n(s.bias, width, A(0));
+    each_packet(k, [&](index first, index count) {
+      const TA* from = a.data() + (k.first + first) * a.stride(0);
+      copy_tile(rectangle<const TA>{from, a.stride(1), a.stride(0)},
+                rectangle<A>{s.a + first * n, lanes, 1}, n, count);
+    });
+    std::transform(s.a, s.a + n * width, s.a, binary_rate);
+    s.stable = !any_positive(s.a, width, n, width);
+    for (index i = 0; i < k.count; ++i) {
+      if (options.skip.data() != nullptr) s.skip[i] = options.skip(k.first + i);
+      if (options.dt_bias.data() != nullptr) s.bias[i] = options.dt_bias(k.first + i);
+    }
+  }
+  void enter(const channel_block& k, const scratch_type& s) const noexcept {
+    if (state.data() == nullptr) return;
+    each_packet(k, [&](index first, index count) {
+      const auto home = state_at(k, first);
+      copy_tile(rectangle<const A>{home.data, home.row, home.column},
+                rectangle<A>{s.h + first * states(), lanes, 1}, states(), count);
+    });
+  }
+  void leave(const channel_block& k, const scratch_type& s) const noexcept {
+    if (state.data() == nullptr) return;
+    each_packet(k, [&](index first, index count) {
+      copy_tile(rectangle<const A>{s.h + first * states(), lanes, 1}, state_at(k, first), states(),
+                count);
+    });
+  }
+
+  void take_in(const channel_block& k, range t, const scratch_type& s, A* move) const noexcept {
+    copy_channels(x, k, t, s.x);
+    copy_channels(dt, k, t, s.dt);
+    tile_rows from;
+    from.x = channel_rows(x, k, t, s.x);
+    from.step = channel_rows(dt, k, t, s.dt);
+    from.b = weight_rows(b, k, t, s.b);
+    from.c = weight_rows(c, k, t, s.c);
+    next_lines next(*this, k, t.end);
+    each_packet(k, [&](index first, index) {
+      tile_rows part = from;
+      part.x.data += first;
+      part.step.data += first;
+      time_steps(t.size(), part.step, s, first);
+      if (move != nullptr) {
+        add_rows(part.step.data, t.size(), lanes, part.step.stride, move + first);
+      }
+      const tile_state at{s.h + first * states(), s.a + first * states(), s.y + first};
+      const bool decaying =
+          s.stable && !any_positive(part.step.data, part.step.stride, t.size(), lanes, A(-1));
+      if (decaying) {
+        run<true>(t.size(), part, at, next);
+      } else {
+        run<false>(t.size(), part, at, next);
+      }
+    });
+  }
+
+  /// Skip and gate, and home.
+  void answer(const channel_block& k, range t, const scratch_type& s) const noexcept {
+    tile_rows from;
+    from.x = channel_rows(x, k, t, s.x);
+    if (options.gate.data() != nullptr) {
+      copy_channels(options.gate, k, t, s.gate);
+      from.gate = channel_rows(options.gate, k, t, s.gate);
+    }
+    if constexpr (std::is_same_v<TO, A>) {
+      if (in_place(out, k)) {
+        each_packet(k, [&](index first, index) {
+          finish(t.size(), from, s, first, row_of(out, k, t.begin) + first, out.stride(1));
+        });
+        return;
+      }
+    }
+    each_packet(k,
+                [&](index first, index) { finish(t.size(), from, s, first, s.y + first, width); });
+    store_channels(s.y, width, out, k, t);
+  }
+
+  [[nodiscard]] static A* state_numbers(const scratch_type& s) noexcept { return s.h; }
+  [[nodiscard]] index state_size() const noexcept { return states() * width; }
+  /// The sum of the time steps.
+  [[nodiscard]] static index move_size() noexcept { return width; }
+  void join(const A* before, const A* move, const scratch_type& s) const noexcept {
+    for (index first = 0; first < width; first += lanes) {
+      for (index i = first * states(); i < (first + lanes) * states(); i += lanes) {
+        packet e[1] = {simd::mul(simd::load<A>(move + first), simd::load<A>(s.a + i))};
+        scan_exp<A, 1, false, true>(e);
+        simd::store(s.h + i, simd::fmadd(e[0], simd::load<A>(before + i), simd::load<A>(s.h + i)));
+      }
+    }
+  }
+
+ private:
+  using packet = simd::packet<A>;
+
+  struct tile_rows {
+    rows x, step, gate, b, c;
+  };
+  /// The next tile's memory, row by row and a packet of channels at a time: a few lines a token
+  /// while the first states of each packet are computed. Rows of few channels far apart are no
+  /// stream that the hardware would see.
+  class next_lines {
+   public:
+    next_lines(const selective_scan_kernel& scan, const channel_block& k, index token) noexcept
+        : rows_(std::min(tile_tokens, scan.x.extent(1) - token)),
+          columns_(ceil_div(k.count, lanes)) {
+      add(scan.x, k, token);
+      add(scan.dt, k, token);
+      add(scan.out, k, token);
+      if (scan.options.gate.data() != nullptr) add(scan.options.gate, k, token);
+    }
+    HEED_INLINE void ask() noexcept {
+      if (rows_ <= 0) return;
+      for (std::size_t i = 0; i < count_; ++i) {
+        simd::prefetch<2>(at_[i].row + column_ * at_[i].step);
+      }
+      if (++column_ < columns_) return;
+      column_ = 0;
+      --rows_;
+      for (std::size_t i = 0; i < count_; ++i) at_[i].row += at_[i].stride;
+    }
+
+   private:
+    struct stream {
+      const std::byte* row = nullptr;
+      index stride = 0;  // bytes, as the step from one packet to the next
+      index step = 0;
+    };
+    template <class T>
+    void add(const view<T, 3>& tensor, const channel_block& k, index token) noexcept {
+      constexpr index size = sizeof(T);
+      at_[count_++] = {reinterpret_cast<const std::byte*>(row_of(tensor, k, token)),
+                       tensor.stride(1) * size, tensor.stride(2) * lanes * size};
+    }
+    std::array<stream, 4> at_{};
+    std::size_t count_ = 0;
+    index rows_;
+    index columns_;
+    index column_ = 0;
+  };
+
+  struct tile_state {
+    A* h;
+    const A* a;
+    A* y;
+  };
+
+  /// exp(dt a) = 2^(dt a log2 e): one product a token fewer. What is finite stays so.
+  [[nodiscard]] static A binary_rate(A rate) noexcept {
+    constexpr A log2e = A(1.4426950408889634073599246810018921L);
+    constexpr A largest = std::numeric_limits<A>::max();
+    return std::isfinite(rate) ? std::clamp(rate * log2e, -largest, largest) : rate;
+  }
+
+  [[nodiscard]] rectangle<A> state_at(const channel_block& k, index first) const noexcept {
+    return {state.data() + k.sequence * state.stride(0) + (k.first + first) * state.stride(1),
+            state.stride(2), state.stride(1)};
+  }
+
+  /// f(first channel in the block, channels) for each packet of a block.
+  template <class F>
+  static void each_packet(const channel_block& k, F&& f) noexcept {
+    for (index first = 0; first < k.count; first += lanes) {
+      f(first, std::min(lanes, k.count - first));
+    }
+  }
+
+  /// Whether packets may run along a tensor's channels where they lie.
+  template <class T>
+  [[nodiscard]] static bool in_place(const view<T, 3>& tensor, const channel_block& k) noexcept {
+    return std::is_same_v<std::remove_const_t<T>, A> && tensor.stride(2) == 1 &&
+           k.count % lanes == 0;
+  }
+  template <class T>
+  static void copy_channels(const view<const T, 3>& from, const channel_block& k, range t,
+                            A* copy) noexcept {
+    if (!in_place(from, k)) load_channels(from, k, t, copy, width, lanes);
+  }
+  template <class T>
+  [[nodiscard]] static rows channel_rows(const view<const T, 3>& from, const channel_block& k,
+                                         range t, A* copy) noexcept {
+    if constexpr (std::is_same_v<T, A>) {
+      if (in_place(from, k)) return {row_of(from, k, t.begin), from.stride(1)};
+    }
+    return {copy, width};
+  }
+  template <class T>
+  [[nodiscard]] static T* row_of(const view<T, 3>& from, const channel_block& k,
+                                 index token) noexcept {
+    return from.data() + k.batch * from.stride(0) + token * from.stride(1) +
+           k.first * from.stride(2);
+  }
+  template <class T>
+  [[nodiscard]] rows weight_rows(const view<const T, 4>& from, const channel_block& k, range t,
+                                 A* copy) const noexcept {
+    const T* const first = from.data() + k.batch * from.stride(0) + t.begin * from.stride(1) +
+                           k.group * from.stride(2);
+    if constexpr (std::is_same_v<T, A>) {
+      if (from.stride(3) == 1) return {first, from.stride(1)};
+    }
+    copy_tile(rectangle<const T>{first, from.stride(1), from.stride(3)},
+              rectangle<A>{copy, states(), 1}, t.size(), states());
+    return {copy, states()};
+  }
+
+  /// dt', in place of dt where nothing is to be done.
+  void time_steps(index tokens, rows& step, const scratch_type& s, index first) const noexcept {
+    if (options.dt_bias.data() == nullptr && !options.softplus) return;
+    const packet bias = simd::load<A>(s.bias + first);
+    for (index t = 0; t < tokens; ++t) {
+      packet value = simd::load<A>(step.data + t * step.stride);
+      if (options.dt_bias.data() != nullptr) value = simd::add(value, bias);
+      if (options.softplus) value = softplus<A>(value);
+      simd::store(s.dt + first + t * width, value);
+    }
+    step = {s.dt + first, width};
+  }
+
+  /// The recurrence; y is left with the sums over the states.
+  template <bool Decaying>
+  void run(index tokens, const tile_rows& from, const tile_state& at,
+           next_lines& next) const noexcept {
+    constexpr int together = 4;
+    const index n = states();
+    index i = 0;
+    for (; i + together <= n; i += together) {
+      advance<together, Decaying>(i, tokens, from, at, next);
+    }
+    for (; i < n; ++i) advance<1, Decaying>(i, tokens, from, at, next);
+    if (n == 0) {
+      for (index row = 0; row < tokens; ++row) simd::store(at.y + row * width, simd::zero<A>());
+    }
+  }
+
+  /// So many states of a packet of channels, in registers from the tile's first token to its last.
+  template <int Count, bool Decaying>
+  HEED_NOINLINE static void advance(index first, index tokens, const tile_rows& from,
+                                    const tile_state& at, next_lines& next) noexcept {
+    packet h[std::size_t{Count}];
+    packet rate[std::size_t{Count}];
+    simd::unroll<Count>([&](auto i) HEED_INLINE_LAMBDA {
+      h[i] = simd::load<A>(at.h + (first + i) * lanes);
+      rate[i] = simd::load<A>(at.a + (first + i) * lanes);
+    });
+    rows in_rows = from.x, steps = from.step, writes = from.b, reads = from.c;
+    writes.data += first;
+    reads.data += first;
+    A* y_row = at.y;
+    for (index t = 0; t < tokens; ++t) {
+      const packet dt_t = simd::load<A>(steps.data);
+      packet e[std::size_t{Count}];
+      simd::unroll<Count>([&](auto i) HEED_INLINE_LAMBDA { e[i] = simd::mul(dt_t, rate[i]); });
+      scan_exp<A, Count, Decaying, true>(e);
+      const packet in = simd::mul(dt_t, simd::load<A>(in_rows.data));
+      packet y = first == 0 ? simd::zero<A>() : simd::load<A>(y_row);
+      simd::unroll<Count>([&](auto i) HEED_INLINE_LAMBDA {
+        h[i] = simd::fmadd(e[i], h[i], simd::mul(in, simd::broadcast(writes.data[i])));
+        y = simd::fmadd(h[i], simd::broadcast(reads.data[i]), y);
+      });
+      simd::store(y_row, y);
+      if (first == 0) next.ask();
+      steps.data += steps.stride;
+      in_rows.data += in_rows.stride;
+      writes.data += writes.stride;
+      reads.data += reads.stride;
+      y_row += width;
+    }
+    simd::unroll<Count>([&](auto i)
+                            HEED_INLINE_LAMBDA { simd::store(at.h + (first + i) * lanes, h[i]); });
+  }
+
+  /// `to` may be y, x, dt or the gate.
+  void finish(index tokens, const tile_rows& from, const scratch_type& s, index first, A* to,
+              index stride) const noexcept {
+    const bool skips = options.skip.data() != nullptr;
+    const bool gated = options.gate.data() != nullptr;
+    const A* const y_rows = s.y + first;
+    const packet skip = simd::load<A>(s.skip + first);
+    if (!skips && !gated && to == y_rows) return;
+    for (index t = 0; t < tokens; ++t) {
+      packet y = simd::load<A>(y_rows + t * width);
+      if (skips) y = simd::fmadd(skip, simd::load<A>(from.x.data + first + t * from.x.stride), y);
+      if (gated) {
+        y = simd::mul(y, silu<A>(simd::load<A>(from.gate.data + first + t * from.gate.stride)));
+      }
+      simd::store(to + t * stride, y);
+    }
+  }
+};
+
+}  // namespace detail
+
+}  // namespace heed
