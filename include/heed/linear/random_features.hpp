@@ -3,49 +3,21 @@
 //
 // Rows come in blocks of `dim`: within a block they are orthogonal, the Gram-Schmidt basis of
 // Gaussian vectors; each is as long as another Gaussian vector, so that a single row is Gaussian
-// again and estimates stay unbiased while their variance falls. Gaussians are Box and Muller's
-// (1958) on the raw bits of mt19937_64, which the standard fixes: a seed gives the same directions
-// on every platform, up to rounding.
+// again and estimates stay unbiased while their variance falls. A seed gives the same directions on
+// every platform, up to rounding.
 // Source: Choromanski et al. 2020, arXiv 2009.14794, section 2.4; Yu et al. 2016, arXiv 1610.09072.
 #pragma once
 
 #include <cmath>
 #include <cstdint>
-#include <numbers>
-#include <random>
 #include <string>
 #include <vector>
 
 #include "heed/core/errors.hpp"
+#include "heed/core/gaussian.hpp"
 #include "heed/tensor/tensor.hpp"
 
 namespace heed {
-
-/// Standard normal numbers, the same on every platform.
-class gaussian_source {
- public:
-  explicit gaussian_source(std::uint64_t seed) : bits_(seed) {}
-
-  [[nodiscard]] double operator()() {
-    if (kept_) {
-      kept_ = false;
-      return next_;
-    }
-    const double radius = std::sqrt(-2.0 * std::log(uniform()));
-    const double angle = 2.0 * std::numbers::pi * uniform();
-    next_ = radius * std::sin(angle);
-    kept_ = true;
-    return radius * std::cos(angle);
-  }
-
- private:
-  /// In (0, 1], 53 bits.
-  double uniform() { return (static_cast<double>(bits_() >> 11U) + 1.0) * 0x1p-53; }
-
-  std::mt19937_64 bits_;
-  double next_ = 0;
-  bool kept_ = false;
-};
 
 /// `count` directions of `dim` numbers, redrawn at will.
 template <class A>
