@@ -26,7 +26,9 @@
 #include <algorithm>
 #include <string>
 
+#include "heed/attention/choices.hpp"
 #include "heed/attention/door.hpp"
+#include "heed/attention/selected_blocks.hpp"
 #include "heed/attention/split.hpp"
 
 namespace heed {
@@ -126,49 +128,10 @@ class chosen_program {
   const chosen_blocks* chosen_;
 };
 
-template <class I>
-void check_selection(const view<const I, 4>& s, index block, const score_extents& e) {
-  if (block < 1) fail<option_error>("block is " + std::to_string(block) + ", must be at least 1");
-  const bool heads = s.extent(1) == 1 || s.extent(1) == e.kv_heads || s.extent(1) == e.heads;
-  if ((s.extent(0) != 1 && s.extent(0) != e.batch) || !heads || s.extent(2) != e.queries) {
-    const index call[] = {e.batch, e.heads, e.queries};
-    fail<shape_error>("selection has extents " + format_extents(s.extents()) +
-                      " (batch, heads, queries, choices), the call has " + format_extents(call) +
-                      " and " + std::to_string(e.kv_heads) + " kv heads");
-  }
-  const index blocks = ceil_div(e.keys, block);
-  for (index b = 0; b < s.extent(0); ++b) {
-    for (index h = 0; h < s.extent(1); ++h) {
-      for (index i = 0; i < s.extent(2); ++i) {
-        for (index c = 0; c < s.extent(3); ++c) {
-          if (static_cast<index>(s(b, h, i, c)) < blocks) continue;
-          fail<shape_error>("selection names block " +
-                            std::to_string(static_cast<index>(s(b, h, i, c))) + ", k has " +
-                            std::to_string(blocks) + " blocks of " + std::to_string(block));
-        }
-      }
-    }
-  }
-}
-
-/// The row's choices among `blocks` blocks, ascending, without repeats.
-template <class I>
-[[nodiscard]] index sort_choices(const view<const I, 4>& s, index b, index h, index i, index blocks,
-                                 index* to) noexcept {
-  index n = 0;
-  for (index c = 0; c < s.extent(3); ++c) {
-    const auto block = static_cast<index>(s(s.extent(0) == 1 ? 0 : b, h, i, c));
-    if (block >= 0 && block < blocks) to[n++] = block;
-  }
-  std::sort(to, to + n);
-  return std::unique(to, to + n) - to;
-}
-
 template <class E, class Call, class I>
-void run_selected(E& exec, const Call& call, const view<const I, 4>& selection, index block) {
+void run_selected_rows(E& exec, const Call& call, const view<const I, 4>& selection, index block) {
   using A = typename Call::A;
   const score_extents e = call.extents;
-  check_selection(selection, block, e);
   const head_dims d{call.q.extent(3), call.out.extent(3)};
   // Rows that share keys: a whole group, unless each of its heads chooses for itself.
   const index group = selection.extent(1) == e.heads && e.heads != e.kv_heads ? 1 : call.group();
@@ -207,9 +170,7 @@ void run_selected(E& exec, const Call& call, const view<const I, 4>& selection, 
     const index first_head = t / e.queries % shares * group;
     const index b = t / e.queries / shares;
     const index kv_head = first_head / call.group();
-    const index s_head = selection.extent(1) == 1         ? 0
-                         : selection.extent(1) == e.heads ? first_head
-                                                          : kv_head;
+    const index s_head = selection_head(selection, e, first_head);
     const shared_rows rows{b, kv_head, first_head, group, i, 1, call.options.offset[b]};
     const index tokens = call.source.length(b);
     const chosen_blocks chosen{
@@ -225,12 +186,24 @@ void run_selected(E& exec, const Call& call, const view<const I, 4>& selection, 
   for_each_task(exec, workers, tasks, task, std::clamp<index>(tasks / (workers * 64), 1, 64));
 }
 
-template <class S>
-[[nodiscard]] auto selection4(const S& selection) {
-  using I = scalar_of<const S&>;
-  static_assert(std::is_integral_v<std::remove_const_t<I>>,
-                "heed: a selection is a tensor of integers");
-  return view<const std::remove_const_t<I>, 4>(as_rank4(as_view(selection)));
+/// Whether the rows of a block are enough to run as its tiles.
+template <class Call, class I>
+[[nodiscard]] bool by_blocks(const Call& call, const view<const I, 4>& selection,
+                             index block) noexcept {
+  constexpr index most = std::numeric_limits<listed_token>::max();
+  const score_extents e = call.extents;
+  if (block < 32 || e.queries > most || e.keys > most) return false;
+  return passes_of(call, selection).rows * selection.extent(3) >= 8 * ceil_div(e.keys, block);
+}
+
+template <class E, class Call, class I>
+void run_selected(E& exec, const Call& call, const view<const I, 4>& selection, index block) {
+  check_selection(selection, block, call.extents);
+  if (by_blocks(call, selection, block)) {
+    run_selected_blocks(exec, call, selection, block);
+  } else {
+    run_selected_rows(exec, call, selection, block);
+  }
 }
 
 }  // namespace detail

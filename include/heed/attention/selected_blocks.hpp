@@ -1,0 +1,307 @@
+// SPDX-License-Identifier: MIT
+// Attention to selected blocks, block by block: the rows that chose a block run against it as
+// tiles.
+//
+//   lists    for each block the rows that chose it, ascending: an inverted index of the choices
+//   parts    the tiled kernel on those rows x the block's keys, which are read where they lie
+//   merge    a row's parts join by their log-sum-exps, in the order of their blocks
+//
+// What a row gets does not depend on which rows share its tiles. Cost 2 (D + Dv) FLOPs for each row
+// and chosen key, as of dense attention, and value dim + 3 numbers a row and choice to write and
+// read again: a few rows or heads at a time, so that the parts stay under `part_bytes`. Where the
+// rows are cut follows from the shape alone: the same bits for any number of threads.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+#include <type_traits>
+
+#include "heed/attention/choices.hpp"
+#include "heed/attention/door.hpp"
+#include "heed/attention/token_lists.hpp"
+
+namespace heed::detail {
+
+/// The rows and keys of a task: rows of an ascending list, keys from `first_key` on.
+struct rows_of_block {
+  const listed_token* rows = nullptr;
+  index first_key = 0;
+  index offset = 0;  // position minus row
+
+  [[nodiscard]] HEED_INLINE position moved(position p) const noexcept {
+    p.row = rows[p.row];
+    p.query = offset + p.row;
+    p.key += first_key;
+    return p;
+  }
+};
+
+/// A source from key `first` on.
+template <class Source>
+class later_source {
+ public:
+  using key_scalar = typename Source::key_scalar;
+  using value_scalar = typename Source::value_scalar;
+  later_source(const Source& s, index first) noexcept : source_(&s), first_(first) {}
+  [[nodiscard]] row_run<key_scalar> keys(index b, index h, index j) const noexcept {
+    return source_->keys(b, h, first_ + j);
+  }
+  [[nodiscard]] row_run<value_scalar> values(index b, index h, index j) const noexcept {
+    return source_->values(b, h, first_ + j);
+  }
+  [[nodiscard]] index key_channel_stride() const noexcept { return source_->key_channel_stride(); }
+  [[nodiscard]] index value_channel_stride() const noexcept {
+    return source_->value_channel_stride();
+  }
+
+ private:
+  const Source* source_;
+  index first_;
+};
+
+/// A program asked about the rows and keys of a task, which answers about the tokens they are.
+template <class Program>
+class block_program {
+ public:
+  template <stage S>
+  static constexpr bool has = Program::template has<S>;
+  static constexpr bool changes_scores = Program::changes_scores;
+  static constexpr bool hides = Program::hides;
+
+  block_program(const Program& p, const rows_of_block& l) noexcept : program_(&p), lists_(l) {}
+
+  template <stage S, class F>
+  HEED_INLINE void each(F&& f) const {
+    program_->template each<S>([&](const auto& m) {
+      if constexpr (S == stage::softcap) {
+        f(m);
+      } else {
+        f(listed_modifier<std::remove_cvref_t<decltype(m)>, rows_of_block>{m, lists_});
+      }
+    });
+  }
+  [[nodiscard]] coverage coverage_in(const tile& t) const noexcept {
+    return program_->coverage_in(rectangle_around(t));
+  }
+  [[nodiscard]] range visible_keys(const tile& t) const noexcept {
+    const range seen = program_->visible_keys(rectangle_around(t));
+    return {seen.begin - lists_.first_key, seen.end - lists_.first_key};
+  }
+  /// Sinks join a row when it is complete.
+  [[nodiscard]] auto sink_logit(index head) const noexcept {
+    return -std::numeric_limits<decltype(program_->sink_logit(head))>::infinity();
+  }
+  [[nodiscard]] auto dropout_factor(const position& p) const noexcept {
+    return program_->dropout_factor(lists_.moved(p));
+  }
+
+ private:
+  /// Rows ascend: the first and the last one span the rest. A tile has rows.
+  [[nodiscard]] tile rectangle_around(tile t) const noexcept {
+    t.queries = {lists_.offset + lists_.rows[t.queries.begin],
+                 lists_.offset + lists_.rows[t.queries.end - 1] + 1};
+    t.keys = {t.keys.begin + lists_.first_key, t.keys.end + lists_.first_key};
+    t.offset = lists_.offset;
+    return t;
+  }
+
+  const Program* program_;
+  rows_of_block lists_;
+};
+
+/// `rows` listed rows (most_rows at the most) of head h against `keys` keys: `out` gets
+/// [rows][value dim], `lse` [rows].
+template <class Call, class A>
+void attend_block(const Call& call, index b, index h, const rows_of_block& lists, index rows,
+                  index keys, listed_scratch<Call>& s, A* out, A* lse) noexcept {
+  using TQ = typename Call::query_scalar;
+  const head_dims d{call.q.extent(3), call.out.extent(3)};
+  for (index r = 0; r < rows; ++r) {
+    const rectangle<const TQ> from = call.query_rows(b, h, lists.rows[r]);
+    copy_tile<TQ, TQ>(from, {s.q + r * d.head_dim, d.head_dim, 1}, 1, d.head_dim);
+  }
+  const tile where{b, h, h / call.group(), {0, rows}, {0, keys}, 0};
+  exact_task(block_program(call.program, lists), later_source(call.source, lists.first_key), where,
+             d, rectangle<const TQ>{s.q, d.head_dim, 1}, rectangle<A>{out, d.value_dim, 1},
+             call.scale, lse, 1, s.kernel);
+}
+
+/// How many heads and rows are worked on at a time: all rows of some heads, or some rows of one.
+struct block_pass {
+  static constexpr index part_bytes = index{32} << 20U;
+
+  index heads;
+  index rows;
+
+  /// `row_bytes`: of all parts of a row.
+  constexpr block_pass(index all_heads, index all_rows, index row_bytes) noexcept
+      : heads(1), rows(all_rows) {
+    const index most = std::max<index>(1, part_bytes / std::max<index>(1, row_bytes));
+    if (all_rows > most) {
+      rows = ceil_div(all_rows, ceil_div(all_rows, most));
+    } else if (all_rows > 0) {
+      heads = std::clamp<index>(most / all_rows, 1, std::max<index>(1, all_heads));
+    }
+  }
+};
+
+template <class Call, class I>
+[[nodiscard]] block_pass passes_of(const Call& call, const view<const I, 4>& selection) noexcept {
+  const score_extents e = call.extents;
+  constexpr auto size = static_cast<index>(sizeof(typename Call::A));
+  return {e.batch * e.heads, e.queries, selection.extent(3) * (call.out.extent(3) + 3) * size};
+}
+
+/// Which rows chose each block, of some rows of one head.
+struct block_lists {
+  struct task {
+    index block;
+    range listed;  // rows in the block's list
+  };
+
+  index* begin = nullptr;         // [blocks + 1]: where each block's list begins
+  listed_token* rows = nullptr;   // [listed]: the lists, end to end
+  listed_token* place = nullptr;  // [rows][choices]: a row's choices, ascending, then -1; once
+                                  // inverted, where the row stands in their lists
+  task* tasks = nullptr;          // [most_tasks]
+  index task_count = 0;
+
+  /// Each block with a row has a task more than its whole ones, at the most.
+  [[nodiscard]] static constexpr index most_tasks(index blocks, index listed, index most) noexcept {
+    return std::min(blocks, listed) + listed / most;
+  }
+  void carve(carver& c, index blocks, index listed, index most) noexcept {
+    begin = c.take<index>(blocks + 1);
+    rows = c.take<listed_token>(listed);
+    place = c.take<listed_token>(listed);
+    tasks = c.take<task>(most_tasks(blocks, listed, most));
+  }
+
+  /// `place` holds the choices of rows `r`, the first at place 0; tasks have `most` rows.
+  void invert(range r, index choices, index blocks, index most) noexcept {
+    std::fill_n(begin, blocks + 1, index{0});
+    for (index n = 0; n < r.size() * choices; ++n) {
+      if (place[n] >= 0) ++begin[place[n] + 1];
+    }
+    for (index n = 0; n < blocks; ++n) begin[n + 1] += begin[n];
+    for (index i = r.begin; i < r.end; ++i) {
+      listed_token* const of_row = place + (i - r.begin) * choices;
+      for (index c = 0; c < choices && of_row[c] >= 0; ++c) {
+        const index at = begin[of_row[c]]++;
+        rows[at] = static_cast<listed_token>(i);
+        of_row[c] = static_cast<listed_token>(at);
+      }
+    }
+    for (index n = blocks; n > 0; --n) begin[n] = begin[n - 1];
+    begin[0] = 0;
+    task_count = 0;
+    for (index n = 0; n < blocks; ++n) {
+      for (index first = begin[n]; first < begin[n + 1]; first += most) {
+        tasks[task_count++] = {n, {first, std::min(first + most, begin[n + 1])}};
+      }
+    }
+  }
+};
+
+template <class E, class Call, class I>
+void run_selected_blocks(E& exec, const Call& call, const view<const I, 4>& selection,
+                         index block) {
+  using A = typename Call::A;
+  constexpr index most = listed_scratch<Call>::most_rows;
+  const score_extents e = call.extents;
+  const head_dims d{call.q.extent(3), call.out.extent(3)};
+  const index choices = selection.extent(3);
+  const index blocks = ceil_div(e.keys, block);
+  const index heads = e.batch * e.heads;
+  if (heads * e.queries == 0) return;
+  const block_pass pass = passes_of(call, selection);
+  const index listed = pass.rows * choices;
+  const index most_tasks = block_lists::most_tasks(blocks, listed, most);
+  constexpr index stretch = 64;  // rows sorted or merged at a time
+  const index stretches = ceil_div(pass.rows, stretch);
+
+  carver measure;
+  listed_scratch<Call>().carve(measure, d);
+  const index workers = worker_count(exec, pass.heads * std::max(most_tasks, stretches));
+  block_lists* lists = nullptr;
+  A* out = nullptr;  // [heads of a pass][listed][value dim]
+  A* lse = nullptr;
+  std::byte* scratch = nullptr;
+  const auto carve = [&](carver c) {
+    lists = c.take<block_lists>(pass.heads);
+    const bool counts = lists == nullptr;
+    for (index n = 0; n < pass.heads; ++n) {
+      block_lists l;
+      l.carve(c, blocks, listed, most);
+      if (!counts) lists[n] = l;
+    }
+    out = c.take<A>(pass.heads * listed * d.value_dim);
+    lse = c.take<A>(pass.heads * listed);
+    scratch = c.take<std::byte>(static_cast<index>(measure.used()) * workers);
+    return c.used();
+  };
+  workspace own;
+  workspace& memory = call.options.scratch != nullptr ? *call.options.scratch : own;
+  (void)carve(carver(memory.reserve(carve(carver()))));
+
+  const auto run_pass = [&](range of_heads, range rows) {
+    const index n_heads = of_heads.size();
+    const auto rows_of = [&](index s) {
+      return intersect(rows, {rows.begin + s * stretch, rows.begin + (s + 1) * stretch});
+    };
+    for_each_task(exec, workers, n_heads * stretches, [&](index, index t) noexcept {
+      const index head = of_heads.begin + t / stretches;
+      const index b = head / e.heads;
+      const index here = ceil_div(call.source.length(b), block);
+      const range r = rows_of(t % stretches);
+      for (index i = r.begin; i < r.end; ++i) {
+        listed_token* const to = lists[t / stretches].place + (i - rows.begin) * choices;
+        const index n =
+            sort_choices(selection, b, selection_head(selection, e, head % e.heads), i, here, to);
+        std::fill(to + n, to + choices, listed_token{-1});
+      }
+    });
+    for_each_task(exec, workers, n_heads,
+                  [&](index, index n) noexcept { lists[n].invert(rows, choices, blocks, most); });
+    for_each_task(exec, workers, n_heads * most_tasks, [&](index worker, index t) noexcept {
+      const block_lists& l = lists[t / most_tasks];
+      if (t % most_tasks >= l.task_count) return;
+      const block_lists::task task = l.tasks[t % most_tasks];
+      carver c(scratch + static_cast<std::size_t>(worker) * measure.used());
+      listed_scratch<Call> s;
+      s.carve(c, d);
+      const index head = of_heads.begin + t / most_tasks;
+      const index b = head / e.heads;
+      const index first = task.block * block;
+      const rows_of_block where{l.rows + task.listed.begin, first, call.options.offset[b]};
+      const index at = t / most_tasks * listed + task.listed.begin;
+      attend_block(call, b, head % e.heads, where, task.listed.size(),
+                   std::min(block, call.source.length(b) - first), s, out + at * d.value_dim,
+                   lse + at);
+    });
+    for_each_task(exec, workers, n_heads * stretches, [&](index, index t) noexcept {
+      const index n = t / stretches;
+      const index head = of_heads.begin + n;
+      A* const parts = out + n * listed * d.value_dim;
+      const range r = rows_of(t % stretches);
+      for (index i = r.begin; i < r.end; ++i) {
+        const listed_token* const place = lists[n].place + (i - rows.begin) * choices;
+        const bool any = choices > 0 && place[0] >= 0;
+        A* const row = any ? parts + place[0] * d.value_dim : nullptr;
+        softmax_state<A> state;
+        for (index c = 0; c < choices && place[c] >= 0; ++c) {
+          join_part(state, row, lse[n * listed + place[c]], parts + place[c] * d.value_dim,
+                    d.value_dim);
+        }
+        write_row(call, head / e.heads, head % e.heads, i, state, row);
+      }
+    });
+  };
+  for (index h = 0; h < heads; h += pass.heads) {
+    for (index i = 0; i < e.queries; i += pass.rows) {
+      run_pass({h, std::min(h + pass.heads, heads)}, {i, std::min(i + pass.rows, e.queries)});
+    }
+  }
+}
+
+}  // namespace heed::detail
