@@ -193,7 +193,7 @@ template <class Call, class I>
   constexpr index most = std::numeric_limits<listed_token>::max();
   const score_extents e = call.extents;
   if (block < 32 || e.queries > most || e.keys > most) return false;
-  return passes_of(call, selection).rows * selection.extent(3) >= 8 * ceil_div(e.keys, block);
+  return passes_of(call, selection, block).rows * selection.extent(3) >= 8 * ceil_div(e.keys, block);
 }
 
 template <class E, class Call, class I>

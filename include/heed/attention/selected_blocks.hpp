@@ -8,7 +8,7 @@
 //
 // What a row gets does not depend on which rows share its tiles. Cost 2 (D + Dv) FLOPs for each row
 // and chosen key, as of dense attention, and value dim + 3 numbers a row and choice to write and
-// read again: a few rows or heads at a time, so that the parts stay under `part_bytes`. Where the
+// read again: a few rows or heads at a time, so that the parts stay under 32 MiB. Where the
 // rows are cut follows from the shape alone: the same bits for any number of threads.
 #pragma once
 
@@ -16,6 +16,7 @@
 #include <limits>
 #include <type_traits>
 
+#include "heed/attention/block_lists.hpp"
 #include "heed/attention/choices.hpp"
 #include "heed/attention/door.hpp"
 #include "heed/attention/token_lists.hpp"
@@ -109,6 +110,14 @@ class block_program {
   rows_of_block lists_;
 };
 
+/// Rows that lie apart are asked for this many ahead: the processor does not guess where they are.
+inline constexpr index asked_ahead = 12;
+template <class T>
+HEED_INLINE void ask_for(const T* row, index channels) noexcept {
+  constexpr auto line = static_cast<index>(cache_line / sizeof(T));
+  for (index c = 0; c < channels; c += line) simd::prefetch<1>(row + c);
+}
+
 /// `rows` listed rows (most_rows at the most) of head h against `keys` keys: `out` gets
 /// [rows][value dim], `lse` [rows].
 template <class Call, class A>
@@ -116,7 +125,12 @@ void attend_block(const Call& call, index b, index h, const rows_of_block& lists
                   index keys, listed_scratch<Call>& s, A* out, A* lse) noexcept {
   using TQ = typename Call::query_scalar;
   const head_dims d{call.q.extent(3), call.out.extent(3)};
+  const auto ask = [&](index r) noexcept {
+    if (r < rows) ask_for(call.query_rows(b, h, lists.rows[r]).data, d.head_dim);
+  };
+  for (index r = 0; r < asked_ahead; ++r) ask(r);
   for (index r = 0; r < rows; ++r) {
+    ask(r + asked_ahead);
     const rectangle<const TQ> from = call.query_rows(b, h, lists.rows[r]);
     copy_tile<TQ, TQ>(from, {s.q + r * d.head_dim, d.head_dim, 1}, 1, d.head_dim);
   }
@@ -126,82 +140,35 @@ void attend_block(const Call& call, index b, index h, const rows_of_block& lists
              call.scale, lse, 1, s.kernel);
 }
 
-/// How many heads and rows are worked on at a time: all rows of some heads, or some rows of one.
-struct block_pass {
-  static constexpr index part_bytes = index{32} << 20U;
-
-  index heads;
-  index rows;
-
-  /// `row_bytes`: of all parts of a row.
-  constexpr block_pass(index all_heads, index all_rows, index row_bytes) noexcept
-      : heads(1), rows(all_rows) {
-    const index most = std::max<index>(1, part_bytes / std::max<index>(1, row_bytes));
-    if (all_rows > most) {
-      rows = ceil_div(all_rows, ceil_div(all_rows, most));
-    } else if (all_rows > 0) {
-      heads = std::clamp<index>(most / all_rows, 1, std::max<index>(1, all_heads));
-    }
+/// Sums the normalised parts at `place` into `to`, perhaps the first of them, not divided by the
+/// sum of the state that is returned. Their log-sum-exps become their weights.
+template <class A>
+softmax_state<A> merge_parts(const A* parts, A* lse, const listed_token* place, index count,
+                             index channels, A* to) noexcept {
+  softmax_state<A> state;
+  if (count == 0) return state;
+  for (index n = 0; n < count; ++n) state.max = std::max(state.max, lse[place[n]]);
+  for (index n = 0; n < count; ++n) {
+    A& x = lse[place[n]];
+    x = softmax_state<A>{x, A(1)}.merge({state.max, A(0)}).self;
+    state.sum += x;
   }
-};
-
-template <class Call, class I>
-[[nodiscard]] block_pass passes_of(const Call& call, const view<const I, 4>& selection) noexcept {
-  const score_extents e = call.extents;
-  constexpr auto size = static_cast<index>(sizeof(typename Call::A));
-  return {e.batch * e.heads, e.queries, selection.extent(3) * (call.out.extent(3) + 3) * size};
+  index c = 0;
+  for (; c + simd::lanes<A> <= channels; c += simd::lanes<A>) {
+    auto sum = simd::zero<A>();
+    for (index n = 0; n < count; ++n) {
+      sum = simd::fmadd(simd::broadcast(lse[place[n]]), simd::load(parts + place[n] * channels + c),
+                        sum);
+    }
+    simd::store(to + c, sum);
+  }
+  for (; c < channels; ++c) {
+    A sum = A(0);
+    for (index n = 0; n < count; ++n) sum += lse[place[n]] * parts[place[n] * channels + c];
+    to[c] = sum;
+  }
+  return state;
 }
-
-/// Which rows chose each block, of some rows of one head.
-struct block_lists {
-  struct task {
-    index block;
-    range listed;  // rows in the block's list
-  };
-
-  index* begin = nullptr;         // [blocks + 1]: where each block's list begins
-  listed_token* rows = nullptr;   // [listed]: the lists, end to end
-  listed_token* place = nullptr;  // [rows][choices]: a row's choices, ascending, then -1; once
-                                  // inverted, where the row stands in their lists
-  task* tasks = nullptr;          // [most_tasks]
-  index task_count = 0;
-
-  /// Each block with a row has a task more than its whole ones, at the most.
-  [[nodiscard]] static constexpr index most_tasks(index blocks, index listed, index most) noexcept {
-    return std::min(blocks, listed) + listed / most;
-  }
-  void carve(carver& c, index blocks, index listed, index most) noexcept {
-    begin = c.take<index>(blocks + 1);
-    rows = c.take<listed_token>(listed);
-    place = c.take<listed_token>(listed);
-    tasks = c.take<task>(most_tasks(blocks, listed, most));
-  }
-
-  /// `place` holds the choices of rows `r`, the first at place 0; tasks have `most` rows.
-  void invert(range r, index choices, index blocks, index most) noexcept {
-    std::fill_n(begin, blocks + 1, index{0});
-    for (index n = 0; n < r.size() * choices; ++n) {
-      if (place[n] >= 0) ++begin[place[n] + 1];
-    }
-    for (index n = 0; n < blocks; ++n) begin[n + 1] += begin[n];
-    for (index i = r.begin; i < r.end; ++i) {
-      listed_token* const of_row = place + (i - r.begin) * choices;
-      for (index c = 0; c < choices && of_row[c] >= 0; ++c) {
-        const index at = begin[of_row[c]]++;
-        rows[at] = static_cast<listed_token>(i);
-        of_row[c] = static_cast<listed_token>(at);
-      }
-    }
-    for (index n = blocks; n > 0; --n) begin[n] = begin[n - 1];
-    begin[0] = 0;
-    task_count = 0;
-    for (index n = 0; n < blocks; ++n) {
-      for (index first = begin[n]; first < begin[n + 1]; first += most) {
-        tasks[task_count++] = {n, {first, std::min(first + most, begin[n + 1])}};
-      }
-    }
-  }
-};
 
 template <class E, class Call, class I>
 void run_selected_blocks(E& exec, const Call& call, const view<const I, 4>& selection,
@@ -214,7 +181,7 @@ void run_selected_blocks(E& exec, const Call& call, const view<const I, 4>& sele
   const index blocks = ceil_div(e.keys, block);
   const index heads = e.batch * e.heads;
   if (heads * e.queries == 0) return;
-  const block_pass pass = passes_of(call, selection);
+  const block_pass pass = passes_of(call, selection, block);
   const index listed = pass.rows * choices;
   const index most_tasks = block_lists::most_tasks(blocks, listed, most);
   constexpr index stretch = 64;  // rows sorted or merged at a time
@@ -286,13 +253,13 @@ void run_selected_blocks(E& exec, const Call& call, const view<const I, 4>& sele
       const range r = rows_of(t % stretches);
       for (index i = r.begin; i < r.end; ++i) {
         const listed_token* const place = lists[n].place + (i - rows.begin) * choices;
-        const bool any = choices > 0 && place[0] >= 0;
-        A* const row = any ? parts + place[0] * d.value_dim : nullptr;
-        softmax_state<A> state;
-        for (index c = 0; c < choices && place[c] >= 0; ++c) {
-          join_part(state, row, lse[n * listed + place[c]], parts + place[c] * d.value_dim,
-                    d.value_dim);
+        for (index c = choices; i + 1 < r.end && c < 2 * choices && place[c] >= 0; ++c) {
+          ask_for(parts + place[c] * d.value_dim, d.value_dim);
         }
+        index count = 0;
+        while (count < choices && place[count] >= 0) ++count;
+        A* const row = count > 0 ? parts + place[0] * d.value_dim : nullptr;
+        const auto state = merge_parts(parts, lse + n * listed, place, count, d.value_dim, row);
         write_row(call, head / e.heads, head % e.heads, i, state, row);
       }
     });
