@@ -125,7 +125,7 @@ TEST(SelectedBlocksCalls, SeveralPasses) {
     s.kv_heads = s.selection_heads = 1;
     s.queries = queries;
     s.keys = 70;
-    s.block = 32;
+    s.block = 40;
     s.choices = 8;
     s.value_dim = 4000;
     const index row_bytes = s.choices * s.value_dim * 4;

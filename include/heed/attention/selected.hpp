@@ -16,15 +16,20 @@
 // row's choices": scale, modifiers, masks, sinks, dropout and log-sum-exp mean what they mean
 // there, `causal()` must be asked for, and a row without a visible choice is 0.
 //
-// Accumulator and errors as in `attention`. Cost 2 (D + Dv) FLOPs for each query head and chosen
-// key: keys and values of a row's choices are read once for all heads that share them. Scratch a
-// worker: some 500 rows of keys and values, and the choices of one row. Parallel over rows: the
-// same bits for any number of threads. Throws shape_error, option_error, std::bad_alloc before
+// Accumulator and errors as in `attention`; where blocks run one by one, a row's parts merge in the
+// order of its blocks, at 2 eps each. Cost 2 (D + Dv) FLOPs for each query head and chosen key.
+//   Large blocks that many rows choose (`by_blocks`, by the shape alone) run as dense tiles: the
+//   rows of each block against its keys. Parallel over blocks and their rows; memory beside the
+//   result up to 32 MiB, or what one row's parts need, and scratch a worker as in `attention`.
+//   Others run row by row: keys and values of a row's choices are read once for all heads that
+//   share them. Parallel over rows; scratch a worker: some 500 rows of keys and values, and the
+//   choices of one row.
+// The same bits for any number of threads. Throws shape_error, option_error, std::bad_alloc before
 // anything is written.
 #pragma once
 
 #include <algorithm>
-#include <string>
+#include <limits>
 
 #include "heed/attention/choices.hpp"
 #include "heed/attention/door.hpp"
@@ -128,13 +133,19 @@ class chosen_program {
   const chosen_blocks* chosen_;
 };
 
+/// Heads whose rows share their keys: a whole group, unless each of its heads chooses for itself.
+template <class Call, class I>
+[[nodiscard]] index sharing_heads(const Call& call, const view<const I, 4>& selection) noexcept {
+  const score_extents& e = call.extents;
+  return selection.extent(1) == e.heads && e.heads != e.kv_heads ? 1 : call.group();
+}
+
 template <class E, class Call, class I>
 void run_selected_rows(E& exec, const Call& call, const view<const I, 4>& selection, index block) {
   using A = typename Call::A;
   const score_extents e = call.extents;
   const head_dims d{call.q.extent(3), call.out.extent(3)};
-  // Rows that share keys: a whole group, unless each of its heads chooses for itself.
-  const index group = selection.extent(1) == e.heads && e.heads != e.kv_heads ? 1 : call.group();
+  const index group = sharing_heads(call, selection);
   const index shares = group > 0 ? e.heads / group : 0;
   const index tasks = e.batch * shares * e.queries;
   if (tasks == 0) return;
@@ -186,14 +197,20 @@ void run_selected_rows(E& exec, const Call& call, const view<const I, 4>& select
   for_each_task(exec, workers, tasks, task, std::clamp<index>(tasks / (workers * 64), 1, 64));
 }
 
-/// Whether the rows of a block are enough to run as its tiles.
+/// Whether to run block by block. With r rows a block, measured at 64 channels of float: row by row
+/// a key costs a row 13 ns over the heads that share it, and 1 ns more; block by block 1 ns, but a
+/// part is 100 ns, and a task 3,000 ns over its rows:
+///   13 block / heads > 100 + 3000 / r
 template <class Call, class I>
 [[nodiscard]] bool by_blocks(const Call& call, const view<const I, 4>& selection,
                              index block) noexcept {
   constexpr index most = std::numeric_limits<listed_token>::max();
-  const score_extents e = call.extents;
-  if (block < 32 || e.queries > most || e.keys > most) return false;
-  return passes_of(call, selection, block).rows * selection.extent(3) >= 8 * ceil_div(e.keys, block);
+  const score_extents& e = call.extents;
+  const index blocks = ceil_div(e.keys, block);
+  if (blocks == 0 || e.queries > most || e.keys > most) return false;
+  const index rows = passes_of(call, selection, block).rows * selection.extent(3) / blocks;
+  const index heads = sharing_heads(call, selection);
+  return rows >= 4 && (block - 8 * heads) * rows > 240 * heads;
 }
 
 template <class E, class Call, class I>
