@@ -2,56 +2,19 @@
 // Attention to selected blocks: the textbook in double under the mask that the selection is.
 #include <gtest/gtest.h>
 
-#include <algorithm>
-#include <random>
 #include <vector>
 
-#include "attention_oracle.hpp"
-#include "heed/attention.hpp"
 #include "heed/parallel.hpp"
 #include "heed/score.hpp"
+#include "selection_oracle.hpp"
 
 namespace {
 
 using heed::index;
 using heed::position;
-
-struct shapes {
-  index batch = 2;
-  index heads = 4;
-  index kv_heads = 2;
-  index queries = 37;
-  index keys = 83;
-  index selection_batch = 2;
-  index selection_heads = 2;
-  index choices = 5;
-  index block = 16;
-};
-
-/// Choices in any order, some of them none, some of them twice.
-heed::tensor<index, 4> random_selection(const shapes& s, unsigned seed) {
-  heed::tensor<index, 4> t({s.selection_batch, s.selection_heads, s.queries, s.choices});
-  std::mt19937 draw(seed);
-  const index blocks = heed::ceil_div(s.keys, s.block);
-  for (index i = 0; i < t.size(); ++i) {
-    t.data()[i] = static_cast<index>(draw() % static_cast<unsigned>(blocks + 1)) - 1;
-  }
-  return t;
-}
-
-/// The selection as a mask.
-struct selected {
-  const heed::tensor<index, 4>& choices;
-  shapes s;
-  bool operator()(const position& p) const {
-    const index b = s.selection_batch == 1 ? 0 : p.batch;
-    const index h = s.selection_heads == 1 ? 0 : s.selection_heads == s.heads ? p.head : p.kv_head;
-    for (index c = 0; c < s.choices; ++c) {
-      if (choices(b, h, p.row, c) == p.key / s.block) return true;
-    }
-    return false;
-  }
-};
+using selections::random_selection;
+using selections::selected;
+using selections::shapes;
 
 template <class T>
 class Selected : public testing::Test {

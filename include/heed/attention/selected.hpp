@@ -16,17 +16,24 @@
 // row's choices": scale, modifiers, masks, sinks, dropout and log-sum-exp mean what they mean
 // there, `causal()` must be asked for, and a row without a visible choice is 0.
 //
-// Accumulator and errors as in `attention`. Cost 2 (D + Dv) FLOPs for each query head and chosen
-// key: keys and values of a row's choices are read once for all heads that share them. Scratch a
-// worker: some 500 rows of keys and values, and the choices of one row. Parallel over rows: the
-// same bits for any number of threads. Throws shape_error, option_error, std::bad_alloc before
+// Accumulator and errors as in `attention`; where blocks run one by one, a row's parts merge in the
+// order of its blocks, at 2 eps each. Cost 2 (D + Dv) FLOPs for each query head and chosen key.
+//   Large blocks that many rows choose (`by_blocks`, by the shape alone) run as dense tiles: the
+//   rows of each block against its keys. Parallel over blocks and their rows; memory beside the
+//   result up to 32 MiB, or what one row's parts need, and scratch a worker as in `attention`.
+//   Others run row by row: keys and values of a row's choices are read once for all heads that
+//   share them. Parallel over rows; scratch a worker: some 500 rows of keys and values, and the
+//   choices of one row.
+// The same bits for any number of threads. Throws shape_error, option_error, std::bad_alloc before
 // anything is written.
 #pragma once
 
 #include <algorithm>
-#include <string>
+#include <limits>
 
+#include "heed/attention/choices.hpp"
 #include "heed/attention/door.hpp"
+#include "heed/attention/selected_blocks.hpp"
 #include "heed/attention/split.hpp"
 
 namespace heed {
@@ -126,52 +133,19 @@ class chosen_program {
   const chosen_blocks* chosen_;
 };
 
-template <class I>
-void check_selection(const view<const I, 4>& s, index block, const score_extents& e) {
-  if (block < 1) fail<option_error>("block is " + std::to_string(block) + ", must be at least 1");
-  const bool heads = s.extent(1) == 1 || s.extent(1) == e.kv_heads || s.extent(1) == e.heads;
-  if ((s.extent(0) != 1 && s.extent(0) != e.batch) || !heads || s.extent(2) != e.queries) {
-    const index call[] = {e.batch, e.heads, e.queries};
-    fail<shape_error>("selection has extents " + format_extents(s.extents()) +
-                      " (batch, heads, queries, choices), the call has " + format_extents(call) +
-                      " and " + std::to_string(e.kv_heads) + " kv heads");
-  }
-  const index blocks = ceil_div(e.keys, block);
-  for (index b = 0; b < s.extent(0); ++b) {
-    for (index h = 0; h < s.extent(1); ++h) {
-      for (index i = 0; i < s.extent(2); ++i) {
-        for (index c = 0; c < s.extent(3); ++c) {
-          if (static_cast<index>(s(b, h, i, c)) < blocks) continue;
-          fail<shape_error>("selection names block " +
-                            std::to_string(static_cast<index>(s(b, h, i, c))) + ", k has " +
-                            std::to_string(blocks) + " blocks of " + std::to_string(block));
-        }
-      }
-    }
-  }
-}
-
-/// The row's choices among `blocks` blocks, ascending, without repeats.
-template <class I>
-[[nodiscard]] index sort_choices(const view<const I, 4>& s, index b, index h, index i, index blocks,
-                                 index* to) noexcept {
-  index n = 0;
-  for (index c = 0; c < s.extent(3); ++c) {
-    const auto block = static_cast<index>(s(s.extent(0) == 1 ? 0 : b, h, i, c));
-    if (block >= 0 && block < blocks) to[n++] = block;
-  }
-  std::sort(to, to + n);
-  return std::unique(to, to + n) - to;
+/// Heads whose rows share their keys: a whole group, unless each of its heads chooses for itself.
+template <class Call, class I>
+[[nodiscard]] index sharing_heads(const Call& call, const view<const I, 4>& selection) noexcept {
+  const score_extents& e = call.extents;
+  return selection.extent(1) == e.heads && e.heads != e.kv_heads ? 1 : call.group();
 }
 
 template <class E, class Call, class I>
-void run_selected(E& exec, const Call& call, const view<const I, 4>& selection, index block) {
+void run_selected_rows(E& exec, const Call& call, const view<const I, 4>& selection, index block) {
   using A = typename Call::A;
   const score_extents e = call.extents;
-  check_selection(selection, block, e);
   const head_dims d{call.q.extent(3), call.out.extent(3)};
-  // Rows that share keys: a whole group, unless each of its heads chooses for itself.
-  const index group = selection.extent(1) == e.heads && e.heads != e.kv_heads ? 1 : call.group();
+  const index group = sharing_heads(call, selection);
   const index shares = group > 0 ? e.heads / group : 0;
   const index tasks = e.batch * shares * e.queries;
   if (tasks == 0) return;
@@ -207,9 +181,7 @@ void run_selected(E& exec, const Call& call, const view<const I, 4>& selection, 
     const index first_head = t / e.queries % shares * group;
     const index b = t / e.queries / shares;
     const index kv_head = first_head / call.group();
-    const index s_head = selection.extent(1) == 1         ? 0
-                         : selection.extent(1) == e.heads ? first_head
-                                                          : kv_head;
+    const index s_head = selection_head(selection, e, first_head);
     const shared_rows rows{b, kv_head, first_head, group, i, 1, call.options.offset[b]};
     const index tokens = call.source.length(b);
     const chosen_blocks chosen{
@@ -225,12 +197,30 @@ void run_selected(E& exec, const Call& call, const view<const I, 4>& selection, 
   for_each_task(exec, workers, tasks, task, std::clamp<index>(tasks / (workers * 64), 1, 64));
 }
 
-template <class S>
-[[nodiscard]] auto selection4(const S& selection) {
-  using I = scalar_of<const S&>;
-  static_assert(std::is_integral_v<std::remove_const_t<I>>,
-                "heed: a selection is a tensor of integers");
-  return view<const std::remove_const_t<I>, 4>(as_rank4(as_view(selection)));
+/// Whether to run block by block. With r rows a block, measured at 64 channels of float: row by row
+/// a key costs a row 13 ns over the heads that share it, and 1 ns more; block by block 1 ns, but a
+/// part is 100 ns, and a task 3,000 ns over its rows:
+///   13 block / heads > 100 + 3000 / r
+template <class Call, class I>
+[[nodiscard]] bool by_blocks(const Call& call, const view<const I, 4>& selection,
+                             index block) noexcept {
+  constexpr index most = std::numeric_limits<listed_token>::max();
+  const score_extents& e = call.extents;
+  const index blocks = ceil_div(e.keys, block);
+  if (blocks == 0 || e.queries > most || e.keys > most) return false;
+  const index rows = passes_of(call, selection, block).rows * selection.extent(3) / blocks;
+  const index heads = sharing_heads(call, selection);
+  return rows >= 4 && (block - 8 * heads) * rows > 240 * heads;
+}
+
+template <class E, class Call, class I>
+void run_selected(E& exec, const Call& call, const view<const I, 4>& selection, index block) {
+  check_selection(selection, block, call.extents);
+  if (by_blocks(call, selection, block)) {
+    run_selected_blocks(exec, call, selection, block);
+  } else {
+    run_selected_rows(exec, call, selection, block);
+  }
 }
 
 }  // namespace detail

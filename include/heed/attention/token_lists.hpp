@@ -104,10 +104,10 @@ class listed_source {
 };
 
 /// A score modifier, bias or mask asked about places in the lists, which answers about the tokens.
-template <class M>
+template <class M, class Lists = token_lists>
 struct listed_modifier {
   M modifier;
-  token_lists lists;
+  Lists lists;
 
   HEED_INLINE bool operator()(const position& p) const noexcept requires mask_function<M> {
     return modifier(lists.moved(p));

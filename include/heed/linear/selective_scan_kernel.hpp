@@ -16,6 +16,7 @@
 #include <type_traits>
 
 #include "heed/linear/channel_blocks.hpp"
+#include "heed/linear/channel_lines.hpp"
 #include "heed/linear/softplus.hpp"
 
 namespace heed {
@@ -113,7 +114,7 @@ struct selective_scan_kernel {
     from.step = channel_rows(dt, k, t, s.dt);
     from.b = weight_rows(b, k, t, s.b);
     from.c = weight_rows(c, k, t, s.c);
-    next_lines next(*this, k, t.end);
+    channel_lines next = next_lines(k, t.end);
     each_packet(k, [&](index first, index) {
       tile_rows part = from;
       part.x.data += first;
@@ -144,7 +145,7 @@ struct selective_scan_kernel {
     if constexpr (std::is_same_v<TO, A>) {
       if (in_place(out, k)) {
         each_packet(k, [&](index first, index) {
-          finish(t.size(), from, s, first, row_of(out, k, t.begin) + first, out.stride(1));
+          finish(t.size(), from, s, first, channel_row(out, k, t.begin) + first, out.stride(1));
         });
         return;
       }
@@ -174,48 +175,14 @@ struct selective_scan_kernel {
   struct tile_rows {
     rows x, step, gate, b, c;
   };
-  /// The next tile's memory, row by row and a packet of channels at a time: a few lines a token
-  /// while the first states of each packet are computed. Rows of few channels far apart are no
-  /// stream that the hardware would see.
-  class next_lines {
-   public:
-    next_lines(const selective_scan_kernel& scan, const channel_block& k, index token) noexcept
-        : rows_(std::min(tile_tokens, scan.x.extent(1) - token)),
-          columns_(ceil_div(k.count, lanes)) {
-      add(scan.x, k, token);
-      add(scan.dt, k, token);
-      add(scan.out, k, token);
-      if (scan.options.gate.data() != nullptr) add(scan.options.gate, k, token);
-    }
-    HEED_INLINE void ask() noexcept {
-      if (rows_ <= 0) return;
-      for (std::size_t i = 0; i < count_; ++i) {
-        simd::prefetch<2>(at_[i].row + column_ * at_[i].step);
-      }
-      if (++column_ < columns_) return;
-      column_ = 0;
-      --rows_;
-      for (std::size_t i = 0; i < count_; ++i) at_[i].row += at_[i].stride;
-    }
-
-   private:
-    struct stream {
-      const std::byte* row = nullptr;
-      index stride = 0;  // bytes, as the step from one packet to the next
-      index step = 0;
-    };
-    template <class T>
-    void add(const view<T, 3>& tensor, const channel_block& k, index token) noexcept {
-      constexpr index size = sizeof(T);
-      at_[count_++] = {reinterpret_cast<const std::byte*>(row_of(tensor, k, token)),
-                       tensor.stride(1) * size, tensor.stride(2) * lanes * size};
-    }
-    std::array<stream, 4> at_{};
-    std::size_t count_ = 0;
-    index rows_;
-    index columns_;
-    index column_ = 0;
-  };
+  [[nodiscard]] channel_lines next_lines(const channel_block& k, index token) const noexcept {
+    channel_lines lines(std::min(tile_tokens, x.extent(1) - token), ceil_div(k.count, lanes));
+    lines.add(x, k, token, lanes);
+    lines.add(dt, k, token, lanes);
+    lines.add(out, k, token, lanes);
+    if (options.gate.data() != nullptr) lines.add(options.gate, k, token, lanes);
+    return lines;
+  }
 
   struct tile_state {
     A* h;
@@ -258,15 +225,9 @@ struct selective_scan_kernel {
   [[nodiscard]] static rows channel_rows(const view<const T, 3>& from, const channel_block& k,
                                          range t, A* copy) noexcept {
     if constexpr (std::is_same_v<T, A>) {
-      if (in_place(from, k)) return {row_of(from, k, t.begin), from.stride(1)};
+      if (in_place(from, k)) return {channel_row(from, k, t.begin), from.stride(1)};
     }
     return {copy, width};
-  }
-  template <class T>
-  [[nodiscard]] static T* row_of(const view<T, 3>& from, const channel_block& k,
-                                 index token) noexcept {
-    return from.data() + k.batch * from.stride(0) + token * from.stride(1) +
-           k.first * from.stride(2);
   }
   template <class T>
   [[nodiscard]] rows weight_rows(const view<const T, 4>& from, const channel_block& k, range t,
@@ -297,7 +258,7 @@ struct selective_scan_kernel {
   /// The recurrence; y is left with the sums over the states.
   template <bool Decaying>
   void run(index tokens, const tile_rows& from, const tile_state& at,
-           next_lines& next) const noexcept {
+           channel_lines& next) const noexcept {
     constexpr int together = 4;
     const index n = states();
     index i = 0;
@@ -313,7 +274,7 @@ struct selective_scan_kernel {
   /// So many states of a packet of channels, in registers from the tile's first token to its last.
   template <int Count, bool Decaying>
   HEED_NOINLINE static void advance(index first, index tokens, const tile_rows& from,
-                                    const tile_state& at, next_lines& next) noexcept {
+                                    const tile_state& at, channel_lines& next) noexcept {
     packet h[std::size_t{Count}];
     packet rate[std::size_t{Count}];
     simd::unroll<Count>([&](auto i) HEED_INLINE_LAMBDA {

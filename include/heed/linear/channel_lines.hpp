@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: MIT
+// Asks for the memory of a scan's next tile: rows of few channels, far apart, are no stream that
+// the hardware would see.
+#pragma once
+
+#include <array>
+#include <cstddef>
+
+#include "heed/linear/channel_blocks.hpp"
+#include "heed/simd/packet.hpp"
+#include "heed/tensor/view.hpp"
+
+namespace heed {
+
+/// Where a block's channels of a token begin.
+template <class T>
+[[nodiscard]] T* channel_row(const view<T, 3>& x, const channel_block& k, index token) noexcept {
+  return x.data() + k.batch * x.stride(0) + token * x.stride(1) + k.first * x.stride(2);
+}
+
+/// Row by row and a packet of channels at a time: a few lines with each call of `ask`.
+class channel_lines {
+ public:
+  /// `rows` tokens of `columns` packets each.
+  channel_lines(index rows, index columns) noexcept : rows_(rows), columns_(columns) {}
+
+  /// From `token` on; packets of `lanes` channels. At most four tensors.
+  template <class T>
+  void add(const view<T, 3>& x, const channel_block& k, index token, index lanes) noexcept {
+    constexpr auto size = static_cast<index>(sizeof(T));
+    at_[count_++] = {reinterpret_cast<const std::byte*>(channel_row(x, k, token)),
+                     x.stride(1) * size, x.stride(2) * lanes * size};
+  }
+  HEED_INLINE void ask() noexcept {
+    if (rows_ <= 0) return;
+    for (std::size_t i = 0; i < count_; ++i) {
+      simd::prefetch<2>(at_[i].row + column_ * at_[i].step);
+    }
+    if (++column_ < columns_) return;
+    column_ = 0;
+    --rows_;
+    for (std::size_t i = 0; i < count_; ++i) at_[i].row += at_[i].stride;
+  }
+
+ private:
+  struct stream {
+    const std::byte* row = nullptr;
+    index stride = 0;  // bytes, as the step from one packet to the next
+    index step = 0;
+  };
+  std::array<stream, 4> at_{};
+  std::size_t count_ = 0;
+  index rows_;
+  index columns_;
+  index column_ = 0;
+};
+
+}  // namespace heed
