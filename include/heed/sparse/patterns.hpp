@@ -5,6 +5,7 @@
 // |------------------|-------------------------------------------------------------------|--------
 // | global_tokens g  | j < g or p < g                                                    | 1
 // | longformer w, g  | abs(p - j) <= w, or j < g or p < g                                | 1
+// | longformer w,g,d | abs(p - j) <= w d[h] and d[h] divides p - j, or global            | 1
 // | dilated_window   | p - left d <= j <= p + right d and d divides p - j                | 1
 // | strided l        | j <= p and (p - j < l or l divides p - j)                         | 2
 // | fixed l, c       | j <= p and (j / l = p / l or j % l >= l - c)                      | 2
@@ -23,6 +24,7 @@
 
 #include <bit>
 #include <cstdint>
+#include <span>
 #include <string>
 
 #include "heed/score/combine.hpp"
@@ -84,6 +86,39 @@ struct dilated_window {
     return {.left = left * dilation, .right = right * dilation};
   }
 };
+
+/// dilated_window of `reach` keys on either side, dilated by dilations[head]: some heads look near,
+/// others far. The list outlives the call, and has an entry a query head.
+struct dilated_window_of_heads {
+  static constexpr stage when = stage::mask;
+  index reach = 0;
+  std::span<const index> dilations{};
+
+  [[nodiscard]] constexpr bool operator()(const position& p) const noexcept {
+    return of(p.head)(p);
+  }
+  [[nodiscard]] constexpr heed::coverage coverage(const tile& t) const noexcept {
+    return of(t.head).coverage(t);
+  }
+  [[nodiscard]] constexpr range visible_keys(const tile& t) const noexcept {
+    return of(t.head).visible_keys(t);
+  }
+  void check(const score_extents& e) const {
+    require_equal("dilations", "heads", static_cast<index>(dilations.size()), "q", e.heads);
+    for (const index d : dilations) dilated_window{reach, reach, d}.check(e);
+  }
+
+ private:
+  [[nodiscard]] constexpr dilated_window of(index head) const noexcept {
+    return {reach, reach, dilations[static_cast<std::size_t>(head)]};
+  }
+};
+
+/// Longformer with a dilation of each head.
+[[nodiscard]] constexpr auto longformer(index reach, index global,
+                                        std::span<const index> dilations) {
+  return dilated_window_of_heads{reach, dilations} || global_tokens{global};
+}
 
 /// The last `stride` keys, and every `stride`-th before them.
 struct strided {
