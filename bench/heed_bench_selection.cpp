@@ -8,12 +8,12 @@
 // Planted data, so that there is something to find:
 //   topics  each stretch of 100 tokens has a centre of 64 normal numbers; a key is its stretch's
 //           centre plus normal noise, a query 1.25 times the sum of three centres plus noise: its
-//           own stretch's and those of two earlier stretches drawn at random. For top_k_keys,
-//           mixture_of_blocks and page_bounds.
+//           own stretch's and those of two earlier stretches drawn at random. For all others.
 //   lines   each token has a name of 63 normal numbers, its key; a query is 2.5 times the sum of
 //   the
 //           names that stand 0, 70 and 1,000 tokens back, and looks for four keys in the last
 //           channel. For vertical_slash.
+// lsh_buckets_R hashes in R rounds; route_tokens has clusters of 512.
 // page_bounds is decode: one query of n cached tokens. The others are causal prompts of n queries.
 #include <algorithm>
 #include <ctime>
@@ -203,6 +203,63 @@ void register_vertical_slash(index n) {
       });
 }
 
+/// Mean recall of a call that writes into(out, lse), against causal attention.
+template <class Attend>
+[[nodiscard]] double recall_of(planted_data& d, const Attend& attend) {
+  heed::tensor<float, 3> kept({1, 1, d.tokens()}), exact({1, 1, d.tokens()});
+  attend(heed::into(d.out, kept));
+  heed::attention_into(pool_of(1), heed::into(d.out, exact), d.q, d.k, d.v, {}, heed::causal());
+  return heed::mean_recall(heed::log_sum_exp_recall(kept, exact));
+}
+
+void register_hashed(index n, index rounds) {
+  constexpr index chunk = 128;
+  const auto attend = [](auto&& out, planted_data& d, const heed::lsh_pair& buckets) {
+    heed::lsh_attention_into(pool_of(1), out, d.q, d.k, d.v, buckets.queries, buckets.keys,
+                             {.chunk = chunk}, {.scratch = &d.scratch}, heed::causal());
+  };
+  register_selection(
+      "lsh_buckets_" + std::to_string(rounds), n, [](index tokens) { return topics(tokens); },
+      [=](planted_data& d) {
+        return heed::lsh_buckets(pool_of(1), d.q, d.k,
+                                 {.rounds = rounds, .buckets = n / chunk, .factor = 4});
+      },
+      [=](planted_data& d, const heed::lsh_pair& buckets) { attend(d.out, d, buckets); },
+      [=](planted_data& d, const heed::lsh_pair& buckets) {
+        return recall_of(d, [&](auto&& out) { attend(out, d, buckets); });
+      });
+}
+
+/// Routes of queries and of keys; the centroids are learned before.
+struct routed_data : planted_data {
+  static constexpr index window = 512;
+  explicit routed_data(index n)
+      : planted_data(topics(n)),
+        centroids(heed::routing_centroids(pool_of(1), {.clusters = n / window, .steps = 4}, q, k)) {
+  }
+  heed::tensor<float, 3> centroids;
+};
+struct routes {
+  heed::tensor<index, 4> queries, keys;
+};
+
+void register_routed(index n) {
+  const auto attend = [](auto&& out, routed_data& d, const routes& r) {
+    heed::routing_attention_into(pool_of(1), out, d.q, d.k, d.v, r.queries, r.keys,
+                                 {.scratch = &d.scratch}, heed::causal());
+  };
+  register_selection(
+      "route_tokens", n, [](index tokens) { return routed_data(tokens); },
+      [](routed_data& d) {
+        return routes{heed::route_tokens(pool_of(1), d.q, d.centroids, routed_data::window),
+                      heed::route_tokens(pool_of(1), d.k, d.centroids, routed_data::window)};
+      },
+      [=](routed_data& d, const routes& r) { attend(d.out, d, r); },
+      [=](routed_data& d, const routes& r) {
+        return recall_of(d, [&](auto&& out) { attend(out, d, r); });
+      });
+}
+
 }  // namespace
 
 void register_selection() {
@@ -212,6 +269,8 @@ void register_selection() {
     register_chosen_blocks("mixture_of_blocks_512", n, 512, true, 8);
     register_page_bounds(n, 64);
     register_vertical_slash(n);
+    for (const index rounds : {1, 4}) register_hashed(n, rounds);
+    register_routed(n);
   }
 }
 

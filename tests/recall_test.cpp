@@ -430,4 +430,29 @@ TEST(EstimateErrors, NameTheArgument) {
                heed::shape_error);
 }
 
+// By log-sum-exps: the recall that the mask's own definition gives.
+TEST(RecallOfLogSumExps, IsThatOfTheMask) {
+  const index n = 90;
+  const auto q = oracle::random_tensor<float, 4>({2, 4, n, 16}, 1);
+  const auto k = oracle::random_tensor<float, 4>({2, 2, n, 16}, 2);
+  const auto mask = heed::window{.left = 9} && heed::causal();
+  heed::tensor<float, 4> out({2, 4, n, 16});
+  heed::tensor<float, 3> kept({2, 4, n}), exact({2, 4, n});
+  heed::attention_into(heed::into(out, kept), q, k, k, {}, mask);
+  heed::attention_into(heed::into(out, exact), q, k, k, {}, heed::causal());
+  const auto recall = heed::log_sum_exp_recall(kept, exact);
+  for (index b = 0; b < 2; ++b) {
+    for (index h = 0; h < 4; ++h) {
+      const double want =
+          recall_by_definition(q, k, {}, b, h, [](index i, index j) { return j > i - 10; });
+      EXPECT_NEAR(recall(b, h), want, tolerance(q, k, 0.25));
+      EXPECT_LT(want, 0.9);
+    }
+  }
+  kept(0, 0, 5) = -std::numeric_limits<float>::infinity();  // a row that keeps nothing
+  EXPECT_LT(heed::log_sum_exp_recall(kept, exact)(0, 0), recall(0, 0));
+  EXPECT_THROW((void)heed::log_sum_exp_recall(kept, heed::tensor<float, 3>({2, 4, n + 1})),
+               heed::shape_error);
+}
+
 }  // namespace

@@ -9,6 +9,7 @@
 //
 //   auto share = attention_recall(exec, q, k, blocks(pattern), {.stride = 64});
 //   auto share = selection_recall(exec, q, k, mixture_of_blocks(...), 128, {.stride = 64});
+//   auto share = log_sum_exp_recall(lse_of_lsh_attention, lse_of_attention);
 //
 // The results are [batch, heads], means over the rows looked at, in double; mean_recall(share) is
 // that of all heads. Rows without a visible key do not count; a head without any other has 1. A
@@ -20,6 +21,7 @@
 #pragma once
 
 #include <cmath>
+#include <limits>
 #include <optional>
 #include <string>
 #include <utility>
@@ -174,6 +176,36 @@ template <executor E, tensor_like Q, tensor_like K, tensor_like S>
     }
     return kept;
   });
+}
+
+/// log_sum_exp_recall(kept, exact): of any method that gives the log-sum-exps [batch, heads,
+/// queries] of the keys it keeps, beside those of exact attention under the same causality and
+/// modifiers: exp(kept - exact), no product at all. Without sinks: they join a sum, not a key.
+template <tensor_like L, tensor_like M>
+[[nodiscard]] tensor<double, 2> log_sum_exp_recall(const L& kept, const M& exact) {
+  static_assert(rank_of<const L&> == 3 && rank_of<const M&> == 3,
+                "heed: log-sum-exps have axes batch, heads, queries");
+  const auto a = as_view(kept);
+  const auto b = as_view(exact);
+  if (a.extents() != b.extents()) {
+    fail<shape_error>("kept has extents " + format_extents(a.extents()) + ", exact " +
+                      format_extents(b.extents()));
+  }
+  tensor<double, 2> recall({a.extent(0), a.extent(1)});
+  for (index n = 0; n < a.extent(0); ++n) {
+    for (index h = 0; h < a.extent(1); ++h) {
+      double sum = 0;
+      index rows = 0;
+      for (index i = 0; i < a.extent(2); ++i) {
+        const auto whole = static_cast<double>(b(n, h, i));
+        if (whole == -std::numeric_limits<double>::infinity()) continue;
+        sum += std::exp(static_cast<double>(a(n, h, i)) - whole);
+        ++rows;
+      }
+      recall(n, h) = rows > 0 ? sum / static_cast<double>(rows) : 1.0;
+    }
+  }
+  return recall;
 }
 
 /// The mean over all batches and heads; 1 where there are none.
