@@ -187,6 +187,30 @@ TEST(SelectedBlocksCalls, HiddenNumbersStayHidden) {
   EXPECT_EQ(oracle::difference<float>(out, want.output, want.sizes), "");
 }
 
+TEST(SelectedBlocksCalls, AnyStrides) {
+  shapes s = whole_blocks();
+  s.selection_heads = 1;
+  const auto q = oracle::random_tensor<float, 4>({2, 4, 131, 19}, 1);
+  const auto k = oracle::random_tensor<float, 4>({2, 2, 150, 19}, 2);
+  const auto v = oracle::random_tensor<float, 4>({2, 2, 150, 21}, 3);
+  const auto selection = random_selection(s, 4);
+  const auto want = oracle::expected(q, k, v, heed::attention_options{}, heed::causal(),
+                                     selections::selected{selection, s});
+  for (const oracle::layout& l :
+       {oracle::layout{{0, 1, 3, 2}, {0, 0, 0, 0}, {}, 0},
+        oracle::layout{{2, 0, 1, 3}, {0, 0, 0, 0}, {false, false, true, false}, 3},
+        oracle::layout{{1, 0, 2, 3}, {0, 0, 5, 1}, {true, false, false, true}, 1}}) {
+    const oracle::laid_out<float> q_there(q, l);
+    const oracle::laid_out<float> k_there(k, l);
+    const oracle::laid_out<float> v_there(v, l);
+    oracle::laid_out<float> out({2, 4, 131, 21}, l);
+    ASSERT_TRUE(run_as(way::by_block, out.view(), q_there.cview(), k_there.cview(), v_there.cview(),
+                       selection, s.block, {}, heed::causal()));
+    EXPECT_EQ(oracle::difference<float>(out.view(), want.output, want.sizes), "");
+    EXPECT_EQ(out.overwritten(), 0);
+  }
+}
+
 /// Pages of 11 tokens, sequences of lengths of their own.
 struct paged_source {
   using key_scalar = heed::bfloat16;
