@@ -77,6 +77,7 @@ HEED_NOINLINE void decayed_pairs(const std::array<meeting_rows<A>, std::size_t{C
   const auto part = [&](auto c, index i, index j) HEED_INLINE_LAMBDA {
     return parts + ((decltype(c)::value * tokens + i) * columns + j) * lanes;
   };
+  if (features == 0) std::fill_n(parts, Count * tokens * columns * lanes, A(0));
   index done = 0;
   in_steps<4>(features / lanes, [&](auto packets, index) {
     constexpr int n = decltype(packets)::value;

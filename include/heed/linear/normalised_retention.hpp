@@ -14,7 +14,7 @@
 // batches, NaN and errors thrown: as `retention`; gates are its gates. The divisor has the relative
 // error of scale z'q, by the terms' absolute sum; half and bfloat16 outputs are rounded twice.
 // Cost: `retention` with one value channel more, and its products of pairs again. Memory: a number
-// a row. Source: Sun et al. 2023, arXiv 2307.08621, section 2.3 (score normalisation).
+// a row. Source: Sun et al. 2023, arXiv 2307.08621, section 2.2 (score normalisation).
 #pragma once
 
 #include <algorithm>
