@@ -15,6 +15,8 @@
 #include <limits>
 #include <type_traits>
 
+#include "heed/core/workspace.hpp"
+#include "heed/kernel/copy_tile.hpp"
 #include "heed/linear/channel_blocks.hpp"
 #include "heed/linear/channel_lines.hpp"
 #include "heed/linear/softplus.hpp"
