@@ -33,8 +33,8 @@ HEED_INLINE void score_register_tile(const A* q, const A* k, index k_stride, ind
   });
   for (index c = 0; c < channels; ++c) {
     P query[std::size_t{Packets}];
-    unroll<Packets>([&](auto p)
-                        HEED_INLINE_LAMBDA { query[p] = simd::load(q + c * group + p * lanes); });
+    unroll<Packets>(
+        [&](auto p) HEED_INLINE_LAMBDA { query[p] = simd::load_once(q + c * group + p * lanes); });
     unroll<Keys>([&](auto j) HEED_INLINE_LAMBDA {
       const P key = simd::broadcast(row[j][c]);
       unroll<Packets>(
@@ -67,8 +67,8 @@ HEED_INLINE void value_register_tile(const A* p, const A* v, index v_stride, ind
   });
   for (index j = 0; j < keys; ++j) {
     P weight[std::size_t{Packets}];
-    unroll<Packets>([&](auto r)
-                        HEED_INLINE_LAMBDA { weight[r] = simd::load(p + j * group + r * lanes); });
+    unroll<Packets>(
+        [&](auto r) HEED_INLINE_LAMBDA { weight[r] = simd::load_once(p + j * group + r * lanes); });
     const A* row = v + j * v_stride;
     unroll<Channels>([&](auto c) HEED_INLINE_LAMBDA {
       const P value = simd::broadcast(row[c]);
@@ -127,7 +127,7 @@ HEED_NOINLINE void exponential_tile(A* s, index keys, const simd::packet<A>* shi
   constexpr index group = tile_plan<A>::group;
   P total[std::size_t{Packets}];
   simd::unroll<Packets>([&](auto p) HEED_INLINE_LAMBDA { total[p] = sum[p]; });
-  in_steps<2>(keys, [&](auto step, index j) HEED_INLINE_LAMBDA {
+  in_steps<tile_plan<A>::exponential_step>(keys, [&](auto step, index j) HEED_INLINE_LAMBDA {
     constexpr int count = decltype(step)::value * Packets;
     A* const at = s + j * group;
     P e[std::size_t{count}];

@@ -95,8 +95,9 @@ struct register_sums {
   template <int First, class X>
   HEED_INLINE void add_outer(X&& x, const A* b) noexcept {
     packet operand[std::size_t{Packets}];
-    simd::unroll<Packets>(
-        [&](auto p) HEED_INLINE_LAMBDA { operand[p] = simd::load(b + p * linear_plan<A>::lanes); });
+    simd::unroll<Packets>([&](auto p) HEED_INLINE_LAMBDA {
+      operand[p] = simd::load_once(b + p * linear_plan<A>::lanes);
+    });
     simd::unroll<Rows - First>([&](auto i) HEED_INLINE_LAMBDA {
       constexpr auto r = std::integral_constant<int, First + decltype(i)::value>{};
       const packet factor = simd::broadcast(A(x(r)));

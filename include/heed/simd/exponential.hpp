@@ -119,31 +119,23 @@ HEED_INLINE P at_least(const P& x, const P& bound) noexcept {
   return select(less(x, bound), bound, x);
 }
 
-#if defined(EIGEN_VECTORIZE_AVX512)
 // The instruction returns its second operand where either is a NaN.
+#if defined(EIGEN_VECTORIZE_AVX512)
 HEED_INLINE __m512 at_least(__m512 x, __m512 bound) noexcept { return _mm512_max_ps(bound, x); }
 HEED_INLINE __m512d at_least(__m512d x, __m512d bound) noexcept { return _mm512_max_pd(bound, x); }
+#elif defined(EIGEN_VECTORIZE_AVX)
+HEED_INLINE __m256 at_least(__m256 x, __m256 bound) noexcept { return _mm256_max_ps(bound, x); }
+HEED_INLINE __m256d at_least(__m256d x, __m256d bound) noexcept { return _mm256_max_pd(bound, x); }
 #endif
 
-}  // namespace detail
-
-/// 2^x for x <= 0; 2^-inf is exactly 0, 2^0 exactly 1; a NaN gives NaN. Where the result is not
-/// normal its absolute error is below the smallest normal number.
-///
-/// N packets in place, step by step together: one packet's steps wait for each other, and a core's
-/// window is too short to find the next packet's behind them.
+/// p(x) 2^n in place of x, for `shifted` = n + round and x in [-1/2, 1/2]: N packets step by step
+/// together, for one packet's steps wait for each other, and a core's window is too short to find
+/// the next packet's behind them.
 template <class A, int N>
-HEED_INLINE void exp2_nonpositive(packet<A>* x) noexcept {
-  using c = detail::exp2_constants<A>;
+HEED_INLINE void finish_exp2(packet<A>* x, const packet<A>* shifted) noexcept {
+  using c = exp2_constants<A>;
   constexpr int degree = static_cast<int>(std::size(c::p)) - 1;
-  packet<A> shifted[std::size_t{N}];
   packet<A> p[std::size_t{N}];
-  unroll<N>([&](auto i)
-                HEED_INLINE_LAMBDA { x[i] = detail::at_least(x[i], broadcast(c::vanishing)); });
-  unroll<N>([&](auto i) HEED_INLINE_LAMBDA { shifted[i] = add(x[i], broadcast(c::round)); });
-  // What is left of x after rounding is f.
-  unroll<N>([&](auto i)
-                HEED_INLINE_LAMBDA { x[i] = sub(x[i], sub(shifted[i], broadcast(c::round))); });
   unroll<N>([&](auto i) HEED_INLINE_LAMBDA {
     p[i] = fmadd(broadcast(c::p[degree]), x[i], broadcast(c::p[degree - 1]));
   });
@@ -152,16 +144,43 @@ HEED_INLINE void exp2_nonpositive(packet<A>* x) noexcept {
       p[i] = fmadd(p[i], x[i], broadcast(c::p[degree - 2 - d]));
     });
   });
+  unroll<N>([&](auto i) HEED_INLINE_LAMBDA { x[i] = scale_by_exponent<A>(p[i], shifted[i]); });
+}
+
+}  // namespace detail
+
+/// 2^x for x <= 0, N packets in place; 2^-inf is exactly 0, 2^0 exactly 1; a NaN gives NaN. Where
+/// the result is not normal its absolute error is below the smallest normal number.
+template <class A, int N>
+HEED_INLINE void exp2_nonpositive(packet<A>* x) noexcept {
+  using c = detail::exp2_constants<A>;
+  packet<A> shifted[std::size_t{N}];
   unroll<N>([&](auto i)
-                HEED_INLINE_LAMBDA { x[i] = detail::scale_by_exponent<A>(p[i], shifted[i]); });
+                HEED_INLINE_LAMBDA { x[i] = detail::at_least(x[i], broadcast(c::vanishing)); });
+  unroll<N>([&](auto i) HEED_INLINE_LAMBDA { shifted[i] = add(x[i], broadcast(c::round)); });
+  // What is left of x after rounding is f.
+  unroll<N>([&](auto i)
+                HEED_INLINE_LAMBDA { x[i] = sub(x[i], sub(shifted[i], broadcast(c::round))); });
+  detail::finish_exp2<A, N>(x, shifted);
 }
 
 /// exp(x) for x <= 0, as 2^(x log2 e): exp(-inf) is exactly 0, exp(0) exactly 1; a NaN gives NaN.
+/// Where multiply-adds are fused, x log2 e is never rounded.
 template <class A, int N>
 HEED_INLINE void exp_nonpositive(packet<A>* x) noexcept {
+  using c = detail::exp2_constants<A>;
   constexpr A log2e = A(1.4426950408889634073599246810018921L);
-  unroll<N>([&](auto i) HEED_INLINE_LAMBDA { x[i] = mul(x[i], broadcast(log2e)); });
-  exp2_nonpositive<A, N>(x);
+  packet<A> shifted[std::size_t{N}];
+  unroll<N>([&](auto i) HEED_INLINE_LAMBDA {
+    x[i] = detail::at_least(x[i], broadcast(A(c::vanishing / log2e)));
+  });
+  unroll<N>([&](auto i) HEED_INLINE_LAMBDA {
+    shifted[i] = fmadd(x[i], broadcast(log2e), broadcast(c::round));
+  });
+  unroll<N>([&](auto i) HEED_INLINE_LAMBDA {
+    x[i] = fmadd(x[i], broadcast(log2e), sub(broadcast(c::round), shifted[i]));
+  });
+  detail::finish_exp2<A, N>(x, shifted);
 }
 
 /// The same for one packet.
