@@ -10,6 +10,8 @@
 // of a stretch of keys stand right before its values. T is the stored scalar, widened in registers.
 #pragma once
 
+#include <type_traits>
+
 #include "heed/kernel/softmax_state.hpp"
 #include "heed/simd/convert.hpp"
 
@@ -29,9 +31,15 @@ struct split_plan {
   static constexpr index stretch_bytes = 4096;
   /// Keys of a task. Splits start at multiples of it, whatever the threads.
   static constexpr index split = 2048;
-  /// Register tile of the scores: one sum each for lanes (row, key) pairs.
-  static constexpr int tile_keys = lanes >= 4 ? 4 : 1;
-  static constexpr int tile_rows = static_cast<int>(lanes) / tile_keys;
+  /// Register tile of the scores, a sum each for its (row, key) pairs, in whole packets of pairs:
+  /// numbers that must be widened are so once for as many rows as commonly share them; others may
+  /// as well be read twice, and memory gives more from four rows side by side than from two.
+  template <class T>
+  static constexpr int rows_of_tile = lanes >= 16 || !std::is_same_v<T, A> ? 4 : 2;
+  template <class T>
+  static constexpr int keys_of_tile = lanes >= 16 || std::is_same_v<T, A> ? 4 : 2;
+  /// Rows of queries are padded to multiples of this.
+  static constexpr int tile_rows = 4;
   /// Register tile of the values: rows x packets of channels.
   static constexpr int value_rows = 4;
   static constexpr int value_packets = simd::vector_registers == 32 ? 4 : 2;
@@ -77,17 +85,17 @@ HEED_INLINE void prefetch_numbers(const T* p) noexcept {
   });
 }
 
-/// Scores of tile_rows query rows against tile_keys keys, written to s[row][key]. As many numbers
+/// Scores of a tile of query rows and keys, written to s[row][key]. As many numbers
 /// as the keys have are asked for at `ahead`.
 template <class A, class T>
 HEED_INLINE void split_score_tile(const A* q, index q_stride, const T* k, index k_stride,
                                   index channels, const T* ahead, A* s, index s_stride) noexcept {
   using plan = split_plan<A>;
   using P = simd::packet<A>;
-  constexpr int rows = plan::tile_rows;
-  constexpr int keys = plan::tile_keys;
+  constexpr int rows = plan::template rows_of_tile<T>;
+  constexpr int keys = plan::template keys_of_tile<T>;
   constexpr index lanes = plan::lanes;
-  P sum[std::size_t{lanes}];
+  P sum[std::size_t{rows * keys}];
   simd::unroll<rows * keys>([&](auto i) HEED_INLINE_LAMBDA { sum[i] = simd::zero<A>(); });
   index c = 0;
   for (; c + lanes <= channels; c += lanes, ahead += keys * lanes) {
@@ -102,8 +110,8 @@ HEED_INLINE void split_score_tile(const A* q, index q_stride, const T* k, index 
       });
     });
   }
-  A dot[std::size_t{lanes}];
-  simd::store(dot, simd::sum_each<A>(sum));
+  A dot[std::size_t{rows * keys}];
+  for (index i = 0; i < rows * keys; i += lanes) simd::store(dot + i, simd::sum_each<A>(sum + i));
   for (; c < channels; ++c) {
     for (int r = 0; r < rows; ++r) {
       for (int j = 0; j < keys; ++j) {
@@ -156,12 +164,14 @@ template <class A, class T>
 HEED_NOINLINE void split_scores(const A* q, index q_stride, index rows, const T* k, index k_stride,
                                 index keys, index left, index channels, A* s) noexcept {
   using plan = split_plan<A>;
+  constexpr index tile_rows = plan::template rows_of_tile<T>;
+  constexpr index tile_keys = plan::template keys_of_tile<T>;
   const index ahead = detail::rows_of<T>(plan::ahead_bytes, channels);
   index j = 0;
-  for (; j + plan::tile_keys <= keys; j += plan::tile_keys) {
+  for (; j + tile_keys <= keys; j += tile_keys) {
     const T* const key = k + j * k_stride;
-    const T* next = detail::rows_ahead(key, k_stride, plan::tile_keys, ahead, left - j, channels);
-    for (index r = 0; r < rows; r += plan::tile_rows, next = key) {
+    const T* next = detail::rows_ahead(key, k_stride, tile_keys, ahead, left - j, channels);
+    for (index r = 0; r < rows; r += tile_rows, next = key) {
       detail::split_score_tile<A>(q + r * q_stride, q_stride, key, k_stride, channels, next,
                                   s + r * plan::keys + j, plan::keys);
     }

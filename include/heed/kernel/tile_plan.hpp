@@ -26,7 +26,7 @@ struct tile_plan {
   static constexpr int exponential_step =
       simd::vector_registers == 32 || sizeof(A) == sizeof(double) ? 2 : 1;
   static constexpr index keys = 128;
-  static constexpr index groups_per_task = 4;
+  static constexpr index groups_per_task = lanes >= 16 ? 4 : 8;
   /// Keys and values of a head that stay in the second-level cache from one task to the next.
   static constexpr index resident_bytes = index{1} << 20U;
   /// Keys a partly masked block is classified by.

@@ -178,16 +178,52 @@ HEED_INLINE void transpose(const A* src, index src_stride, A* dst, index dst_str
   }
 }
 
+namespace detail {
+/// Numbers of the 128 bits that a register's shuffles stay within where they cost least.
+template <class A>
+inline constexpr int block = lanes<A> < static_cast<index>(16 / sizeof(A))
+                                 ? static_cast<int>(lanes<A>)
+                                 : static_cast<int>(16 / sizeof(A));
+
+/// a0 b0 a1 b1 ... of the lower (Half = 0) or upper half of each block.
+template <class A, int Half, class P, int... I>
+HEED_INLINE P interleave_blocks(const P& a, const P& b, std::integer_sequence<int, I...>) noexcept {
+  constexpr int n = block<A>;
+  constexpr int w = static_cast<int>(sizeof...(I));
+  return __builtin_shufflevector(a, b,
+                                 (I / n * n + Half * n / 2 + I % n / 2 + (I % 2 == 0 ? 0 : w))...);
+}
+/// The even (Odd = 0) or odd blocks of a, then of b.
+template <class A, int Odd, class P, int... I>
+HEED_INLINE P every_other_block(const P& a, const P& b, std::integer_sequence<int, I...>) noexcept {
+  constexpr int n = block<A>;
+  return __builtin_shufflevector(a, b, ((2 * (I / n) + Odd) * n + I % n)...);
+}
+}  // namespace detail
+
 /// Lane i of the result is the sum of x[i]'s lanes, for `lanes` packets x. They are consumed.
+///
+/// Within blocks first: halving them log2(block) times turns `block` packets into one, whose blocks
+/// each hold a part of those packets' sums in order; then the parts of pairs are added.
 template <class A>
 HEED_INLINE packet<A> sum_each(packet<A>* x) noexcept {
   constexpr int w = static_cast<int>(lanes<A>);
+  constexpr int n = detail::block<A>;
   using order = std::make_integer_sequence<int, w>;
-  unroll<std::bit_width(std::size_t{w}) - 1>([&](auto round) HEED_INLINE_LAMBDA {
-    constexpr int half_count = w >> (decltype(round)::value + 1);
-    unroll<half_count>([&](auto r) HEED_INLINE_LAMBDA {
-      x[r] = add(detail::interleave<0>(x[r], x[r + half_count], order{}),
-                 detail::interleave<w / 2>(x[r], x[r + half_count], order{}));
+  unroll<std::bit_width(std::size_t{n}) - 1>([&](auto round) HEED_INLINE_LAMBDA {
+    constexpr int left = n >> (decltype(round)::value + 1);  // of each n packets, after it
+    unroll<w / n * left>([&](auto i) HEED_INLINE_LAMBDA {
+      const int first = i / left * n + i % left;
+      x[first] = add(detail::interleave_blocks<A, 0>(x[first], x[first + left], order{}),
+                     detail::interleave_blocks<A, 1>(x[first], x[first + left], order{}));
+    });
+  });
+  unroll<std::bit_width(std::size_t{w / n}) - 1>([&](auto round) HEED_INLINE_LAMBDA {
+    constexpr int apart = n << decltype(round)::value;
+    unroll<w / (2 * apart)>([&](auto i) HEED_INLINE_LAMBDA {
+      const int first = i * 2 * apart;
+      x[first] = add(detail::every_other_block<A, 0>(x[first], x[first + apart], order{}),
+                     detail::every_other_block<A, 1>(x[first], x[first + apart], order{}));
     });
   });
   return x[0];
