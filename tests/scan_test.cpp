@@ -590,6 +590,57 @@ TEST(ParallelScan, PiecesAndThreadsGiveTheSameBits) {
                              });
 }
 
+// More channels than a task takes at once, next to each other in memory: each part alone has the
+// same bits.
+TEST(ParallelScan, ManyChannelsAreTheirPartsApart) {
+  constexpr index channels = 2085, tokens = 83, part = 139;
+  const std::array<index, 3> e{2, tokens, channels};
+  const auto x = random_tensor<3, float>(e, 1);
+  const auto g = decays<float, 3>(e, 2), dt = random_tensor<3, float>(e, 3, 0.1, 0.5);
+  const auto a = decays<float, 2>({channels, 5}, 4);
+  const auto b = random_tensor<4, float>({2, tokens, 3, 5}, 5);
+  const auto decay = random_tensor<1, float>({channels}, 6);
+  const auto bonus = random_tensor<1, float>({channels}, 7);
+  const auto weight = random_tensor<2, float>({channels, 4}, 8);
+  const auto channels_last = [](auto v) {
+    return heed::view<std::remove_reference_t<decltype(*v.data())>, 3>(
+        v.data(), {v.extent(0), v.extent(2), v.extent(1)}, {v.stride(0), v.stride(2), v.stride(1)});
+  };
+  heed::serial_executor serial;
+  for (index member = 0; member < 4; ++member) {
+    const index rows = std::array<index, 4>{1, 3, 5, 3}[static_cast<std::size_t>(member)];
+    heed::tensor<float, 3> whole(e), parts(e), state({2, rows, channels}), states = state;
+    const auto run = [&](heed::view<float, 3> out, heed::view<float, 3> kept, index f, index l,
+                         heed::view<const float, 4> group) {
+      const auto in = heed::as_view(x).slice(2, f, l);
+      if (member == 0) {
+        const heed::view<float, 2> h(kept.data(), {2, l - f}, {kept.stride(0), kept.stride(2)});
+        heed::hgrn_into(serial, out, in, heed::as_view(g).slice(2, f, l), h);
+      } else if (member == 1) {
+        heed::rwkv4_into(serial, out, in, heed::as_view(dt).slice(2, f, l),
+                         heed::as_view(decay).slice(0, f, l), heed::as_view(bonus).slice(0, f, l),
+                         kept);
+      } else if (member == 2) {
+        const heed::view<float, 3> h = channels_last(kept);
+        heed::selective_scan_into(serial, out, in, heed::as_view(dt).slice(2, f, l),
+                                  heed::as_view(a).slice(0, f, l), group, group, h);
+      } else {
+        heed::causal_convolution_into(serial, channels_last(out), channels_last(in),
+                                      heed::as_view(weight).slice(0, f, l),
+                                      {.state = channels_last(kept), .silu = true});
+      }
+    };
+    run(heed::as_view(whole), heed::as_view(state), 0, channels, heed::as_view(b));
+    for (index f = 0; f < channels; f += part) {
+      const index group = f / (channels / 3);
+      run(heed::as_view(parts).slice(2, f, f + part), heed::as_view(states).slice(2, f, f + part),
+          f, f + part, heed::as_view(b).slice(2, group, group + 1));
+    }
+    EXPECT_TRUE(same_bits(whole, parts)) << member;
+    EXPECT_TRUE(same_bits(state, states)) << member;
+  }
+}
+
 // Segments side by side: the definition again, and no number of threads shows. Channels that hardly
 // forget carry their past from segment to segment.
 TEST(ParallelScan, SegmentsAreTheDefinition) {

@@ -32,8 +32,8 @@
 //
 // Cost: 2 W multiply-add FLOPs an output, and with silu an exponential and a division; x and out
 // are each moved once. Parallel over batch x blocks of channels. Scratch a worker:
-// (3 W + 32) x 8 packets or 2 W + 1024 numbers, about; no other allocation. Memory is read along
-// channels where those are contiguous, else along tokens.
+// (W + 32) x 8 packets and 2 W numbers a channel of up to 4 KiB of them, or 2 W + 1024 numbers; no
+// other allocation. Memory is read along channels where those are contiguous, else along tokens.
 //
 // Throws shape_error, std::bad_alloc, before anything is written.
 // Sources: causal convolution: van den Oord et al. 2016, arXiv 1609.03499, section 2.1; depthwise
@@ -53,6 +53,7 @@
 #include "heed/core/errors.hpp"
 #include "heed/core/types.hpp"
 #include "heed/core/workspace.hpp"
+#include "heed/linear/channel_blocks.hpp"
 #include "heed/linear/convolution_block.hpp"
 #include "heed/linear/recurrence.hpp"
 #include "heed/parallel/executor.hpp"
@@ -118,7 +119,9 @@ void check_convolution(const convolution_block<A, X, W, Out>& c,
 
 /// One batch of sequences of equal length.
 template <class E, class A, class X, class W, class Out>
-void run_convolution(E& exec, const convolution_block<A, X, W, Out>& block, workspace& scratch) {
+void run_convolution(E& exec, convolution_block<A, X, W, Out> block, workspace& scratch) {
+  block.columns = std::min(channels_per_task(exec, block.batch(), block.channels(), block.part),
+                           band_channels<A>);
   const index tasks = block.tokens() == 0 ? 0 : block.batch() * block.blocks();
   if (tasks == 0) return;
   const index workers = std::clamp<index>(static_cast<index>(exec.concurrency()), index{1}, tasks);

@@ -29,6 +29,12 @@ struct channel_block {
   index count = 0;
 };
 
+/// What a scan reads after a tile: these channels, from this token on.
+struct channel_ahead {
+  channel_block block;
+  index token = 0;
+};
+
 /// How channels of several sequences are cut. Groups are of equal size.
 struct channel_plan {
   index sequences = 0;
@@ -39,16 +45,31 @@ struct channel_plan {
 
   [[nodiscard]] index group_size() const noexcept { return groups == 0 ? 0 : channels / groups; }
   [[nodiscard]] index blocks_per_group() const noexcept { return ceil_div(group_size(), width); }
-  [[nodiscard]] index tasks() const noexcept { return sequences * groups * blocks_per_group(); }
-  [[nodiscard]] channel_block at(index task) const noexcept {
+  [[nodiscard]] index blocks_per_sequence() const noexcept { return groups * blocks_per_group(); }
+  [[nodiscard]] index blocks() const noexcept { return sequences * blocks_per_sequence(); }
+  [[nodiscard]] channel_block at(index block) const noexcept {
     const index per = blocks_per_group();
-    const index group = task / per % groups;
-    const index offset = task % per * width;
-    const index sequence = task / per / groups;
+    const index group = block / per % groups;
+    const index offset = block % per * width;
+    const index sequence = block / per / groups;
     return {sequence, ragged ? 0 : sequence, group, group * group_size() + offset,
             std::min(width, group_size() - offset)};
   }
 };
+
+/// Most channels of a task: a page of memory's row, so that a tile of a few tensors stays in the
+/// second-level cache, with what the channels carry from tile to tile.
+template <class A>
+inline constexpr index band_channels = 4096 / static_cast<index>(sizeof(A));
+
+/// How many channels a task takes: many, but two tasks for each of several workers even out, and
+/// one worker has nothing to wait for. A multiple of `unit`.
+template <executor E>
+[[nodiscard]] index channels_per_task(E& exec, index sequences, index channels, index unit) {
+  const index units = ceil_div(channels, unit);
+  const auto workers = static_cast<index>(exec.concurrency());
+  return unit * std::max<index>(workers <= 1 ? units : sequences * units / (2 * workers), 1);
+}
 
 /// Most packets of channels in a block: rows long enough for the hardware to see them as streams.
 inline constexpr index scan_packets = 8;

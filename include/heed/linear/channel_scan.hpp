@@ -1,21 +1,24 @@
 // SPDX-License-Identifier: MIT
 // The driver of diagonal scans: recurrences whose channels never meet, a few numbers of state each.
 //
-// A block of channels of one sequence is one task, run over all its tokens, tile by tile; in the
-// form `scan` its segments are tasks too. Every token of a channel undergoes the same operations
-// wherever tiles and blocks end: the result has the same bits for any number of threads, and, but
-// in the form `scan`, for a sequence in pieces.
+// A band of blocks of channels of one sequence is one task, run over all its tokens: tile by tile,
+// and in each of them block by block, so that memory is read in long rows however narrow a block.
+// In the form `scan` the segments of a block are the tasks. Every token of a channel undergoes the
+// same operations wherever tiles, blocks and bands end: the result has the same bits for any number
+// of threads, and, but in the form `scan`, for a sequence in pieces.
 //
-// A member's kernel says, all but `carve` noexcept:
+// A member's kernel says, all noexcept:
 //
-//   width, unit, tile_tokens       most channels of a block, whole ones of which it has, tokens of
-//   a
-//                                  tile
-//   scratch_type carve(carver&)
-//   prepare(block, s)              what belongs to its channels, and the empty state
-//   enter(block, s), leave(block, s)            the caller's state, if any, in and home
-//   take_in(block, tokens, s, move)      the state moves on; where `move` is not null, what these
-//                                        tokens do to any state is added to its numbers
+//   width, unit, tile_tokens             most channels of a block, whole ones of which it has,
+//                                        tokens of a tile
+//   scratch_type carve(carver&)          what any block may use for a tile
+//   carve_channels(carver&, s)           what belongs to a block's channels from tile to tile
+//   prepare(block, s)                    the latter, with the empty state
+//   enter(block, s), leave(block, s)     the caller's state, if any, in and home
+//   take_in(block, tokens, s, move, ahead)
+//                                        the state moves on; where `move` is not null, what these
+//                                        tokens do to any state is added to its numbers; `ahead` is
+//                                        read next
 //   answer(block, tokens, s)             the answers of those tokens go home
 //   state_numbers(s), state_size()       the state in one piece
 //   move_size()                          numbers of `move`, zeros before the first token
@@ -56,6 +59,14 @@ struct scan_options {
 
 namespace detail {
 
+/// The tokens of a sequence, of all `tokens` where no bounds cut them.
+[[nodiscard]] inline range sequence_span(std::span<const index> bounds, index sequence,
+                                         index tokens) noexcept {
+  if (bounds.empty()) return {0, tokens};
+  const auto at = static_cast<std::size_t>(sequence);
+  return {bounds[at], bounds[at + 1]};
+}
+
 /// A member's kernel as a recurrence of blocks of channels.
 template <class A, class Kernel>
 struct channel_recurrence {
@@ -67,13 +78,15 @@ struct channel_recurrence {
   std::span<const index> bounds;
   index tokens;
 
-  [[nodiscard]] index heads() const noexcept { return plan.tasks(); }
+  [[nodiscard]] index heads() const noexcept { return plan.blocks(); }
   [[nodiscard]] range span_of(index head) const noexcept {
-    if (bounds.empty()) return {0, tokens};
-    const auto at = static_cast<std::size_t>(plan.at(head).sequence);
-    return {bounds[at], bounds[at + 1]};
+    return sequence_span(bounds, plan.at(head).sequence, tokens);
   }
-  [[nodiscard]] scratch_type carve(carver& c) const noexcept { return kernel.carve(c); }
+  [[nodiscard]] scratch_type carve(carver& c) const noexcept {
+    scratch_type s = kernel.carve(c);
+    kernel.carve_channels(c, s);
+    return s;
+  }
   /// No token leaves the state's bits alone.
   void enter(index head, scratch_type& s) const noexcept {
     if (span_of(head).empty()) return;
@@ -86,7 +99,7 @@ struct channel_recurrence {
   void answer_span(index head, range t, scratch_type& s) const noexcept {
     const channel_block block = plan.at(head);
     each_tile(t, [&](range tile) noexcept {
-      kernel.take_in(block, tile, s, static_cast<A*>(nullptr));
+      kernel.take_in(block, tile, s, static_cast<A*>(nullptr), {block, tile.end});
       kernel.answer(block, tile, s);
     });
   }
@@ -99,7 +112,9 @@ struct channel_recurrence {
     kernel.prepare(block, s);
     A* const move = kept + kernel.state_size();
     std::fill_n(move, kernel.move_size(), A(0));
-    each_tile(t, [&](range tile) noexcept { kernel.take_in(block, tile, s, move); });
+    each_tile(t, [&](range tile) noexcept {
+      kernel.take_in(block, tile, s, move, {block, tile.end});
+    });
     std::copy_n(kernel.state_numbers(s), kernel.state_size(), kept);
   }
   void carry(A* kept, scratch_type& s) const noexcept {
@@ -121,16 +136,53 @@ struct channel_recurrence {
   }
 };
 
-/// How many channels a block takes: many, `most` at the most, unless workers would then stay idle.
-/// A multiple of `unit`.
-template <executor E>
-[[nodiscard]] index scan_block_width(E& exec, index sequences, index channels, index unit,
-                                     index most) {
-  const index units = ceil_div(channels, unit);
-  const index workers = std::max<index>(static_cast<index>(exec.concurrency()), index{1});
-  // Two blocks a worker even out; one worker has nothing to wait for.
-  const index share = workers == 1 ? units : sequences * units / (2 * workers);
-  return unit * std::clamp<index>(share, index{1}, most / unit);
+/// Bands of `length` consecutive blocks of a sequence.
+template <class A, executor E, class Kernel>
+void run_bands(E& exec, const Kernel& kernel, const channel_plan& plan,
+               std::span<const index> bounds, index tokens, index length, workspace& memory) {
+  using scratch_type = typename Kernel::scratch_type;
+  const index per_sequence = ceil_div(plan.blocks_per_sequence(), length);
+  const index tasks = plan.sequences * per_sequence;
+  if (tasks == 0) return;
+  const auto carve = [&](carver c, std::size_t* used) noexcept {
+    const scratch_type shared = kernel.carve(c);
+    auto* const blocks = c.take<scratch_type>(length);
+    for (index i = 0; i < length; ++i) {
+      scratch_type own = shared;
+      kernel.carve_channels(c, own);
+      if (blocks != nullptr) blocks[i] = own;
+    }
+    if (used != nullptr) *used = c.used();
+    return blocks;
+  };
+  const index workers = std::clamp<index>(static_cast<index>(exec.concurrency()), index{1}, tasks);
+  std::size_t each = 0;
+  (void)carve(carver(), &each);
+  std::byte* const block = memory.reserve(each * static_cast<std::size_t>(workers));
+  for_each_task(exec, workers, tasks, [&](index worker, index task) noexcept {
+    const index sequence = task / per_sequence;
+    const range all = sequence_span(bounds, sequence, tokens);
+    if (all.empty()) return;  // no token leaves the state's bits alone
+    scratch_type* const s = carve(carver(block + static_cast<std::size_t>(worker) * each), nullptr);
+    const index first = sequence * plan.blocks_per_sequence() + task % per_sequence * length;
+    const index count = std::min(length, (sequence + 1) * plan.blocks_per_sequence() - first);
+    for (index i = 0; i < count; ++i) {
+      kernel.prepare(plan.at(first + i), s[i]);
+      kernel.enter(plan.at(first + i), s[i]);
+    }
+    for (index t = all.begin; t < all.end; t += Kernel::tile_tokens) {
+      const range tile{t, std::min(t + Kernel::tile_tokens, all.end)};
+      for (index i = 0; i < count; ++i) {
+        const channel_block at = plan.at(first + i);
+        const channel_ahead ahead = i + 1 < count
+                                        ? channel_ahead{plan.at(first + i + 1), tile.begin}
+                                        : channel_ahead{plan.at(first), tile.end};
+        kernel.take_in(at, tile, s[i], static_cast<A*>(nullptr), ahead);
+        kernel.answer(at, tile, s[i]);
+      }
+    }
+    for (index i = 0; i < count; ++i) kernel.leave(plan.at(first + i), s[i]);
+  });
 }
 
 /// Runs a member's kernel over [batch, tokens, channels] in `groups`, as `o` says.
@@ -142,16 +194,17 @@ void run_channel_scan(E& exec, const Kernel& kernel, const std::array<index, 3>&
   const bool segmented = o.form == linear_form::scan;
   const index length = segment_tokens(x[1], 256, Kernel::tile_tokens);
   const index pieces = segmented ? sequences * ceil_div(x[1], length) : sequences;
-  const channel_plan plan{sequences, groups, x[2],
-                          scan_block_width(exec, pieces * groups, groups == 0 ? 0 : x[2] / groups,
-                                           Kernel::unit, Kernel::width),
-                          ragged};
-  const channel_recurrence<A, Kernel> r{kernel, plan, o.sequence_bounds, x[1]};
+  const index share = channels_per_task(exec, pieces, x[2], Kernel::unit);
+  const channel_plan plan{sequences, groups, x[2], std::min(share, Kernel::width), ragged};
   workspace own;
   workspace& memory = o.scratch != nullptr ? *o.scratch : own;
-  if (segmented) return run_segments(exec, r, length, memory);
-  for_each_state(exec, r, memory,
-                 [&](index head, auto& s) noexcept { r.answer_span(head, r.span_of(head), s); });
+  if (segmented) {
+    const channel_recurrence<A, Kernel> r{kernel, plan, o.sequence_bounds, x[1]};
+    return run_segments(exec, r, length, memory);
+  }
+  const index wide = std::max<index>(std::min(plan.width, plan.group_size()), 1);
+  const index band = std::max<index>(std::min({share, band_channels<A>, x[2]}) / wide, 1);
+  run_bands<A>(exec, kernel, plan, o.sequence_bounds, x[1], band, memory);
 }
 
 /// A tensor that a scan reads, and its scalar's compatibility with the accumulator type.

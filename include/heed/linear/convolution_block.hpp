@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: MIT
 // A depthwise causal convolution of one batch entry's block of channels, first token to last.
 //
-// Tokens come in tiles. Of every tile the last taps - 1 inputs before it and its own inputs are
-// gathered side by side into scratch, in the accumulator type: the window. Lanes run along the
-// channels (a row of the window is a token) or along the tokens of one channel (the window is one
-// row). Either way an output is the same chain of multiply-adds in the order of the taps, also
-// where packets are not full, so that its bits depend neither on the layout nor on where tiles,
-// blocks or calls begin.
+// Tokens come in tiles; where lanes run along channels, the block's parts take each tile one after
+// the other, so that memory is read in long rows. Of every tile the last taps - 1 inputs before it
+// and its own inputs are gathered side by side into scratch, in the accumulator type: the window.
+// Lanes run along the channels (a row of the window is a token) or along the tokens of one channel
+// (the window is one row). Either way an output is the same chain of multiply-adds in the order of
+// the taps, also where packets are not full, so that its bits depend neither on the layout nor on
+// where tiles, blocks or calls begin.
 #pragma once
 
 #include <algorithm>
@@ -56,7 +57,7 @@ struct convolution_scratch {
   A* weight = nullptr;  // taps x width
   A* bias = nullptr;    // width
   A* past = nullptr;    // (taps - 1) x width
-  A* window = nullptr;  // (taps - 1 + tile) x width
+  A* window = nullptr;  // (taps - 1 + tile) x part
 };
 
 /// The operands, batch x channels x tokens. An absent bias or state has no data.
@@ -64,6 +65,8 @@ template <class A, class X, class W, class Out>
 struct convolution_block {
   static constexpr index lanes = simd::lanes<A>;
   static constexpr int group = simd::vector_registers == 32 ? 8 : 4;
+  /// Channels side by side in the window.
+  static constexpr index part = 8 * lanes;
 
   view<Out, 3> out;
   view<const X, 3> x;
@@ -71,6 +74,7 @@ struct convolution_block {
   view<const W, 1> bias;
   view<A, 3> state;
   bool silu_output = false;
+  index columns = part;  ///< channels of a block whose lanes run along them, whole parts
 
   [[nodiscard]] index batch() const noexcept { return x.extent(0); }
   [[nodiscard]] index channels() const noexcept { return x.extent(1); }
@@ -81,8 +85,8 @@ struct convolution_block {
   [[nodiscard]] bool along_tokens() const noexcept {
     return tokens() >= lanes && (x.stride(2) == 1 || x.stride(1) != 1);
   }
-  /// Channels a task: eight packets side by side, or as many rows as are worth starting a task.
-  [[nodiscard]] index width() const noexcept { return along_tokens() ? 8 : 8 * lanes; }
+  /// Channels a task; of rows as many as are worth starting one.
+  [[nodiscard]] index width() const noexcept { return along_tokens() ? 8 : columns; }
   [[nodiscard]] index tile() const noexcept {
     return std::min<index>(along_tokens() ? round_up(tokens(), lanes) : tokens(),
                            along_tokens() ? 1024 : 32);
@@ -90,12 +94,12 @@ struct convolution_block {
   [[nodiscard]] index blocks() const noexcept { return ceil_div(channels(), width()); }
 
   [[nodiscard]] convolution_scratch<A> carve(carver& c) const noexcept {
-    const index columns = along_tokens() ? 1 : width();
+    const index together = along_tokens() ? 1 : columns;
     convolution_scratch<A> s;
-    s.weight = c.take<A>(taps() * columns);
-    s.bias = c.take<A>(columns);
-    s.past = c.take<A>((taps() - 1) * columns);
-    s.window = c.take<A>((taps() - 1 + tile()) * columns);
+    s.weight = c.take<A>(taps() * together);
+    s.bias = c.take<A>(together);
+    s.past = c.take<A>((taps() - 1) * together);
+    s.window = c.take<A>((taps() - 1 + tile()) * (along_tokens() ? 1 : part));
     return s;
   }
 
@@ -113,7 +117,7 @@ struct convolution_block {
   /// Channels `first` to `first + count`, lanes along them.
   void run_columns(index b, index first, index count,
                    const convolution_scratch<A>& s) const noexcept {
-    const index row = width();
+    const index row = columns;
     const index past_rows = taps() - 1;
     for (index j = 0; j < taps(); ++j) {
       gather_row(&weight(first, j), weight.stride(0), count, s.weight + j * row);
@@ -125,25 +129,39 @@ struct convolution_block {
       gather_row(&state(b, first, j), state.stride(1), count, s.past + j * row);
     }
     for (index t = 0; t < tokens(); t += tile()) {
-      const index n = std::min(tile(), tokens() - t);
-      std::copy_n(s.past, past_rows * row, s.window);
-      for (index i = 0; i < n; ++i) {
-        const index later = t + i + tile();
-        if (later < tokens()) ask_for(&x(b, first, later), x.stride(1), count);
-        gather_row(&x(b, first, t + i), x.stride(1), count, s.window + (past_rows + i) * row);
-      }
-      std::copy_n(s.window + n * row, past_rows * row, s.past);
-      for (index c = 0; c < count; c += lanes) {
-        const A* const w = s.weight + c;
-        convolve(s.window + c, row, row, n, simd::load(s.bias + c),
-                 [&](index j) HEED_INLINE_LAMBDA { return simd::load(w + j * row); });
-      }
-      for (index i = 0; i < n; ++i) {
-        scatter_row(s.window + i * row, &out(b, first, t + i), out.stride(1), count);
+      const range tokens_of_tile{t, std::min(t + tile(), tokens())};
+      for (index c = 0; c < count; c += part) {
+        const convolution_scratch<A> own{s.weight + c, s.bias + c, s.past + c, s.window};
+        run_part(b, first + c, std::min(part, count - c), tokens_of_tile, own);
       }
     }
     for (index j = 0; state.data() != nullptr && j < past_rows; ++j) {
       scatter_row(s.past + j * row, &state(b, first, j), state.stride(1), count);
+    }
+  }
+
+  /// A tile of tokens of at most `part` channels.
+  void run_part(index b, index first, index count, range t,
+                const convolution_scratch<A>& s) const noexcept {
+    const index past_rows = taps() - 1;
+    for (index j = 0; j < past_rows; ++j) {
+      std::copy_n(s.past + j * columns, part, s.window + j * part);
+    }
+    for (index i = 0; i < t.size(); ++i) {
+      const index later = t.begin + i + tile();
+      if (later < tokens()) ask_for(&x(b, first, later), x.stride(1), count);
+      gather_row(&x(b, first, t.begin + i), x.stride(1), count, s.window + (past_rows + i) * part);
+    }
+    for (index j = 0; j < past_rows; ++j) {
+      std::copy_n(s.window + (t.size() + j) * part, part, s.past + j * columns);
+    }
+    for (index c = 0; c < count; c += lanes) {
+      const A* const w = s.weight + c;
+      convolve(s.window + c, part, part, t.size(), simd::load(s.bias + c),
+               [&](index j) HEED_INLINE_LAMBDA { return simd::load(w + j * columns); });
+    }
+    for (index i = 0; i < t.size(); ++i) {
+      scatter_row(s.window + i * part, &out(b, first, t.begin + i), out.stride(1), count);
     }
   }
 

@@ -20,9 +20,9 @@
 // of its channel. Zero tokens leave the state as it was.
 //
 // FLOPs 2 and one exp a token and channel; bytes: x, g and out once. Scratch a worker: 2 tiles of
-// 64 tokens x 8 packets. Parallel over sequences x blocks of channels; the same bits for any number
-// of threads, and, but in the form `scan`, for a sequence in pieces. Safe to call from several
-// threads.
+// 64 tokens x 8 packets, and the states of up to 4 KiB of channels. Parallel over sequences x
+// blocks of channels; the same bits for any number of threads, and, but in the form `scan`, for a
+// sequence in pieces. Safe to call from several threads.
 //
 // Throws shape_error, option_error, std::bad_alloc, before anything is written.
 // Source: Qin, Yang, Zhong 2023, arXiv 2311.04823, eq. 1 to 4 (real gates, the input gate in x).
@@ -57,11 +57,11 @@ struct hgrn_scan {
   };
   [[nodiscard]] scratch_type carve(carver& c) const noexcept {
     scratch_type s;
-    s.h = c.take<A>(width);
     s.x = c.take<A>(scan_tile * width);
     s.g = c.take<A>(scan_tile * width);
     return s;
   }
+  static void carve_channels(carver& c, scratch_type& s) noexcept { s.h = c.take<A>(width); }
 
   void prepare(const channel_block&, const scratch_type& s) const noexcept {
     std::fill_n(s.h, width, A(0));
@@ -75,7 +75,8 @@ struct hgrn_scan {
     for (index i = 0; i < c.count; ++i) state(c.sequence, c.first + i) = s.h[i];
   }
 
-  void take_in(const channel_block& c, range t, const scratch_type& s, A* move) const noexcept {
+  void take_in(const channel_block& c, range t, const scratch_type& s, A* move,
+               const channel_ahead&) const noexcept {
     load_channels(x, c, t, s.x, width, unit);
     load_channels(g, c, t, s.g, width, unit);
     if (move != nullptr) add_rows(s.g, t.size(), round_up(c.count, simd::lanes<A>), width, move);

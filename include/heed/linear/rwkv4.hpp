@@ -29,9 +29,9 @@
 // tokens leave the state as it was.
 //
 // Cost a token and channel: 4 exp, a division, 14 FLOPs; bytes: k, v and out once. Scratch a
-// worker: 2 tiles of 64 tokens x 8 packets. Parallel over sequences x blocks of channels; the same
-// bits for any number of threads, and, but in the form `scan`, for a sequence in pieces. Safe to
-// call from several threads.
+// worker: 2 tiles of 64 tokens x 8 packets, and 5 numbers a channel of up to 4 KiB of them.
+// Parallel over sequences x blocks of channels; the same bits for any number of threads, and, but
+// in the form `scan`, for a sequence in pieces. Safe to call from several threads.
 //
 // Throws shape_error, option_error, std::bad_alloc, before anything is written.
 // Source: Peng et al. 2023, arXiv 2305.13048, eq. 16 and appendix D.
@@ -70,11 +70,11 @@ struct rwkv4_scan {
   };
   [[nodiscard]] scratch_type carve(carver& c) const noexcept {
     scratch_type s;
-    s.rows = c.take<A>(5 * width);
     s.k = c.take<A>(scan_tile * width);
     s.v = c.take<A>(scan_tile * width);
     return s;
   }
+  static void carve_channels(carver& c, scratch_type& s) noexcept { s.rows = c.take<A>(5 * width); }
 
   void prepare(const channel_block& c, const scratch_type& s) const noexcept {
     std::fill_n(s.rows, 5 * width, A(0));
@@ -97,7 +97,8 @@ struct rwkv4_scan {
     }
   }
 
-  void take_in(const channel_block& c, range t, const scratch_type& s, A* move) const noexcept {
+  void take_in(const channel_block& c, range t, const scratch_type& s, A* move,
+               const channel_ahead&) const noexcept {
     load_channels(k, c, t, s.k, width, unit);
     load_channels(v, c, t, s.v, width, unit);
     if (move != nullptr) *move += static_cast<A>(t.size());

@@ -32,9 +32,9 @@
 //
 // Cost a token and channel: N exp, 5 N FLOPs and a few; bytes: x, dt, z and out once, b and c once
 // a block of channels (at most 16 packets). Scratch a worker: 16 tokens x (64 packets + 2 N
-// numbers) + 32 N packets. Parallel over sequences x blocks of channels; the same bits for any
-// number of threads, and, but in the form `scan`, for a sequence in pieces. Safe to call from
-// several threads.
+// numbers) + 2 (N + 1) numbers a channel of up to 4 KiB of them. Parallel over sequences x blocks
+// of channels; the same bits for any number of threads, and, but in the form `scan`, for a sequence
+// in pieces. Safe to call from several threads.
 //
 // Throws shape_error, option_error, std::bad_alloc, before anything is written.
 // Source: Gu, Dao 2023, arXiv 2312.00752, algorithm 2 and eq. 2, with B discretised as dt B

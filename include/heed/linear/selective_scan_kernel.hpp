@@ -67,14 +67,16 @@ struct selective_scan_kernel {
 
   [[nodiscard]] scratch_type carve(carver& m) const noexcept {
     scratch_type s;
-    s.h = m.take<A>(states() * width);
-    s.a = m.take<A>(states() * width);
     for (A** tile : {&s.x, &s.dt, &s.gate, &s.y}) *tile = m.take<A>(tile_tokens * row);
     s.b = m.take<A>(tile_tokens * states());
     s.c = m.take<A>(tile_tokens * states());
+    return s;
+  }
+  void carve_channels(carver& m, scratch_type& s) const noexcept {
+    s.h = m.take<A>(states() * width);
+    s.a = m.take<A>(states() * width);
     s.skip = m.take<A>(width);
     s.bias = m.take<A>(width);
-    return s;
   }
 
   void prepare(const channel_block& k, scratch_type& s) const noexcept {
@@ -111,7 +113,8 @@ struct selective_scan_kernel {
     });
   }
 
-  void take_in(const channel_block& k, range t, const scratch_type& s, A* move) const noexcept {
+  void take_in(const channel_block& k, range t, const scratch_type& s, A* move,
+               const channel_ahead& ahead) const noexcept {
     tile_rows from;
     from.x = channel_rows(x, k, t, s.x, copied(x));
     from.step = channel_rows(dt, k, t, s.dt, copied(dt));
@@ -119,7 +122,7 @@ struct selective_scan_kernel {
     if (from.step.data == s.dt) load_channels(dt, k, t, s.dt, row, lanes);
     from.b = weight_rows(b, k, t, s.b);
     from.c = weight_rows(c, k, t, s.c);
-    channel_lines next = next_lines(k, t.end);
+    channel_lines next = next_lines(ahead);
     each_packet(k, [&](index first, index) {
       tile_rows part = from;
       part.x.data += first;
@@ -179,12 +182,13 @@ struct selective_scan_kernel {
   struct tile_rows {
     rows x, step, gate, b, c;
   };
-  [[nodiscard]] channel_lines next_lines(const channel_block& k, index token) const noexcept {
-    channel_lines lines(std::min(tile_tokens, x.extent(1) - token), ceil_div(k.count, lanes));
-    lines.add(x, k, token, lanes);
-    lines.add(dt, k, token, lanes);
-    lines.add(out, k, token, lanes);
-    if (options.gate.data() != nullptr) lines.add(options.gate, k, token, lanes);
+  [[nodiscard]] channel_lines next_lines(const channel_ahead& next) const noexcept {
+    channel_lines lines(std::min(tile_tokens, x.extent(1) - next.token),
+                        ceil_div(next.block.count, lanes));
+    lines.add(x, next.block, next.token, lanes);
+    lines.add(dt, next.block, next.token, lanes);
+    lines.add(out, next.block, next.token, lanes);
+    if (options.gate.data() != nullptr) lines.add(options.gate, next.block, next.token, lanes);
     return lines;
   }
 
