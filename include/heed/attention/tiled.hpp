@@ -4,6 +4,7 @@
 
 #include "heed/attention/door.hpp"
 #include "heed/kernel/exact_task.hpp"
+#include "heed/parallel/scratch_tasks.hpp"
 
 namespace heed::detail {
 
@@ -51,17 +52,14 @@ struct tiled_kernel {
     const index tasks = e.batch * e.heads * blocks;
     if (tasks == 0) return;
 
-    const index workers = worker_count(exec, tasks);
-    carver measure;
-    exact_scratch<A>().carve(measure, d);
     workspace own;
     workspace& memory = call.options.scratch != nullptr ? *call.options.scratch : own;
-    std::byte* const block = memory.reserve(measure.used() * static_cast<std::size_t>(workers));
-
-    for_each_task(exec, workers, tasks, [&](index worker, index t) noexcept {
+    const auto carve = [&](carver& c) noexcept {
       exact_scratch<A> scratch;
-      carver c(block + static_cast<std::size_t>(worker) * measure.used());
       scratch.carve(c, d);
+      return scratch;
+    };
+    for_each_with_scratch(exec, tasks, memory, carve, [&](auto& scratch, index t) noexcept {
       const index b = t / (e.heads * blocks);
       const index h = t / blocks % e.heads;
       const index offset = call.options.offset[b];

@@ -58,6 +58,7 @@
 #include "heed/linear/recurrence.hpp"
 #include "heed/parallel/executor.hpp"
 #include "heed/parallel/openmp.hpp"
+#include "heed/parallel/scratch_tasks.hpp"
 #include "heed/tensor/scalar.hpp"
 #include "heed/tensor/tensor.hpp"
 
@@ -119,19 +120,15 @@ void check_convolution(const convolution_block<A, X, W, Out>& c,
 
 /// One batch of sequences of equal length.
 template <class E, class A, class X, class W, class Out>
-void run_convolution(E& exec, convolution_block<A, X, W, Out> block, workspace& scratch) {
+void run_convolution(E& exec, convolution_block<A, X, W, Out> block, workspace& memory) {
   block.columns = std::min(channels_per_task(exec, block.batch(), block.channels(), block.part),
                            band_channels<A>);
-  const index tasks = block.tokens() == 0 ? 0 : block.batch() * block.blocks();
-  if (tasks == 0) return;
-  const index workers = std::clamp<index>(static_cast<index>(exec.concurrency()), index{1}, tasks);
-  carver measure;
-  (void)block.carve(measure);
-  std::byte* const memory = scratch.reserve(measure.used() * static_cast<std::size_t>(workers));
-  for_each_task(exec, workers, tasks, [&](index worker, index task) noexcept {
-    carver c(memory + static_cast<std::size_t>(worker) * measure.used());
-    block.run(task / block.blocks(), task % block.blocks(), block.carve(c));
-  });
+  for_each_with_scratch(
+      exec, block.tokens() == 0 ? 0 : block.batch() * block.blocks(), memory,
+      [&](carver& c) noexcept { return block.carve(c); },
+      [&](const auto& scratch, index task) noexcept {
+        block.run(task / block.blocks(), task % block.blocks(), scratch);
+      });
 }
 
 template <class E, class Out, class X, class W>

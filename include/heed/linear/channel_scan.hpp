@@ -40,7 +40,7 @@
 #include "heed/linear/options.hpp"
 #include "heed/linear/recurrence.hpp"
 #include "heed/linear/segments.hpp"
-#include "heed/parallel/executor.hpp"
+#include "heed/parallel/scratch_tasks.hpp"
 #include "heed/tensor/scalar.hpp"
 #include "heed/tensor/tensor.hpp"
 
@@ -143,8 +143,7 @@ void run_bands(E& exec, const Kernel& kernel, const channel_plan& plan,
   using scratch_type = typename Kernel::scratch_type;
   const index per_sequence = ceil_div(plan.blocks_per_sequence(), length);
   const index tasks = plan.sequences * per_sequence;
-  if (tasks == 0) return;
-  const auto carve = [&](carver c, std::size_t* used) noexcept {
+  const auto carve = [&](carver& c) noexcept {
     const scratch_type shared = kernel.carve(c);
     auto* const blocks = c.take<scratch_type>(length);
     for (index i = 0; i < length; ++i) {
@@ -152,18 +151,12 @@ void run_bands(E& exec, const Kernel& kernel, const channel_plan& plan,
       kernel.carve_channels(c, own);
       if (blocks != nullptr) blocks[i] = own;
     }
-    if (used != nullptr) *used = c.used();
     return blocks;
   };
-  const index workers = std::clamp<index>(static_cast<index>(exec.concurrency()), index{1}, tasks);
-  std::size_t each = 0;
-  (void)carve(carver(), &each);
-  std::byte* const block = memory.reserve(each * static_cast<std::size_t>(workers));
-  for_each_task(exec, workers, tasks, [&](index worker, index task) noexcept {
+  for_each_with_scratch(exec, tasks, memory, carve, [&](scratch_type* s, index task) noexcept {
     const index sequence = task / per_sequence;
     const range all = sequence_span(bounds, sequence, tokens);
     if (all.empty()) return;  // no token leaves the state's bits alone
-    scratch_type* const s = carve(carver(block + static_cast<std::size_t>(worker) * each), nullptr);
     const index first = sequence * plan.blocks_per_sequence() + task % per_sequence * length;
     const index count = std::min(length, (sequence + 1) * plan.blocks_per_sequence() - first);
     for (index i = 0; i < count; ++i) {

@@ -59,8 +59,8 @@
 #include "heed/linear/quadratic.hpp"
 #include "heed/linear/recurrence.hpp"
 #include "heed/linear/state.hpp"
-#include "heed/parallel/executor.hpp"
 #include "heed/parallel/openmp.hpp"
+#include "heed/parallel/scratch_tasks.hpp"
 #include "heed/tensor/layout.hpp"
 #include "heed/tensor/scalar.hpp"
 #include "heed/tensor/tensor.hpp"
@@ -143,17 +143,11 @@ template <class E, class R>
 void run_quadratic(E& exec, const R& r, bool causal, workspace& memory) {
   using A = typename decltype(r.state)::scalar;
   const quadratic_form<R, A> form(r);
-  const index heads = r.heads();
-  if (heads == 0) return;
-  const index workers = std::clamp<index>(static_cast<index>(exec.concurrency()), index{1}, heads);
-  carver measure;
-  (void)form.carve(measure);
-  std::byte* const block = memory.reserve(measure.used() * static_cast<std::size_t>(workers));
-  for_each_task(exec, workers, heads, [&](index worker, index head) noexcept {
-    carver c(block + static_cast<std::size_t>(worker) * measure.used());
-    const auto buffers = form.carve(c);
-    form.head(head / r.k.extent(1), head % r.k.extent(1), causal, buffers);
-  });
+  for_each_with_scratch(
+      exec, r.heads(), memory, [&](carver& c) noexcept { return form.carve(c); },
+      [&](const auto& buffers, index head) noexcept {
+        form.head(head / r.k.extent(1), head % r.k.extent(1), causal, buffers);
+      });
 }
 
 /// One batch of sequences of equal length, in the form asked for.

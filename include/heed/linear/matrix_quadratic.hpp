@@ -11,7 +11,7 @@
 
 #include "heed/core/workspace.hpp"
 #include "heed/linear/matrix_state.hpp"
-#include "heed/parallel/executor.hpp"
+#include "heed/parallel/scratch_tasks.hpp"
 
 namespace heed::detail {
 
@@ -100,17 +100,9 @@ class matrix_quadratic {
 template <class E, class A>
 void run_matrix_quadratic(E& exec, const matrix_recurrence<A>& r, workspace& memory) {
   const matrix_quadratic<A> form(r);
-  const index heads = r.heads();
-  if (heads == 0) return;
-  const index workers = std::clamp<index>(static_cast<index>(exec.concurrency()), index{1}, heads);
-  carver measure;
-  (void)form.carve(measure);
-  std::byte* const block = memory.reserve(measure.used() * static_cast<std::size_t>(workers));
-  for_each_task(exec, workers, heads, [&](index worker, index head) noexcept {
-    carver c(block + static_cast<std::size_t>(worker) * measure.used());
-    auto scratch = form.carve(c);
-    form.head(head, scratch);
-  });
+  for_each_with_scratch(
+      exec, r.heads(), memory, [&](carver& c) noexcept { return form.carve(c); },
+      [&](auto& scratch, index head) noexcept { form.head(head, scratch); });
 }
 
 }  // namespace heed::detail

@@ -17,7 +17,7 @@
 #include "heed/core/errors.hpp"
 #include "heed/core/types.hpp"
 #include "heed/core/workspace.hpp"
-#include "heed/parallel/executor.hpp"
+#include "heed/parallel/scratch_tasks.hpp"
 
 namespace heed {
 
@@ -89,19 +89,13 @@ void for_each_chunk(index tokens, index step, F&& f) noexcept {
 /// body(head, scratch) for every head, its state brought in before and taken home after.
 template <class E, class R, class Body>
 void for_each_state(E& exec, const R& r, workspace& memory, Body&& body) {
-  const auto heads = static_cast<index>(r.heads());
-  if (heads == 0) return;
-  const index workers = std::clamp<index>(static_cast<index>(exec.concurrency()), index{1}, heads);
-  carver measure;
-  (void)r.carve(measure);
-  std::byte* const block = memory.reserve(measure.used() * static_cast<std::size_t>(workers));
-  for_each_task(exec, workers, heads, [&](index worker, index head) noexcept {
-    carver c(block + static_cast<std::size_t>(worker) * measure.used());
-    auto scratch = r.carve(c);
-    r.enter(head, scratch);
-    body(head, scratch);
-    r.leave(head, scratch);
-  });
+  for_each_with_scratch(
+      exec, static_cast<index>(r.heads()), memory, [&](carver& c) noexcept { return r.carve(c); },
+      [&](auto& scratch, index head) noexcept {
+        r.enter(head, scratch);
+        body(head, scratch);
+        r.leave(head, scratch);
+      });
 }
 
 }  // namespace detail

@@ -34,6 +34,7 @@
 #include <string>
 #include <type_traits>
 
+#include "heed/parallel/scratch_tasks.hpp"
 #include "heed/sparse/compressed.hpp"
 #include "heed/sparse/compressed_scores.hpp"
 #include "heed/sparse/selection.hpp"
@@ -133,15 +134,13 @@ template <class E, class TQ, class TK, class A>
   const index tasks = q.extent(0) * kv_heads * tiles;
   if (tasks == 0) return chosen;
 
-  const index workers = std::clamp<index>(static_cast<index>(exec.concurrency()), index{1}, tasks);
-  carver measure;
-  importance_scratch<A>().carve(measure, heads, d, blocks);
   workspace memory;
-  std::byte* const block = memory.reserve(measure.used() * static_cast<std::size_t>(workers));
-  for_each_task(exec, workers, tasks, [&](index worker, index t) noexcept {
+  const auto carve = [&](carver& c) noexcept {
     importance_scratch<A> s;
-    carver c(block + static_cast<std::size_t>(worker) * measure.used());
     s.carve(c, heads, d, blocks);
+    return s;
+  };
+  for_each_with_scratch(exec, tasks, memory, carve, [&](auto& s, index t) noexcept {
     const index b = t / tiles / kv_heads;
     const index kv = t / tiles % kv_heads;
     // The last rows see the most: long tasks first.

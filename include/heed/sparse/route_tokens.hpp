@@ -25,6 +25,7 @@
 #include <cstdint>
 #include <string>
 
+#include "heed/parallel/scratch_tasks.hpp"
 #include "heed/sparse/largest_ascending.hpp"
 #include "heed/sparse/selection.hpp"
 #include "heed/sparse/token_norms.hpp"
@@ -73,22 +74,20 @@ template <executor E, tensor_like X, tensor_like C>
   constexpr index rows = 16;
   const index steps = ceil_div(clusters, rows);
   const index tasks = heads * steps;
-  const index workers = std::clamp<index>(static_cast<index>(exec.concurrency()), index{1}, tasks);
-  const auto carve = [&](carver& c, row_scores_scratch<A>& s, detail::largest_scratch<A>& l) {
-    s.carve(c, rows, n, d);
-    l.carve(c, n);
-  };
-  carver measure;
-  row_scores_scratch<A> unused;
-  detail::largest_scratch<A> unused_too;
-  carve(measure, unused, unused_too);
-  workspace memory;
-  std::byte* const block = memory.reserve(measure.used() * static_cast<std::size_t>(workers));
-  for_each_task(exec, workers, tasks, [&](index worker, index t) noexcept {
-    carver c(block + static_cast<std::size_t>(worker) * measure.used());
-    row_scores_scratch<A> s;
+  struct scratch_type {
+    row_scores_scratch<A> scores;
     detail::largest_scratch<A> largest;
-    carve(c, s, largest);
+  };
+  const auto carve = [&](carver& c) noexcept {
+    scratch_type s;
+    s.scores.carve(c, rows, n, d);
+    s.largest.carve(c, n);
+    return s;
+  };
+  workspace memory;
+  for_each_with_scratch(exec, tasks, memory, carve, [&](scratch_type& own, index t) noexcept {
+    row_scores_scratch<A>& s = own.scores;
+    detail::largest_scratch<A>& largest = own.largest;
     const index b = t / steps / x4.extent(1);
     const index h = t / steps % x4.extent(1);
     const range m = intersect({0, clusters}, {t % steps * rows, (t % steps + 1) * rows});

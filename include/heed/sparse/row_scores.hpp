@@ -10,7 +10,7 @@
 #include "heed/core/workspace.hpp"
 #include "heed/kernel/copy_tile.hpp"
 #include "heed/kernel/split_tile.hpp"
-#include "heed/parallel/executor.hpp"
+#include "heed/parallel/scratch_tasks.hpp"
 #include "heed/simd/exponential.hpp"
 #include "heed/tensor/scalar.hpp"
 #include "heed/tensor/view.hpp"
@@ -71,18 +71,13 @@ struct row_scores_scratch {
 /// Runs `task(scratch, t)` for t in [0, tasks), each worker with scratch of its own.
 template <class A, executor E, class Task>
 void for_each_scored(E& exec, index tasks, index rows, index keys, index head_dim, Task&& task) {
-  if (tasks == 0) return;
-  const index workers = std::clamp<index>(static_cast<index>(exec.concurrency()), index{1}, tasks);
-  carver measure;
-  row_scores_scratch<A>().carve(measure, rows, keys, head_dim);
   workspace memory;
-  std::byte* const block = memory.reserve(measure.used() * static_cast<std::size_t>(workers));
-  for_each_task(exec, workers, tasks, [&](index worker, index t) noexcept {
+  const auto carve = [&](carver& c) noexcept {
     row_scores_scratch<A> scratch;
-    carver c(block + static_cast<std::size_t>(worker) * measure.used());
     scratch.carve(c, rows, keys, head_dim);
-    task(scratch, t);
-  });
+    return scratch;
+  };
+  for_each_with_scratch(exec, tasks, memory, carve, task);
 }
 
 /// x[0 .. n) become exp(scale x - their largest), a row's probabilities not yet divided by their
