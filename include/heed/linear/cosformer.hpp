@@ -22,7 +22,7 @@
 // heed::linear_attention with F = 2 D. A row without a weight gives 0. Cost: twice that of relu
 // features. Not exact softmax: an attention of its own. The same bits for any number of threads.
 // Throws shape_error, option_error, std::bad_alloc, before anything is written.
-// Source: Qin et al. 2022, arXiv 2202.08791, eq. 9 to 11.
+// Source: Qin et al. 2022, arXiv 2202.08791.
 #pragma once
 
 #include <cmath>

@@ -41,7 +41,7 @@
 // state each.
 //
 // Throws shape_error, option_error, std::bad_alloc, before anything is written.
-// Sources: Katharopoulos, Vyas, Pappas, Fleuret 2020, arXiv 2006.16236, eq. 9 to 12 and 18 to 20;
+// Sources: Katharopoulos, Vyas, Pappas, Fleuret 2020, arXiv 2006.16236, sections 3.3 and 3.4;
 // chunks: Hua, Dai, Liu, Le 2022, arXiv 2202.10447, section 3.2; Yang et al. 2023, arXiv
 // 2312.06635, section 2.2.
 #pragma once
