@@ -10,6 +10,8 @@
 #include <set>
 #include <vector>
 
+#include "heed/linear.hpp"
+
 namespace {
 
 using heed::index;
@@ -230,6 +232,105 @@ TEST(CostLinear, CountsFollowTheLoops) {
   EXPECT_EQ(linear_recurrent(s, form).extra_memory, 4.0 * 32 * 25);
   EXPECT_EQ(linear_chunked(s, form).extra_memory,
             4.0 * (32 * 25 + 96 * (96 + 3 * 32 + 2 * 24 + 1) + 16));
+}
+
+TEST(CostMatrixState, CountsFollowTheLoops) {
+  attention_shape s = self_attention(1000, 16);
+  s.value_dim = 24;
+  double state = 0, pairs = 0;
+  for (index t = 0; t < 1000; ++t) {
+    state += 2.0 * 16 * 24;
+    pairs += 2.0 * static_cast<double>(t % 96 + 1) * (16 + 24);
+  }
+  const auto flops = [&](state_write write) {
+    return matrix_state_chunked(s, {.write = write, .chunk = 96}).flops;
+  };
+  EXPECT_EQ(flops(state_write::outer), 2 * state + pairs);
+  EXPECT_EQ(flops(state_write::delta), 3 * state + 2 * pairs);
+  EXPECT_EQ(flops(state_write::low_rank), 4 * state + 4 * pairs);
+}
+
+// Scratch of one head of 64 channels, packets of 16 floats: docs/linear.md.
+constexpr double scratch_of_a_long_text(matrix_state_form form) {
+  form.lanes = 16;
+  return matrix_state_chunked(self_attention(1'000'000, 64), form).extra_memory / 1024;
+}
+static_assert(within(scratch_of_a_long_text({}), 193, 0.003));
+static_assert(within(scratch_of_a_long_text({.write = state_write::delta}), 193, 0.003));
+static_assert(within(scratch_of_a_long_text({.channel_gate = true, .chunk = 16}), 71, 0.007));
+static_assert(within(scratch_of_a_long_text(
+                         {.write = state_write::low_rank, .channel_gate = true, .chunk = 16}),
+                     97, 0.005),
+              "rwkv7");
+
+/// Scratch that a call used, `run(workspace)`, beside what is predicted of its shape and form.
+template <class Run>
+void expect_scratch(const attention_shape& s, matrix_state_form form, Run&& run, const char* what) {
+  heed::workspace used;
+  run(used);
+  form.lanes = heed::simd::lanes<float>;
+  // Each of 21 pieces begins a cache line.
+  const double predicted = matrix_state_chunked(s, form).extra_memory;
+  const auto bytes = static_cast<double>(used.size());
+  EXPECT_GE(bytes, predicted) << what << ", D " << s.head_dim << ", n " << s.queries;
+  EXPECT_LE(bytes, predicted + 21.0 * heed::cache_line)
+      << what << ", D " << s.head_dim << ", n " << s.queries;
+  if (s.head_dim % 16 == 0 && s.values() % 16 == 0 && s.queries % 64 == 0) {
+    EXPECT_EQ(bytes, predicted) << what << ": whole cache lines";
+  }
+}
+
+TEST(CostMatrixState, ScratchIsWhatTheKernelsUse) {
+  struct sizes {
+    index heads, state_heads, n, d, dv;
+  };
+  for (const sizes& z : {sizes{1, 1, 128, 64, 64}, sizes{4, 2, 128, 32, 48}, sizes{2, 2, 37, 20, 7},
+                         sizes{6, 2, 11, 5, 33}, sizes{1, 1, 320, 128, 64}}) {
+    const heed::tensor<float, 3> q({z.heads, z.n, z.d}), k({z.state_heads, z.n, z.d});
+    const heed::tensor<float, 3> v({z.state_heads, z.n, z.dv});
+    const heed::tensor<float, 2> number({z.state_heads, z.n});
+    const attention_shape s{.query_heads = z.heads,
+                            .kv_heads = z.state_heads,
+                            .queries = z.n,
+                            .keys = z.n,
+                            .head_dim = z.d,
+                            .value_dim = z.dv,
+                            .visible = causal()};
+    heed::serial_executor one;
+    const auto options = [](heed::workspace& w) { return heed::recurrence_options{.scratch = &w}; };
+    expect_scratch(
+        s, {},
+        [&](heed::workspace& w) {
+          (void)heed::scalar_gated_attention(one, q, k, v, number, options(w));
+        },
+        "a gate a token");
+    expect_scratch(
+        s, {.channel_gate = true, .chunk = 16},
+        [&](heed::workspace& w) { (void)heed::gated_attention(one, q, k, v, k, options(w)); },
+        "a gate a channel");
+    expect_scratch(
+        s, {.write = state_write::delta},
+        [&](heed::workspace& w) {
+          (void)heed::gated_delta_attention(one, q, k, v, number, number, options(w));
+        },
+        "gated delta");
+    expect_scratch(
+        s, {.write = state_write::delta, .channel_gate = true, .chunk = 16},
+        [&](heed::workspace& w) {
+          (void)heed::channel_gated_delta_attention(one, q, k, v, k, number, options(w));
+        },
+        "delta, a gate a channel");
+    expect_scratch(
+        s, {.write = state_write::low_rank},
+        [&](heed::workspace& w) { (void)heed::low_rank_attention(one, q, k, v, k, k, options(w)); },
+        "low rank");
+    expect_scratch(
+        s, {.write = state_write::low_rank, .channel_gate = true, .chunk = 16},
+        [&](heed::workspace& w) {
+          (void)heed::diagonal_low_rank_attention(one, q, k, v, k, k, k, options(w));
+        },
+        "low rank, a gate a channel");
+  }
 }
 
 TEST(CostRoofline, TakesTheSlowerOfTwo) {

@@ -509,12 +509,14 @@ TYPED_TEST(Scan, Rwkv4IsItsDefinition) {
   }
 }
 
-TEST(LongScan, Rwkv4OfAHundredThousandTokens) {
-  const auto k = random_tensor<3, float>({1, 100'000, 2}, 1, 4);
-  const auto v = random_tensor<3, float>({1, 100'000, 2}, 2);
-  heed::tensor<float, 1> decay({2}), bonus({2});
+TEST(LongScan, Rwkv4OfAMillionTokens) {
+  const auto k = random_tensor<3, float>({1, 1'000'000, 3}, 1, 4);
+  const auto v = random_tensor<3, float>({1, 1'000'000, 3}, 2);
+  heed::tensor<float, 1> decay({3}), bonus({3});
+  // A weight lasts for exp(-decay) tokens, and errs by as many roundings.
   decay(0) = -9;
-  decay(1) = 0.5f;
+  decay(1) = -4;
+  decay(2) = 0.5f;
   const auto out = heed::rwkv4(k, v, decay, bonus);
   check_rwkv4<float>(k, v, decay, bonus, heed::as_view(out), "long");
 }

@@ -361,6 +361,38 @@ TEST(Cosformer, AHorizonBelowTheTextIsRefused) {
   EXPECT_THROW((void)heed::cosformer_attention(q, q, q, o), heed::option_error);
 }
 
+/// What refuses the call, which leaves state and output as they were.
+std::string refusal(index tokens, const heed::cosformer_options& o) {
+  const heed::tensor<float, 3> q = random_tensor<float>({1, tokens, 4}, 1);
+  heed::linear_state<float> state({.batch = 1, .kv_heads = 1, .features = 8, .value_dim = 4});
+  heed::tensor<float, 3> out({1, tokens, 4});
+  try {
+    heed::cosformer_attention_into(out, q, q, q, state, o);
+  } catch (const heed::option_error& e) {
+    for (index i = 0; i < out.size(); ++i) EXPECT_EQ(out.data()[i], 0);
+    for (index i = 0; i < state.sum().size(); ++i) EXPECT_EQ(state.sum().data()[i], 0);
+    return e.what();
+  }
+  return "";
+}
+
+TEST(Cosformer, AStateThatOutgrowsItsHorizonIsRefused) {
+  EXPECT_EQ(refusal(3, {.horizon = 12, .first_position = 9}), "");
+  EXPECT_EQ(refusal(4, {.horizon = 12, .first_position = 9}),
+            "horizon is 12, the state has tokens 9 before the call's 4");
+  EXPECT_EQ(refusal(1, {.horizon = 12, .first_position = 1'000'000}),
+            "horizon is 12, the state has tokens 1000000 before the call's 1");
+  EXPECT_EQ(refusal(13, {.horizon = 12}), "horizon is 12, the call has tokens 13");
+  // A text that began later has as much left.
+  EXPECT_EQ(refusal(4, {.horizon = 12, .first_position = 109, .state_begin = 101}), "");
+  EXPECT_EQ(refusal(4, {.horizon = 12, .first_position = 109, .state_begin = 100}),
+            "horizon is 12, the state has tokens 9 before the call's 4");
+  EXPECT_EQ(refusal(4, {.horizon = 12, .first_position = 2, .state_begin = 3}),
+            "first_position is 2, must be at least state_begin 3, and that at least 0");
+  EXPECT_EQ(refusal(4, {}),
+            "horizon is absent, a state needs that of its whole text; the call has tokens 4");
+}
+
 // ---- Linformer
 // -----------------------------------------------------------------------------------
 

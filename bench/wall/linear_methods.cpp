@@ -8,18 +8,14 @@
 namespace wall {
 namespace {
 
-/// Of a recurrence with a matrix state, in chunks: `state` D D FLOPs a token, `pairs` products of
-/// the pairs in a chunk, and `numbers` a token and head read beside queries, keys and values.
-cost::work chunked_recurrence(const settings& s, index n, double state, double pairs, index chunk,
+/// Of a recurrence with a matrix state, in chunks; `numbers` a token and head are read beside
+/// queries, keys and values.
+cost::work chunked_recurrence(const settings& s, index n, cost::matrix_state_form form,
                               index numbers) {
-  const cost::attention_shape a = shape_of(s, n, cost::causal());
-  cost::work w = cost::linear_chunked(
-      a, {.features = {}, .chunk = chunk, .workers = std::min(s.heads, s.threads)});
-  const auto d = static_cast<double>(s.head_dim);
-  const auto tokens = static_cast<double>(s.heads * n);
-  const auto tokens_a_chunk = static_cast<double>(std::min(chunk, n));
-  w.flops += tokens * ((state - 4) * d * d + (pairs - 1) * (tokens_a_chunk + 1) * 2 * d);
-  w.bytes += tokens * static_cast<double>(numbers * index{sizeof(float)});
+  form.lanes = heed::simd::lanes<float>;
+  form.workers = std::min(s.heads, s.threads);
+  cost::work w = cost::matrix_state_chunked(shape_of(s, n, cost::causal()), form);
+  w.bytes += static_cast<double>(s.heads * n * numbers * index{sizeof(float)});
   return w;
 }
 
@@ -44,23 +40,30 @@ std::vector<method> linear_methods(const settings& s, heed::thread_pool& pool) {
                                                heed::linear_options{.scratch = &w});
                  },
                  [=](index n) {
+                   return std::vector{cost::linear_chunked(
+                       shape_of(s, n, cost::causal()), {.features = {},
+                                                        .chunk = heed::linear_options{}.chunk,
+                                                        .workers = std::min(s.heads, s.threads)})};
+                 }});
+  all.push_back({"gated (GLA)", 'g', false,
+                 [&pool](problem& p, index n, heed::workspace& w) {
+                   heed::gated_attention_into(pool, p.out(n), p.q(n), p.k(n), p.v(n),
+                                              p.channel_gate(n),
+                                              heed::recurrence_options{.scratch = &w});
+                 },
+                 [=](index n) {
                    return std::vector{
-                       chunked_recurrence(s, n, 4, 1, heed::linear_options{}.chunk, 0)};
+                       chunked_recurrence(s, n, {.channel_gate = true, .chunk = 16}, s.head_dim)};
                  }});
   all.push_back(
-      {"gated (GLA)", 'g', false,
+      {"gated delta", 'd', false,
        [&pool](problem& p, index n, heed::workspace& w) {
-         heed::gated_attention_into(pool, p.out(n), p.q(n), p.k(n), p.v(n), p.channel_gate(n),
-                                    heed::recurrence_options{.scratch = &w});
+         heed::gated_delta_attention_into(pool, p.out(n), p.q(n), p.k(n), p.v(n), p.gate(n),
+                                          p.strength(n), heed::recurrence_options{.scratch = &w});
        },
-       [=](index n) { return std::vector{chunked_recurrence(s, n, 4, 1, 16, s.head_dim)}; }});
-  all.push_back({"gated delta", 'd', false,
-                 [&pool](problem& p, index n, heed::workspace& w) {
-                   heed::gated_delta_attention_into(pool, p.out(n), p.q(n), p.k(n), p.v(n),
-                                                    p.gate(n), p.strength(n),
-                                                    heed::recurrence_options{.scratch = &w});
-                 },
-                 [=](index n) { return std::vector{chunked_recurrence(s, n, 6, 2, 64, 2)}; }});
+       [=](index n) {
+         return std::vector{chunked_recurrence(s, n, {.write = cost::state_write::delta}, 2)};
+       }});
   // A head is a sequence of the scan's batch, with weights of its own.
   all.push_back({"Mamba S6", 's', false,
                  [&pool](problem& p, index n, heed::workspace& w) {

@@ -14,6 +14,7 @@
 #include "heed/cost/crossover.hpp"
 #include "heed/cost/feed_forward.hpp"
 #include "heed/cost/linear.hpp"
+#include "heed/cost/matrix_state.hpp"
 #include "heed/cost/model.hpp"
 #include "heed/cost/presets.hpp"
 #include "heed/cost/work.hpp"

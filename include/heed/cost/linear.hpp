@@ -13,7 +13,7 @@
 // All are linear in n. The recurrent form is bound by the traffic of its state, 4 F Dv operations
 // against two passes over F Dv numbers a token when the state does not stay in registers; the
 // chunked form trades a few more operations for matrix products.
-// Sources: Katharopoulos et al., Transformers are RNNs (2020), arXiv:2006.16236, eqs. 16 to 20;
+// Sources: Katharopoulos et al., Transformers are RNNs (2020), arXiv:2006.16236, section 3.4;
 // Hua et al., Transformer Quality in Linear Time (2022), arXiv:2202.10447, section 3.2.
 #pragma once
 

@@ -5,17 +5,24 @@
 //   out_i = sum_j weight_ij v_j / (sum_j weight_ij + eps),   j <= i when causal
 //   cos(a - b) = cos a cos b + sin a sin b, so that 2 D features do: (x cos, x sin) of relu(x)
 //
-//   auto out = heed::cosformer_attention(q, k, v, state, cosformer_options{.horizon = 4096});
+//   auto out = heed::cosformer_attention(q, k, v);
+//   cosformer_options o{.horizon = 4096};                                // of the whole text
+//   auto out = heed::cosformer_attention(q, k, v, state, o);             // its first piece
+//   o.first_position = 1000;                                             // had 1000 tokens
+//   auto next = heed::cosformer_attention(q1, k1, v1, state, o);
 //   heed::cosformer_attention_into([executor,] out, q, k, v, [state,] [options])
 //
-// Tensors and grouping as heed::linear_attention; the state has 2 D features. M, the horizon, is at
-// least the largest distance: the tokens of the call where absent, to be given when a text comes in
-// pieces, with the position of each piece's first token. Angles are double, so that every position
-// is exact. Accumulates in the accumulator type; errors as heed::linear_attention with F = 2 D.
-// A row without a weight gives 0. Cost: twice that of relu features. Not exact softmax: an
-// attention of its own. The same bits for any number of threads.
+// Tensors and grouping as heed::linear_attention; the state has 2 D features. M, the horizon, is
+// more than the largest distance: further apart the cosine is negative. It is the tokens of the
+// call where absent. A text in pieces has one M, and each piece the position of its first token: a
+// call with a state is refused without a horizon, and where its last token is M or more after the
+// state's first, which is at position 0 unless said. Not seen, since a state is only numbers: that
+// earlier pieces had another M, or a position other than the one they should have had. Angles are
+// double, so that every position is exact. Accumulates in the accumulator type; errors as
+// heed::linear_attention with F = 2 D. A row without a weight gives 0. Cost: twice that of relu
+// features. Not exact softmax: an attention of its own. The same bits for any number of threads.
 // Throws shape_error, option_error, std::bad_alloc, before anything is written.
-// Source: Qin et al. 2022, arXiv 2202.08791, eq. 9 to 11.
+// Source: Qin et al. 2022, arXiv 2202.08791.
 #pragma once
 
 #include <cmath>
@@ -23,6 +30,7 @@
 #include <numbers>
 #include <optional>
 #include <string>
+#include <type_traits>
 
 #include "heed/linear/feature_blocks.hpp"
 
@@ -31,14 +39,36 @@ namespace heed {
 struct cosformer_options {
   bool causal = true;
   double eps = 1e-6;
-  /// M: no two tokens that meet are further apart. The tokens of the call where absent.
+  /// M: any two tokens that meet are less apart. The tokens of the call where absent, as it may be
+  /// without a state.
   std::optional<index> horizon = std::nullopt;
   /// Position of the first query and of the first key.
   index first_position = 0;
+  /// Position of the first token that the state has seen, or is to see in this call.
+  index state_begin = 0;
   workspace* scratch = nullptr;
 };
 
 namespace detail {
+
+/// Of a call that goes on with a state.
+inline void check_cosformer_state(const cosformer_options& o, index tokens) {
+  if (!o.horizon) {
+    fail<option_error>(
+        "horizon is absent, a state needs that of its whole text; the call has tokens " +
+        std::to_string(tokens));
+  }
+  if (o.state_begin < 0 || o.first_position < o.state_begin) {
+    fail<option_error>("first_position is " + std::to_string(o.first_position) +
+                       ", must be at least state_begin " + std::to_string(o.state_begin) +
+                       ", and that at least 0");
+  }
+  const index before = o.first_position - o.state_begin;
+  if (before > *o.horizon - tokens) {
+    fail<option_error>("horizon is " + std::to_string(*o.horizon) + ", the state has tokens " +
+                       std::to_string(before) + " before the call's " + std::to_string(tokens));
+  }
+}
 
 struct cosformer_method {
   static constexpr std::size_t inputs = 3;
@@ -60,6 +90,9 @@ struct cosformer_method {
     if (horizon < 1 || horizon < tokens) {
       fail<option_error>("horizon is " + std::to_string(horizon) + ", the call has tokens " +
                          std::to_string(tokens));
+    }
+    if constexpr (!std::is_same_v<std::remove_cvref_t<State>, no_state>) {
+      check_cosformer_state(o, tokens);
     }
     if (!(o.eps >= 0)) {
       fail<option_error>("eps is " + std::to_string(o.eps) + ", must not be negative");

@@ -11,9 +11,9 @@
 // one step are of the sizes in gated.hpp, and pass through (I - beta k k') of the later ones. Axes,
 // scalars, NaN and errors thrown: see matrix_call.hpp. There is no quadratic form (option_error).
 // FLOPs a head and token: 6 Dk Dv + 2 (C + 1)(Dk + Dv), in chunks of C as in gated.hpp.
-// Sources: Schlag, Irie, Schmidhuber 2021, arXiv 2102.11174, eq. 23; Yang et al. 2024, arXiv
-// 2406.06484 (chunks); gated: Yang, Kautz, Hatamizadeh 2024, arXiv 2412.06464, eq. 10; per channel:
-// Kimi Team 2025, arXiv 2510.26692.
+// Sources: Schlag, Irie, Schmidhuber 2021, arXiv 2102.11174, eq. 24; Yang et al. 2024, arXiv
+// 2406.06484 (chunks); gated: Yang, Kautz, Hatamizadeh 2024, arXiv 2412.06464, section 3.1; per
+// channel: Kimi Team 2025, arXiv 2510.26692.
 #pragma once
 
 #include "heed/linear/matrix_call.hpp"

@@ -107,8 +107,9 @@ void call_feature_blocks(E& exec, Out&& out, const Q& q, const K& k, const V& v,
     call.state = own;
     run_feature_blocks(exec, q4, k4, v4, o4, call, fill);
   } else {
-    static_assert(linear_state_like<State>, "heed: the state is a linear_state");
-    call.state = state;
+    static_assert(linear_state_like<State>,
+                  "heed: the state is no linear_state or linear_state_view, or is constant");
+    if constexpr (linear_state_like<State>) call.state = state;
     check_linear_state<A>(call.state, sum, true);
     run_feature_blocks(exec, q4, k4, v4, o4, call, fill);
   }

@@ -13,9 +13,9 @@
 // | your vector map       | (span<const A> x, span<A> phi) | features(D)           |
 //
 // Taylor's and rebased: polynomial_features.hpp.
-// Sources: elu + 1: Katharopoulos et al. 2020, arXiv 2006.16236, eq. 7. Identity: Schlag, Irie,
-// Schmidhuber 2021, arXiv 2102.11174. Relu: Choromanski et al. 2020, arXiv 2009.14794, section 2.2
-// (generalised attention). Squared relu: So et al. 2021, arXiv 2109.08668.
+// Sources: elu + 1: Katharopoulos et al. 2020, arXiv 2006.16236, section 3.2. Identity: Schlag,
+// Irie, Schmidhuber 2021, arXiv 2102.11174. Relu: Choromanski et al. 2020, arXiv 2009.14794,
+// section 2.2 (generalised attention). Squared relu: So et al. 2021, arXiv 2109.08668.
 //
 // A is the accumulator type (float, or double for double). A map must not throw and is called from
 // several threads at once. Normalised attention wants phi > 0.

@@ -10,7 +10,7 @@
 // Relative to the terms' absolute sum the error is at most (T + Dk + C + 4) eps, the gates' own
 // |g| eps aside. FLOPs a head and token: 4 Dk Dv + (C + 1)(Dk + Dv), chunks of C = 64 (16 for gates
 // of channels); recurrent 4 Dk Dv and the decay.
-// Sources: Yang, Wang, Shen, Panda, Kim 2023, arXiv 2312.06635, eq. 3 (scalar: section 4.1's
+// Sources: Yang, Wang, Shen, Panda, Kim 2023, arXiv 2312.06635, section 4.1 (scalar: its
 // special case, as simple GLA in its code); the scalar gate is also Mamba-2's, arXiv 2405.21060,
 // eq. 16.
 #pragma once

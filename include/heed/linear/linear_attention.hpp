@@ -41,7 +41,7 @@
 // state each.
 //
 // Throws shape_error, option_error, std::bad_alloc, before anything is written.
-// Sources: Katharopoulos, Vyas, Pappas, Fleuret 2020, arXiv 2006.16236, eq. 9 to 12 and 18 to 20;
+// Sources: Katharopoulos, Vyas, Pappas, Fleuret 2020, arXiv 2006.16236, sections 3.3 and 3.4;
 // chunks: Hua, Dai, Liu, Le 2022, arXiv 2202.10447, section 3.2; Yang et al. 2023, arXiv
 // 2312.06635, section 2.2.
 #pragma once
@@ -71,6 +71,10 @@ namespace detail {
 
 template <class T>
 concept an_executor_argument = executor<std::remove_reference_t<T>>;
+
+/// Constant ones too, for a message that says so.
+template <class T>
+concept a_linear_state_argument = is_linear_state<std::remove_cvref_t<T>>;
 
 struct no_linear_state {};
 
@@ -206,7 +210,9 @@ void linear_call(E& exec, Out&& out, const Q& q, const K& k, const V& v, State&&
   if constexpr (!std::is_same_v<std::remove_cvref_t<State>, no_linear_state>) {
     static_assert(std::is_same_v<typename std::remove_cvref_t<State>::scalar, A>,
                   "heed: the state has the accumulator type (float, or double for double)");
-    kept = state;
+    static_assert(linear_state_like<State>,
+                  "heed: the state is constant, and could not come out of the call");
+    if constexpr (linear_state_like<State>) kept = state;
     check_linear_state<A>(kept, {sequences, k4.extent(1), features, v4.extent(3)}, o.normalise);
   }
 
@@ -260,7 +266,7 @@ void linear_attention_into(E&& exec, Out&& out, const Q& q, const K& k, const V&
 }
 
 template <detail::an_executor_argument E, class Out, class Q, class K, class V,
-          linear_state_like State, class Map = elu_plus_one>
+          detail::a_linear_state_argument State, class Map = elu_plus_one>
 void linear_attention_into(E&& exec, Out&& out, const Q& q, const K& k, const V& v, State&& state,
                            const linear_options& options = {}, const Map& map = {}) {
   detail::linear_call(exec, std::forward<Out>(out), q, k, v, state, options, map);
@@ -274,7 +280,8 @@ requires(!detail::an_executor_argument<Out>) void linear_attention_into(
   linear_attention_into(exec, std::forward<Out>(out), q, k, v, options, map);
 }
 
-template <class Out, class Q, class K, class V, linear_state_like State, class Map = elu_plus_one>
+template <class Out, class Q, class K, class V, detail::a_linear_state_argument State,
+          class Map = elu_plus_one>
 requires(!detail::an_executor_argument<Out>) void linear_attention_into(
     Out&& out, const Q& q, const K& k, const V& v, State&& state,
     const linear_options& options = {}, const Map& map = {}) {
@@ -293,8 +300,8 @@ template <detail::an_executor_argument E, class Q, class K, class V, class Map =
   return out;
 }
 
-template <detail::an_executor_argument E, class Q, class K, class V, linear_state_like State,
-          class Map = elu_plus_one>
+template <detail::an_executor_argument E, class Q, class K, class V,
+          detail::a_linear_state_argument State, class Map = elu_plus_one>
 [[nodiscard]] auto linear_attention(E&& exec, const Q& q, const K& k, const V& v, State&& state,
                                     const linear_options& options = {}, const Map& map = {}) {
   detail::require_linear_tensors<const Q&, const K&, const V&>();
@@ -311,7 +318,8 @@ requires(!detail::an_executor_argument<Q>)
   return linear_attention(exec, q, k, v, options, map);
 }
 
-template <class Q, class K, class V, linear_state_like State, class Map = elu_plus_one>
+template <class Q, class K, class V, detail::a_linear_state_argument State,
+          class Map = elu_plus_one>
 requires(!detail::an_executor_argument<Q>)
     [[nodiscard]] auto linear_attention(const Q& q, const K& k, const V& v, State&& state,
                                         const linear_options& options = {}, const Map& map = {}) {

@@ -10,8 +10,8 @@
 // What a and b must be for a state that stays bounded is the model's affair. Axes, scalars, NaN and
 // errors thrown: see matrix_call.hpp. There is no quadratic form (option_error). FLOPs a head and
 // token: 8 Dk Dv + 4 (C + 1)(Dk + Dv), in chunks of C as in gated.hpp.
-// Sources: Yang et al. 2024, arXiv 2406.06484, section 6 (generalised delta rule); Peng et al.
-// 2025, arXiv 2503.14456, eq. 15.
+// Sources: Yang et al. 2024, arXiv 2406.06484 (identity plus low rank); Peng et al. 2025,
+// arXiv 2503.14456, eq. 17 (diagonal plus low rank).
 #pragma once
 
 #include "heed/linear/matrix_call.hpp"

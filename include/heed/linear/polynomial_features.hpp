@@ -10,7 +10,7 @@
 // 1 + D + D (D + 1) / 2 and D (D + 1) / 2. Both kernels are never negative; Taylor's is at least
 // 1/2. Errors: a few eps of the products. A NaN channel makes every feature with it a NaN.
 // Sources: Arora et al. 2024, arXiv 2402.18668, section 4.1 (based); Aksenov, Balagansky et al.
-// 2024, arXiv 2402.10644, eq. 8 (rebased; gamma and beta of q and k alike here: where they differ,
+// 2024, arXiv 2402.10644 (rebased; gamma and beta of q and k alike here: where they differ,
 // apply them before and leave both out).
 #pragma once
 
