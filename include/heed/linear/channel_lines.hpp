@@ -3,6 +3,7 @@
 // the hardware would see.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 
@@ -18,18 +19,19 @@ template <class T>
   return x.data() + k.batch * x.stride(0) + token * x.stride(1) + k.first * x.stride(2);
 }
 
-/// Row by row and a packet of channels at a time: a few lines with each call of `ask`.
+/// Row by row and a line of channels at a time, of each tensor one with each call of `ask`.
 class channel_lines {
  public:
-  /// `rows` tokens of `columns` packets each.
-  channel_lines(index rows, index columns) noexcept : rows_(rows), columns_(columns) {}
+  /// What is ahead: at most `rows` tokens of it, of `tokens` in all. Lines are counted in floats.
+  channel_lines(const channel_ahead& a, index rows, index tokens) noexcept
+      : rows_(std::min(rows, tokens - a.token)), columns_(ceil_div(a.block.count, line)) {}
 
-  /// From `token` on; packets of `lanes` channels. At most four tensors.
+  /// At most four tensors.
   template <class T>
-  void add(const view<T, 3>& x, const channel_block& k, index token, index lanes) noexcept {
+  void add(const view<T, 3>& x, const channel_ahead& a) noexcept {
     constexpr auto size = static_cast<index>(sizeof(T));
-    at_[count_++] = {reinterpret_cast<const std::byte*>(channel_row(x, k, token)),
-                     x.stride(1) * size, x.stride(2) * lanes * size};
+    at_[count_++] = {reinterpret_cast<const std::byte*>(channel_row(x, a.block, a.token)),
+                     x.stride(1) * size, x.stride(2) * line * size};
   }
   HEED_INLINE void ask() noexcept {
     if (rows_ <= 0) return;
@@ -43,9 +45,10 @@ class channel_lines {
   }
 
  private:
+  static constexpr index line = 64 / sizeof(float);
   struct stream {
     const std::byte* row = nullptr;
-    index stride = 0;  // bytes, as the step from one packet to the next
+    index stride = 0;  // bytes, as the step from one line to the next
     index step = 0;
   };
   std::array<stream, 4> at_{};

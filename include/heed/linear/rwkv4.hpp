@@ -43,6 +43,7 @@
 #include <limits>
 #include <utility>
 
+#include "heed/linear/channel_lines.hpp"
 #include "heed/linear/channel_scan.hpp"
 
 namespace heed {
@@ -98,12 +99,16 @@ struct rwkv4_scan {
   }
 
   void take_in(const channel_block& c, range t, const scratch_type& s, A* move,
-               const channel_ahead&) const noexcept {
+               const channel_ahead& ahead) const noexcept {
+    channel_lines next(ahead, tile_tokens, k.extent(1));
+    next.add(k, ahead);
+    next.add(v, ahead);
+    next.add(out, ahead);
     load_channels(k, c, t, s.k, width, unit);
     load_channels(v, c, t, s.v, width, unit);
     if (move != nullptr) *move += static_cast<A>(t.size());
     for (index first = 0; first < c.count; first += unit) {
-      run(t.size(), {s.rows + first, s.k + first, s.v + first});
+      run(t.size(), {s.rows + first, s.k + first, s.v + first}, next);
     }
   }
   void answer(const channel_block& c, range t, const scratch_type& s) const noexcept {
@@ -157,7 +162,7 @@ struct rwkv4_scan {
     });
   }
 
-  HEED_NOINLINE void run(index tokens, const scratch_type& s) const noexcept {
+  HEED_NOINLINE void run(index tokens, const scratch_type& s, channel_lines& next) const noexcept {
     using simd::unroll;
     constexpr index lane_count = simd::lanes<A>;
     const auto load = [](const A* from, packet* to) HEED_INLINE_LAMBDA {
@@ -189,6 +194,7 @@ struct rwkv4_scan {
         a[i] = simd::fmadd(older[i], a[i], simd::mul(newer[i], value));
         b[i] = simd::fmadd(older[i], b[i], newer[i]);
       });
+      next.ask();
     }
     unroll<packets>([&](auto i) HEED_INLINE_LAMBDA {
       simd::store(s.rows + i * lane_count, a[i]);

@@ -183,12 +183,11 @@ struct selective_scan_kernel {
     rows x, step, gate, b, c;
   };
   [[nodiscard]] channel_lines next_lines(const channel_ahead& next) const noexcept {
-    channel_lines lines(std::min(tile_tokens, x.extent(1) - next.token),
-                        ceil_div(next.block.count, lanes));
-    lines.add(x, next.block, next.token, lanes);
-    lines.add(dt, next.block, next.token, lanes);
-    lines.add(out, next.block, next.token, lanes);
-    if (options.gate.data() != nullptr) lines.add(options.gate, next.block, next.token, lanes);
+    channel_lines lines(next, tile_tokens, x.extent(1));
+    lines.add(x, next);
+    lines.add(dt, next);
+    lines.add(out, next);
+    if (options.gate.data() != nullptr) lines.add(options.gate, next);
     return lines;
   }
 
