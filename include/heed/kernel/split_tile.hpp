@@ -85,8 +85,8 @@ HEED_INLINE void prefetch_numbers(const T* p) noexcept {
   });
 }
 
-/// Scores of a tile of query rows and keys, written to s[row][key]. As many numbers
-/// as the keys have are asked for at `ahead`.
+/// Scores of a tile of query rows and keys, written to s[row][key]. As many numbers as the keys
+/// have are asked for at `ahead`.
 template <class A, class T>
 HEED_INLINE void split_score_tile(const A* q, index q_stride, const T* k, index k_stride,
                                   index channels, const T* ahead, A* s, index s_stride) noexcept {

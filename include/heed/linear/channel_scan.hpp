@@ -67,6 +67,14 @@ namespace detail {
   return {bounds[at], bounds[at + 1]};
 }
 
+/// f(tile) over the tokens t, the kernel's tiles.
+template <class Kernel, class F>
+void each_scan_tile(range t, F&& f) noexcept {
+  for_each_chunk(t.size(), Kernel::tile_tokens, [&](range c) noexcept {
+    f(range{t.begin + c.begin, t.begin + c.end});
+  });
+}
+
 /// A member's kernel as a recurrence of blocks of channels.
 template <class A, class Kernel>
 struct channel_recurrence {
@@ -98,7 +106,7 @@ struct channel_recurrence {
   }
   void answer_span(index head, range t, scratch_type& s) const noexcept {
     const channel_block block = plan.at(head);
-    each_tile(t, [&](range tile) noexcept {
+    each_scan_tile<Kernel>(t, [&](range tile) noexcept {
       kernel.take_in(block, tile, s, static_cast<A*>(nullptr), {block, tile.end});
       kernel.answer(block, tile, s);
     });
@@ -112,7 +120,7 @@ struct channel_recurrence {
     kernel.prepare(block, s);
     A* const move = kept + kernel.state_size();
     std::fill_n(move, kernel.move_size(), A(0));
-    each_tile(t, [&](range tile) noexcept {
+    each_scan_tile<Kernel>(t, [&](range tile) noexcept {
       kernel.take_in(block, tile, s, move, {block, tile.end});
     });
     std::copy_n(kernel.state_numbers(s), kernel.state_size(), kept);
@@ -125,14 +133,6 @@ struct channel_recurrence {
   void resume(index head, const A* kept, scratch_type& s) const noexcept {
     kernel.prepare(plan.at(head), s);
     std::copy_n(kept, kernel.state_size(), kernel.state_numbers(s));
-  }
-
- private:
-  template <class F>
-  static void each_tile(range t, F&& f) noexcept {
-    for_each_chunk(t.size(), Kernel::tile_tokens, [&](range c) noexcept {
-      f(range{t.begin + c.begin, t.begin + c.end});
-    });
   }
 };
 
@@ -163,8 +163,7 @@ void run_bands(E& exec, const Kernel& kernel, const channel_plan& plan,
       kernel.prepare(plan.at(first + i), s[i]);
       kernel.enter(plan.at(first + i), s[i]);
     }
-    for (index t = all.begin; t < all.end; t += Kernel::tile_tokens) {
-      const range tile{t, std::min(t + Kernel::tile_tokens, all.end)};
+    each_scan_tile<Kernel>(all, [&](range tile) noexcept {
       for (index i = 0; i < count; ++i) {
         const channel_block at = plan.at(first + i);
         const channel_ahead ahead = i + 1 < count
@@ -173,7 +172,7 @@ void run_bands(E& exec, const Kernel& kernel, const channel_plan& plan,
         kernel.take_in(at, tile, s[i], static_cast<A*>(nullptr), ahead);
         kernel.answer(at, tile, s[i]);
       }
-    }
+    });
     for (index i = 0; i < count; ++i) kernel.leave(plan.at(first + i), s[i]);
   });
 }

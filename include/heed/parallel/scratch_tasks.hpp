@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <utility>
 
 #include "heed/core/types.hpp"
 #include "heed/core/workspace.hpp"

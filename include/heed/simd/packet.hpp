@@ -44,7 +44,7 @@ template <class A>
 HEED_INLINE packet<A> load_once(const A* p) noexcept {
   packet<A> x = load(p);
 #if defined(__FMA__) && !defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
-  if constexpr (lanes < A >> 1) asm("" : "+x"(x));
+  if constexpr (lanes<A> != 1) asm("" : "+x"(x));
 #endif
   return x;
 }
