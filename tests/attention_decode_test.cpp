@@ -11,6 +11,7 @@
 #include "heed/cache.hpp"
 #include "heed/score.hpp"
 #include "heed/tensor.hpp"
+#include "scalars.hpp"
 
 namespace {
 
@@ -283,7 +284,7 @@ TEST(Decode, AFailureLeavesCacheAndOutputAsTheyWere) {
 // Both sides of the count at which one kernel hands over to the other, every grouping.
 template <class T>
 class FewQueries : public testing::Test {};
-using scalars = testing::Types<float, double, heed::half, heed::bfloat16>;
+using scalars = test_scalars::all;
 TYPED_TEST_SUITE(FewQueries, scalars);
 
 TYPED_TEST(FewQueries, EveryCountAndGroup) {

@@ -11,6 +11,7 @@
 #include "heed/attention.hpp"
 #include "heed/score.hpp"
 #include "heed/tensor.hpp"
+#include "scalars.hpp"
 
 namespace {
 
@@ -101,7 +102,7 @@ struct any_call {
 
 template <class T>
 class Mask : public testing::Test {};
-using scalars = testing::Types<float, double, heed::bfloat16>;
+using scalars = test_scalars::some;
 TYPED_TEST_SUITE(Mask, scalars);
 
 TYPED_TEST(Mask, Causal) {

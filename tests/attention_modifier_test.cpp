@@ -11,6 +11,7 @@
 #include "heed/attention.hpp"
 #include "heed/score.hpp"
 #include "heed/tensor.hpp"
+#include "scalars.hpp"
 
 namespace {
 
@@ -63,7 +64,7 @@ constexpr std::array<std::array<index, 2>, 8> counts{
 
 template <class T>
 class Modifier : public testing::Test {};
-using scalars = testing::Types<float, double, heed::bfloat16>;
+using scalars = test_scalars::some;
 TYPED_TEST_SUITE(Modifier, scalars);
 
 TYPED_TEST(Modifier, Softcap) {

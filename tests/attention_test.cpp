@@ -12,6 +12,7 @@
 
 #include "attention_oracle.hpp"
 #include "heed/tensor.hpp"
+#include "scalars.hpp"
 
 namespace {
 
@@ -82,7 +83,7 @@ oracle::layout any_layout() {
 
 template <class T>
 class Attention : public testing::Test {};
-using scalars = testing::Types<float, double, heed::half, heed::bfloat16>;
+using scalars = test_scalars::all;
 TYPED_TEST_SUITE(Attention, scalars);
 
 TYPED_TEST(Attention, AnyShapeAgreesWithTheTextbook) {

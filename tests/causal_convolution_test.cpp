@@ -14,6 +14,7 @@
 #include "heed/linear.hpp"
 #include "heed/parallel.hpp"
 #include "heed/tensor.hpp"
+#include "scalars.hpp"
 
 namespace {
 
@@ -168,7 +169,7 @@ std::vector<unsigned char> bytes_of(const heed::view<T, 3>& v) {
 
 template <class T>
 class CausalConvolution : public testing::Test {};
-using scalars = testing::Types<float, double, heed::half, heed::bfloat16>;
+using scalars = test_scalars::all;
 TYPED_TEST_SUITE(CausalConvolution, scalars);
 
 TYPED_TEST(CausalConvolution, FollowsItsDefinitionInEveryLayout) {

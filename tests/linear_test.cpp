@@ -21,6 +21,7 @@
 
 #include "heed/parallel.hpp"
 #include "heed/tensor.hpp"
+#include "scalars.hpp"
 
 namespace {
 
@@ -216,7 +217,7 @@ void expect_state(const heed::linear_state_view<A>& s, const expected& want, ind
 
 template <class T>
 class LinearScalar : public testing::Test {};
-using scalars = testing::Types<float, double, heed::half, heed::bfloat16>;
+using scalars = test_scalars::all;
 TYPED_TEST_SUITE(LinearScalar, scalars);
 
 TYPED_TEST(LinearScalar, FormsMatchTheDefinition) {

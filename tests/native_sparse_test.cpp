@@ -13,6 +13,7 @@
 #include "heed/composed.hpp"
 #include "heed/parallel.hpp"
 #include "heed/sparse.hpp"
+#include "scalars.hpp"
 
 namespace {
 
@@ -230,7 +231,7 @@ void check_selection(const shapes& s, const heed::compressed_selection_options& 
 
 template <class T>
 class CompressedSelection : public testing::Test {};
-using scalars = testing::Types<float, double, heed::half>;
+using scalars = test_scalars::some;
 TYPED_TEST_SUITE(CompressedSelection, scalars);
 
 TYPED_TEST(CompressedSelection, TakesTheMostImportantBlocks) {

@@ -14,6 +14,7 @@
 #include "heed/cache.hpp"
 #include "heed/parallel.hpp"
 #include "heed/sparse.hpp"
+#include "scalars.hpp"
 
 namespace {
 
@@ -64,7 +65,7 @@ std::string wrong_bounds(const heed::page_bounds<T>& bounds, const heed::tensor<
 
 template <class T>
 class PageBounds : public testing::Test {};
-using scalars = testing::Types<float, double, heed::bfloat16>;
+using scalars = test_scalars::some;
 TYPED_TEST_SUITE(PageBounds, scalars);
 
 TYPED_TEST(PageBounds, InPiecesAsAtOnce) {

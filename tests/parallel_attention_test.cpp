@@ -12,6 +12,7 @@
 #include "heed/parallel.hpp"
 #include "heed/score.hpp"
 #include "heed/tensor.hpp"
+#include "scalars.hpp"
 
 namespace {
 
@@ -34,7 +35,7 @@ void expect_same_bits(F&& f) {
 
 template <class T>
 class ParallelAttention : public testing::Test {};
-using scalars = testing::Types<float, double, heed::half, heed::bfloat16>;
+using scalars = test_scalars::all;
 TYPED_TEST_SUITE(ParallelAttention, scalars);
 
 TYPED_TEST(ParallelAttention, ManyQueries) {

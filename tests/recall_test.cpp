@@ -13,6 +13,7 @@
 #include "heed/attention.hpp"
 #include "heed/parallel.hpp"
 #include "heed/sparse.hpp"
+#include "scalars.hpp"
 
 namespace {
 
@@ -75,7 +76,7 @@ double recall_by_definition(const heed::tensor<T, 4>& q, const heed::tensor<T, 4
 
 template <class T>
 class Recall : public testing::Test {};
-using scalars = testing::Types<float, double, heed::bfloat16>;
+using scalars = test_scalars::some;
 TYPED_TEST_SUITE(Recall, scalars);
 
 /// `keep(b, h, i, j)` is what the mask keeps.

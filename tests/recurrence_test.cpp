@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "recurrence_oracle.hpp"
+#include "scalars.hpp"
 
 namespace {
 
@@ -43,7 +44,7 @@ void expect_forms(method m, const problem<T>& p, layout how, const recurrence_op
 
 template <class T>
 class Recurrence : public testing::Test {};
-using scalars = testing::Types<float, double, heed::half, heed::bfloat16>;
+using scalars = test_scalars::all;
 TYPED_TEST_SUITE(Recurrence, scalars);
 
 TYPED_TEST(Recurrence, FormsMatchTheDefinition) {

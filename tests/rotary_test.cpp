@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "heed/tensor.hpp"
+#include "scalars.hpp"
 
 namespace {
 
@@ -112,7 +113,7 @@ void expect_matches_oracle(const heed::view<const T, 4>& out, const heed::view<c
 
 template <class T>
 class RotaryScalar : public testing::Test {};
-using scalars = testing::Types<float, double, heed::half, heed::bfloat16>;
+using scalars = test_scalars::all;
 TYPED_TEST_SUITE(RotaryScalar, scalars);
 
 TYPED_TEST(RotaryScalar, MatchesComplexMultiplication) {

@@ -16,6 +16,7 @@
 #include "heed/linear.hpp"
 #include "heed/parallel.hpp"
 #include "heed/tensor.hpp"
+#include "scalars.hpp"
 
 namespace {
 
@@ -233,7 +234,7 @@ struct scan_case {
 
 template <class T>
 class Scan : public testing::Test {};
-using scalars = testing::Types<float, double, heed::half, heed::bfloat16>;
+using scalars = test_scalars::all;
 TYPED_TEST_SUITE(Scan, scalars);
 
 TYPED_TEST(Scan, SelectiveScanIsItsDefinition) {

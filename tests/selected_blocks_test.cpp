@@ -8,6 +8,7 @@
 
 #include "heed/parallel.hpp"
 #include "heed/score.hpp"
+#include "scalars.hpp"
 #include "selection_oracle.hpp"
 
 namespace {
@@ -70,7 +71,7 @@ void check(const shapes& s, const heed::attention_options& options, const M&... 
 
 template <class T>
 class SelectedBlocks : public testing::Test {};
-using scalars = testing::Types<float, double, heed::half, heed::bfloat16>;
+using scalars = test_scalars::all;
 TYPED_TEST_SUITE(SelectedBlocks, scalars);
 
 TYPED_TEST(SelectedBlocks, AreAttentionUnderTheirMask) {

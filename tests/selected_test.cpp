@@ -6,6 +6,7 @@
 
 #include "heed/parallel.hpp"
 #include "heed/score.hpp"
+#include "scalars.hpp"
 #include "selection_oracle.hpp"
 
 namespace {
@@ -39,7 +40,7 @@ class Selected : public testing::Test {
     }
   }
 };
-using scalars = testing::Types<float, double, heed::half, heed::bfloat16>;
+using scalars = test_scalars::all;
 TYPED_TEST_SUITE(Selected, scalars);
 
 TYPED_TEST(Selected, IsAttentionUnderItsMask) {

@@ -13,6 +13,7 @@
 #include "heed/attention.hpp"
 #include "heed/parallel.hpp"
 #include "heed/sparse.hpp"
+#include "scalars.hpp"
 
 namespace {
 
@@ -95,7 +96,7 @@ TEST(LargestIndices, OfLongRows) {
 
 template <class T>
 class Selection : public testing::Test {};
-using scalars = testing::Types<float, double, heed::bfloat16>;
+using scalars = test_scalars::some;
 TYPED_TEST_SUITE(Selection, scalars);
 
 TYPED_TEST(Selection, TopKeys) {

@@ -14,6 +14,7 @@
 #include "attention_oracle.hpp"
 #include "heed/attention.hpp"
 #include "heed/parallel.hpp"
+#include "scalars.hpp"
 
 namespace {
 
@@ -149,7 +150,7 @@ arguments<T> random_arguments(index heads, index kv_heads, index queries, index 
 
 template <class T>
 class SparseAttention : public testing::Test {};
-using scalars = testing::Types<float, double, heed::bfloat16>;
+using scalars = test_scalars::some;
 TYPED_TEST_SUITE(SparseAttention, scalars);
 
 TYPED_TEST(SparseAttention, EveryPatternIsItsFormula) {

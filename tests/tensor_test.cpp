@@ -22,6 +22,7 @@
 #endif
 
 #include "hostile_tensor.hpp"
+#include "scalars.hpp"
 
 namespace {
 
@@ -254,7 +255,7 @@ static_assert(heed::attention_scalar<const heed::half> && !heed::attention_scala
 
 template <class T>
 class OwningTensor : public testing::Test {};
-using Scalars = testing::Types<float, double, heed::half, heed::bfloat16>;
+using Scalars = test_scalars::all;
 TYPED_TEST_SUITE(OwningTensor, Scalars);
 
 TYPED_TEST(OwningTensor, StartsAtZeroOnACacheLine) {
