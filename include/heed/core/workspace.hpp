@@ -7,10 +7,12 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <new>
 #include <utility>
 
+#include "heed/core/config.hpp"
 #include "heed/core/types.hpp"
 
 namespace heed {
@@ -61,7 +63,9 @@ class carver {
     const std::size_t at = used_;
     const auto bytes = static_cast<std::size_t>(count > 0 ? count : 0) * sizeof(T);
     used_ += (bytes + cache_line - 1) / cache_line * cache_line;
-    return block_ == nullptr ? nullptr : reinterpret_cast<T*>(block_ + at);
+    if (block_ == nullptr) return nullptr;
+    HEED_ASSERT(reinterpret_cast<std::uintptr_t>(block_ + at) % alignof(T) == 0);
+    return reinterpret_cast<T*>(block_ + at);
   }
 
   [[nodiscard]] std::size_t used() const noexcept { return used_; }

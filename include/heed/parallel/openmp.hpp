@@ -2,7 +2,8 @@
 // OpenMP as an executor, and the executor used where none is given.
 //
 // Without an executor argument heed runs serially, or through OpenMP where the user compiles with
-// -fopenmp: the threads are then the user's own choice.
+// -fopenmp: the threads are then the user's own choice. Compile all files of a program with it or
+// none: the linker keeps one of two functions of the same name, whichever way it was compiled.
 #pragma once
 
 #include "heed/parallel/executor.hpp"
