@@ -28,6 +28,11 @@ struct point {
   bool disturbed = false;  ///< every run had to share the processor: `seconds` is processor time
 };
 
+/// Of two measurements of the same: the less disturbed one, then the shorter.
+[[nodiscard]] inline bool better(const point& a, const point& b) {
+  return a.disturbed != b.disturbed ? b.disturbed : a.seconds < b.seconds;
+}
+
 /// A method's points, and why there are not more.
 struct curve {
   std::string name;
@@ -76,8 +81,8 @@ class stopwatch {
 
   /// The first call brings its own memory, which is metered, and is not timed; the rest reuse it.
   /// A series of runs between two probes that differ by more than 8 %, or without one run that had
-  /// the processor to itself, is repeated, twice at most and
-  /// fewer times when long; the steadiest series counts.
+  /// the processor to itself, is repeated, twice at most and fewer times when long; the steadiest
+  /// series counts.
   [[nodiscard]] point measure(const method& m, problem& data, index n, double budget = 0.25) const {
     point p;
     p.n = n;

@@ -35,13 +35,12 @@ inline void print_table(const std::vector<curve>& curves) {
     std::printf("\n");
   }
   std::printf(
-      "Time is the median call. Roofline is the cost model's least time, at the peak and the read\n"
-      "bandwidth measured in this process. GFLOP/s count the method's own products; %% peak is "
-      "that\n"
-      "in the multiply-add peak measured beside each run. Extra memory is the most that a call\n"
-      "holds beyond inputs and output, counted in malloc; model is the cost model's. The "
-      "exponentials\n"
-      "of Mamba S6, %td a token and channel, are neither FLOPs nor in its roofline.\n",
+      "Time is the median call of the better of two rounds. Roofline is the cost model's least\n"
+      "time, at the peak and the read bandwidth measured in this process. GFLOP/s count the\n"
+      "method's own products; %% peak is that in the multiply-add peak measured beside each run.\n"
+      "Extra memory is the most that a call holds beyond inputs and output, counted in malloc;\n"
+      "model is the cost model's. The exponentials of Mamba S6, %td a token and channel, are\n"
+      "neither FLOPs nor in its roofline.\n",
       scan_states);
   if (disturbed) {
     std::printf(
