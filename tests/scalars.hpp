@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
-// The scalars that tests of any type run with. HEED_TEST_FEW_SCALARS, a setting of the build,
-// leaves one of each accumulator, one of them narrow, for builds whose compilation is slow
-// (sanitizers).
+// The scalars that typed tests run with: `all`, or `some` where each of them compiles for long.
+// HEED_TEST_FEW_SCALARS, a setting of the build, leaves one of each accumulator, one of them
+// narrow, and of `some` the narrow one, for builds whose compilation is slow (sanitizers).
 #pragma once
 
 #include <gtest/gtest.h>
