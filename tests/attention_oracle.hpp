@@ -231,6 +231,12 @@ inline double largest_row_norm(const heed::tensor<double, 4>& t) {
   return most;
 }
 
+/// The most that a weight loses in proportion before it meets its value: bfloat16 may round it.
+template <class T>
+double weight_rounding() {
+  return std::is_same_v<T, heed::bfloat16> ? unit_roundoff<T>() : 0;
+}
+
 /// How far a kernel that accumulates in A and stores T may be from exact arithmetic. With u the
 /// unit roundoff of A and a sum of n rounded terms wrong by 4 sqrt(n) u of the terms' size (the
 /// probabilistic bound of Higham and Mary 2019, doi 10.1137/18M1226312, at a confidence that no run
@@ -254,9 +260,8 @@ class tolerance {
     u_ = u;
   }
   [[nodiscard]] double output(double exact) const {
-    double t = 2 * weight_ * value_ + unit_roundoff<T>() * std::abs(exact) + denormal_step<T>();
-    if constexpr (std::is_same_v<T, heed::bfloat16>) t += unit_roundoff<T>() * value_;
-    return t;
+    return (2 * weight_ + weight_rounding<T>()) * value_ + unit_roundoff<T>() * std::abs(exact) +
+           denormal_step<T>();
   }
   [[nodiscard]] double log_sum_exp(double exact) const {
     return weight_ + 2 * u_ * std::abs(exact);

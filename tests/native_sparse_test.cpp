@@ -385,7 +385,8 @@ branch branch_of(const heed::tensor<T, 4>& q, const K& k, const V& v,
       qd, kd, vd, scale, offsets, [](double x, const heed::position&) { return x; }, visible);
   const double product = scale * oracle::largest_row_norm(qd) * oracle::largest_row_norm(kd);
   const oracle::magnitudes m{qd.extent(3), kd.extent(2), product, product, oracle::largest(vd)};
-  return {std::move(r.output), oracle::tolerance<heed::accumulate_t<T>>(m).output(0)};
+  return {std::move(r.output), oracle::tolerance<heed::accumulate_t<T>>(m).output(0) +
+                                   oracle::weight_rounding<T>() * m.value};
 }
 
 /// "" where `got` is the gated sum of the branches, by plain loops, under the given selection; an

@@ -24,7 +24,9 @@ struct tile_plan {
   /// Keys whose exponentials are computed together, as many chains of steps as registers hold; in
   /// double, whose chains are twice as long, more of them and a few in memory.
   static constexpr int exponential_step =
-      simd::vector_registers == 32 || sizeof(A) == sizeof(double) ? 2 : 1;
+      lanes >= 16                                                   ? 3
+      : simd::vector_registers == 32 || sizeof(A) == sizeof(double) ? 2
+                                                                    : 1;
   static constexpr index keys = 128;
   static constexpr index groups_per_task = lanes >= 16 ? 4 : 8;
   /// Keys and values of a head that stay in the second-level cache from one task to the next.

@@ -6,8 +6,9 @@
 // p is the polynomial of least relative error on [-1/2, 1/2] (Remez), its constant term rounded to
 // 1 so that exp(0) is exactly 1: the rescaling of an online softmax whose maximum stands still then
 // changes nothing, however often it happens. Degree 5 for float (1.5e-7 before rounding, 2.5e-7
-// after it), degree 11 for double (3e-18, then 2 units in the last place); where a register holds
-// eight numbers, n counts eighths for double, and degree 7 does the same (5e-18).
+// after it), degree 11 for double (3e-18, then 2 units in the last place). Where a register holds
+// the powers of a fraction of n, n counts sixteenths for float and eighths for double: degree 3
+// (2e-9, 2e-7 after rounding) and degree 7 (5e-18) do, and half the multiply-adds go.
 // Relative to exp the argument's own rounding |x| eps is added, as in any exponential computed from
 // a rounded product; for softmax that weighs in only where the result is small. Positive arguments
 // are as exact up to 80 (700 for double); beyond, the result is meaningless.
@@ -28,22 +29,20 @@ namespace detail {
 template <class A>
 struct exp2_constants;
 
+#if defined(EIGEN_VECTORIZE_AVX512)
+// One register holds the powers 2^(j/16), or 2^(j/8) in double: |f| is at most 1/32, or 1/16.
 template <>
 struct exp2_constants<float> {
-  using bits = std::int32_t;
-  static constexpr int mantissa = 23;
-  static constexpr float round = 12583039.0F;  // 1.5 * 2^23 + 127: adding it rounds to an integer
-  static constexpr float vanishing = -127.0F;  // the exponent field of 2^this is 0
-  static constexpr float p[] = {1.0F,
-                                0.6931469670660415684F,
-                                0.24022119724158729912F,
-                                0.055507132711929147446F,
-                                0.0096755413261877934406F,
-                                0.0013276472727472581579F};
+  static constexpr float round = 786432.0F;  // 1.5 * 2^19: adding it rounds to a sixteenth
+  static constexpr float vanishing = -127.0F;
+  static constexpr float p[] = {1.0F, 0.69314718266F, 0.24023428801F, 0.05550213649F};
+  /// The bits of 2^(j/16), less those that n + j/16 brings along as the low bits of `shifted`.
+  static constexpr std::int32_t powers[] = {0x3F800000, 0x3F7DAAC3, 0x3F7B95C2, 0x3F79C3D3,
+                                            0x3F7837F0, 0x3F76F532, 0x3F75FED7, 0x3F75583F,
+                                            0x3F7504F3, 0x3F7508A4, 0x3F75672A, 0x3F76248C,
+                                            0x3F7744FD, 0x3F78CCDF, 0x3F7AC0C7, 0x3F7D257D};
 };
 
-#if defined(EIGEN_VECTORIZE_AVX512)
-// One register holds the powers 2^(j/8): |f| is then at most 1/16.
 template <>
 struct exp2_constants<double> {
   static constexpr double round = 844424930131968.0;  // 1.5 * 2^49: adding it rounds to an eighth
@@ -62,6 +61,20 @@ struct exp2_constants<double> {
       0x3FEEA09E667F3BCD, 0x3FEEACE5422AA0DB, 0x3FEEE89F995AD3AD, 0x3FEF5818DCFBA487};
 };
 #else
+template <>
+struct exp2_constants<float> {
+  using bits = std::int32_t;
+  static constexpr int mantissa = 23;
+  static constexpr float round = 12583039.0F;  // 1.5 * 2^23 + 127: adding it rounds to an integer
+  static constexpr float vanishing = -127.0F;  // the exponent field of 2^this is 0
+  static constexpr float p[] = {1.0F,
+                                0.6931469670660415684F,
+                                0.24022119724158729912F,
+                                0.055507132711929147446F,
+                                0.0096755413261877934406F,
+                                0.0013276472727472581579F};
+};
+
 template <>
 struct exp2_constants<double> {
   using bits = std::int64_t;
@@ -103,7 +116,15 @@ HEED_INLINE P scale_by_exponent(const P& p, const P& shifted) noexcept {
 }
 
 #if defined(EIGEN_VECTORIZE_AVX512)
-/// The same, n a multiple of 1/8: three low bits of `shifted` choose the power of the fraction.
+/// The same, n a multiple of 1/16, or of 1/8 in double: four low bits of `shifted`, or three,
+/// choose the power of the fraction.
+template <class A>
+HEED_INLINE __m512 scale_by_exponent(const __m512& p, const __m512& shifted) noexcept {
+  const __m512i n = _mm512_castps_si512(shifted);
+  const __m512i fraction =
+      _mm512_permutexvar_epi32(n, _mm512_loadu_si512(exp2_constants<float>::powers));
+  return mul(p, _mm512_castsi512_ps(_mm512_add_epi32(fraction, _mm512_slli_epi32(n, 19))));
+}
 template <class A>
 HEED_INLINE __m512d scale_by_exponent(const __m512d& p, const __m512d& shifted) noexcept {
   const __m512i n = _mm512_castpd_si512(shifted);
