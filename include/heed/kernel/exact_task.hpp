@@ -113,16 +113,7 @@ void attend_groups(const Program& program, const Source& source, const tile& whe
       const coverage visible = program.coverage_in(t);
       if (visible == coverage::empty) continue;
       const Block part = block.from(t.keys.begin - keys.begin);
-      switch (ceil_div(t.queries.size(), plan::lanes)) {
-        case 1:
-          attend_tile<A, 1>(group, program, t, visible, part, d, scratch.scores, finite);
-          break;
-        case 2:
-          attend_tile<A, 2>(group, program, t, visible, part, d, scratch.scores, finite);
-          break;
-        default:
-          attend_tile<A, 3>(group, program, t, visible, part, d, scratch.scores, finite);
-      }
+      attend_tile<A>(group, program, t, visible, part, d, scratch.scores, finite);
     }
   }
 }

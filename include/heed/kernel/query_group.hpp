@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cmath>
+#include <type_traits>
 
 #include "heed/core/workspace.hpp"
 #include "heed/kernel/modify_tile.hpp"
@@ -102,14 +103,27 @@ HEED_NOINLINE void attend_pairwise(query_group<A>& g, const Program& program, co
   }
 }
 
-/// The tile's scores are in `s`: the rest of the step. `maximum` are theirs.
-template <class A, int Packets, class Program, class Block>
-HEED_INLINE void accumulate_tile(query_group<A>& g, const Program& program, const tile& t, A* s,
-                                 const simd::packet<A>* maximum, const Block& block,
-                                 index value_dim) noexcept {
+/// f(integral_constant) of the fewest packets that hold `rows` rows of a group. What depends on
+/// their number is compiled so often, but for all modifiers once.
+template <class A, class F>
+HEED_INLINE void in_packets(index rows, F&& f) noexcept {
+  switch (ceil_div(rows, tile_plan<A>::lanes)) {
+    case 1:
+      return f(std::integral_constant<int, 1>{});
+    case 2:
+      return f(std::integral_constant<int, 2>{});
+    default:
+      return f(std::integral_constant<int, 3>{});
+  }
+}
+
+/// A tile's scores, whose maxima are `maximum`, become probabilities relative to the running
+/// maximum, and join the running sum; `rescale` is what the group's past is multiplied with.
+template <class A, int Packets>
+HEED_NOINLINE void soften_tile(query_group<A>& g, A* s, index keys, const simd::packet<A>* maximum,
+                               simd::packet<A>* rescale) noexcept {
   using P = simd::packet<A>;
   P shift[std::size_t{Packets}];
-  P rescale[std::size_t{Packets}];
   P sum[std::size_t{Packets}];
   for (int p = 0; p < Packets; ++p) {
     A* const at = g.max + p * tile_plan<A>::lanes;
@@ -119,14 +133,12 @@ HEED_INLINE void accumulate_tile(query_group<A>& g, const Program& program, cons
     rescale[p] = m.rescale;
     sum[p] = simd::mul(simd::load(g.sum + p * tile_plan<A>::lanes), rescale[p]);
   }
-  exponential_tile<A, Packets>(s, t.keys.size(), shift, sum);
+  exponential_tile<A, Packets>(s, keys, shift, sum);
   for (int p = 0; p < Packets; ++p) simd::store(g.sum + p * tile_plan<A>::lanes, sum[p]);
-  if constexpr (Program::template has<stage::dropout>) drop_tile(program, t, s);
-  block.template values<Packets>(s, t.keys.size(), value_dim, rescale, g.out);
 }
 
 template <class A, int Packets>
-HEED_INLINE void tile_maximum(const A* s, index keys, simd::packet<A>* maximum) noexcept {
+HEED_NOINLINE void tile_maximum(const A* s, index keys, simd::packet<A>* maximum) noexcept {
   for (int p = 0; p < Packets; ++p) maximum[p] = simd::broadcast(softmax_state<A>::empty_max);
   for (index j = 0; j < keys; ++j) {
     for (int p = 0; p < Packets; ++p) {
@@ -141,13 +153,18 @@ HEED_INLINE void tile_maximum(const A* s, index keys, simd::packet<A>* maximum) 
 /// One group against the keys of `t`, at most a block of them; `visible` is what the masks leave of
 /// the tile, not `empty`. `s` is scratch for a block's scores. `finite()` tells whether the block's
 /// values are all finite; it is asked only where it matters.
-template <class A, int Packets, class Program, class Block, class Finite>
+template <class A, class Program, class Block, class Finite>
 HEED_NOINLINE void attend_tile(query_group<A>& g, const Program& program, const tile& t,
                                coverage visible, const Block& block, head_dims d, A* s,
                                Finite&& finite) noexcept {
-  simd::packet<A> maximum[std::size_t{Packets}];
-  for (int p = 0; p < Packets; ++p) maximum[p] = simd::broadcast(softmax_state<A>::empty_max);
-  block.template scores<Packets>(g.q, d.head_dim, t.keys.size(), s, maximum);
+  const index rows = t.queries.size();
+  const index keys = t.keys.size();
+  simd::packet<A> maximum[std::size_t{tile_plan<A>::packets}];
+  simd::packet<A> rescale[std::size_t{tile_plan<A>::packets}];
+  for (auto& m : maximum) m = simd::broadcast(softmax_state<A>::empty_max);
+  detail::in_packets<A>(rows, [&](auto packets) noexcept {
+    block.template scores<packets()>(g.q, d.head_dim, keys, s, maximum);
+  });
   bool changed = false;
   if constexpr (Program::changes_scores) {
     modify_tile(program, t, s);
@@ -165,10 +182,18 @@ HEED_NOINLINE void attend_tile(query_group<A>& g, const Program& program, const 
         detail::attend_pairwise(g, program, t, s, block, d.value_dim);
         return;
       }
-      detail::tile_maximum<A, Packets>(s, t.keys.size(), maximum);
+      detail::in_packets<A>(rows, [&](auto packets) noexcept {
+        detail::tile_maximum<A, packets()>(s, keys, maximum);
+      });
     }
   }
-  detail::accumulate_tile<A, Packets>(g, program, t, s, maximum, block, d.value_dim);
+  detail::in_packets<A>(rows, [&](auto packets) noexcept {
+    detail::soften_tile<A, packets()>(g, s, keys, maximum, rescale);
+  });
+  if constexpr (Program::template has<stage::dropout>) drop_tile(program, t, s);
+  detail::in_packets<A>(rows, [&](auto packets) noexcept {
+    block.template values<packets()>(s, keys, d.value_dim, rescale, g.out);
+  });
 }
 
 }  // namespace heed

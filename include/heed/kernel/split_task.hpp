@@ -7,9 +7,10 @@
 // Sizov 2023, "Flash-Decoding for long-context inference".
 #pragma once
 
+#include <algorithm>
+
 #include "heed/core/workspace.hpp"
-#include "heed/kernel/copy_tile.hpp"
-#include "heed/kernel/plain_block.hpp"
+#include "heed/kernel/block_runs.hpp"
 #include "heed/kernel/split_tile.hpp"
 
 namespace heed {
@@ -69,50 +70,14 @@ struct split_scratch {
 
 namespace detail {
 
-/// The rows of a block as a kernel reads them: the runs of its source in place, in their own
-/// scalar, or where those are too short or oddly cut, a copy. `run(j)` is the source's run from
-/// token j on.
-template <class A, class T, class Run>
-class block_runs {
- public:
-  using plan = split_plan<A>;
-  /// Fewest rows of a run that are read where they lie, if the block has several.
-  static constexpr index shortest = 16;
-
-  block_runs(const Run& run, range block, index channels, index channel_stride, A* copy) noexcept
-      : run_(&run), block_(block) {
-    if (channel_stride == 1 && in_place()) return;
-    copy_ = block_rows<A, T>(run, block, channels, channel_stride, copy, stride_);
+/// Makes probabilities of the scores that `split_values` is about to read: [rows][keys of a block].
+template <class A>
+struct weigh_scores {
+  A* scores;
+  softmax_state<A>* state;
+  void operator()(index first_row, index j, index keys) const noexcept {
+    split_weights(scores + first_row * split_plan<A>::keys + j, keys, state + first_row);
   }
-
-  /// use(data, stride, rows left of the run, first row within the block, rows) for each piece.
-  template <class Use>
-  void each(Use&& use) const noexcept {
-    if (copy_ != nullptr) return use(copy_, stride_, index{0}, index{0}, block_.size());
-    for (index j = block_.begin; j < block_.end;) {
-      const row_run<T> r = (*run_)(j);
-      const index n = std::min(r.count, block_.end - j);
-      use(r.data, r.stride, r.count, j - block_.begin, n);
-      j += n;
-    }
-  }
-
- private:
-  /// Probabilities are made in whole packets: only the last piece may end within one.
-  [[nodiscard]] bool in_place() const noexcept {
-    for (index j = block_.begin; j < block_.end;) {
-      const index n = (*run_)(j).count;
-      if (n >= block_.end - j) return true;
-      if (n < shortest || n % plan::lanes != 0) return false;
-      j += n;
-    }
-    return true;
-  }
-
-  const Run* run_;
-  range block_;
-  const A* copy_ = nullptr;
-  index stride_ = 0;
 };
 
 /// Modifiers and masks on one row's scores against `t.keys`. The keys, counted from the first,
@@ -192,9 +157,9 @@ void split_task(const Program& program, const Source& source, const shared_rows&
     const range block = intersect(seen, {first, first + plan::keys});
     const index count = block.size();
 
-    const auto key_run = [&](index j) { return source.keys(rows.batch, rows.kv_head, j); };
-    const detail::block_runs<A, TK, decltype(key_run)> k(key_run, block, d.head_dim,
-                                                         source.key_channel_stride(), scratch.k);
+    const detail::key_runs<Source> key_run{&source, rows.batch, rows.kv_head};
+    const detail::block_runs<A, TK, detail::key_runs<Source>> k(
+        key_run, block, d.head_dim, source.key_channel_stride(), scratch.k);
     k.each([&](const auto* data, index stride, index left, index j, index keys_at) noexcept {
       split_scores<A>(q, q_stride, n, data, stride, keys_at, left, d.head_dim, scratch.scores + j);
     });
@@ -204,8 +169,8 @@ void split_task(const Program& program, const Source& source, const shared_rows&
       hidden = hull(
           hidden, detail::modify_row(program, rows.row(r, block), scratch.scores + r * plan::keys));
     }
-    const auto value_run = [&](index j) { return source.values(rows.batch, rows.kv_head, j); };
-    const detail::block_runs<A, TV, decltype(value_run)> v(
+    const detail::value_runs<Source> value_run{&source, rows.batch, rows.kv_head};
+    const detail::block_runs<A, TV, detail::value_runs<Source>> v(
         value_run, block, d.value_dim, source.value_channel_stride(), scratch.v);
     // What hidden values hold must not matter; that of visible ones propagates either way.
     bool finite = true;
@@ -245,18 +210,22 @@ void split_task(const Program& program, const Source& source, const shared_rows&
     v.each([&](const auto* data, index stride, index left, index at, index keys_at) noexcept {
       // The past is rescaled once, by the first piece.
       if (at > 0) std::fill_n(scratch.rescale, n, A(1));
-      const auto weigh = [&](index first_row, index j, index keys_of) {
-        split_weights(scratch.scores + first_row * plan::keys + at + j, keys_of,
-                      scratch.state + first_row);
-        if constexpr (Program::template has<stage::dropout>) {
+      const detail::weigh_scores<A> weigh{scratch.scores + at, scratch.state};
+      const auto read = [&](const auto& weights) noexcept {
+        split_values<A>(scratch.scores + at, n, data, stride, keys_at, left, d.value_dim,
+                        scratch.rescale, scratch.out, out_stride, weights);
+      };
+      if constexpr (Program::template has<stage::dropout>) {
+        read([&](index first_row, index j, index keys_of) noexcept {
+          weigh(first_row, j, keys_of);
           for (index r = first_row; r < std::min<index>(first_row + plan::value_rows, n); ++r) {
             A* const s = scratch.scores + r * plan::keys;
             dropout_factors(r, at + j, keys_of, [&](index i, A f) { s[i] *= f; });
           }
-        }
-      };
-      split_values<A>(scratch.scores + at, n, data, stride, keys_at, left, d.value_dim,
-                      scratch.rescale, scratch.out, out_stride, weigh);
+        });
+      } else {
+        read(weigh);
+      }
     });
   }
 
