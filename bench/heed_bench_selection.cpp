@@ -10,8 +10,7 @@
 //           centre plus normal noise, a query 1.25 times the sum of three centres plus noise: its
 //           own stretch's and those of two earlier stretches drawn at random. For all others.
 //   lines   each token has a name of 63 normal numbers, its key; a query is 2.5 times the sum of
-//   the
-//           names that stand 0, 70 and 1,000 tokens back, and looks for four keys in the last
+//           the names that stand 0, 70 and 1,000 tokens back, and looks for four keys in the last
 //           channel. For vertical_slash.
 // lsh_buckets_R hashes in R rounds; route_tokens has clusters of 512.
 // page_bounds is decode: one query of n cached tokens. The others are causal prompts of n queries.
@@ -221,8 +220,9 @@ void register_hashed(index n, index rounds) {
   register_selection(
       "lsh_buckets_" + std::to_string(rounds), n, [](index tokens) { return topics(tokens); },
       [=](planted_data& d) {
-        return heed::lsh_buckets(pool_of(1), d.q, d.k,
-                                 {.rounds = rounds, .buckets = n / chunk, .factor = 4});
+        return heed::lsh_buckets(
+            pool_of(1), d.q, d.k,
+            {.rounds = rounds, .buckets = n / chunk, .factor = n / chunk >= 128 ? 16 : 4});
       },
       [=](planted_data& d, const heed::lsh_pair& buckets) { attend(d.out, d, buckets); },
       [=](planted_data& d, const heed::lsh_pair& buckets) {

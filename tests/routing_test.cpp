@@ -173,37 +173,6 @@ TEST(Routing, WhatIsBehindTheMaskStaysThere) {
   }
 }
 
-TEST(LargestAscending, AreTheLargestTiesToTheLower) {
-  std::mt19937 draw(1);
-  for (const index n : {0, 1, 5, 33, 700, 5000}) {
-    for (const index count : {0, 1, 7, 200, 6000}) {
-      for (const unsigned values : {1U, 9U, 100'000U}) {
-        std::vector<float> x(static_cast<std::size_t>(n));
-        for (float& a : x) a = static_cast<float>(draw() % values) - 4;
-        if (n > 30) x[3] = x[17] = std::numeric_limits<float>::quiet_NaN();
-        // A sorted stretch, of which a sample at every sixteenth place tells little.
-        if (n > 4000) std::sort(x.begin() + 20, x.begin() + 2000);
-        std::vector<float> keys = x;
-        for (float& a : keys) a = std::isnan(a) ? -std::numeric_limits<float>::infinity() : a;
-        std::vector<index> want(x.size());
-        for (std::size_t i = 0; i < want.size(); ++i) want[i] = static_cast<index>(i);
-        std::stable_sort(want.begin(), want.end(), [&](index a, index b) {
-          return keys[static_cast<std::size_t>(a)] > keys[static_cast<std::size_t>(b)];
-        });
-        want.resize(static_cast<std::size_t>(std::min(n, count)));
-        std::sort(want.begin(), want.end());
-        want.resize(static_cast<std::size_t>(count), -1);
-        std::vector<float> memory(x.size() + 16);
-        std::vector<std::int32_t> found(x.size());
-        heed::detail::largest_scratch<float> scratch{memory.data(), found.data()};
-        std::vector<index> got(want.size());
-        heed::detail::largest_ascending(x.data(), n, count, got.data(), scratch);
-        EXPECT_EQ(got, want) << n << " " << count << " " << values;
-      }
-    }
-  }
-}
-
 /// A token as routing compares it.
 template <class T>
 std::vector<double> direction(const heed::tensor<T, 4>& x, index b, index h, index i) {

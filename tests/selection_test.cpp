@@ -94,37 +94,119 @@ TEST(LargestIndices, OfLongRows) {
   check_largest<float>(40'000, 2049);
 }
 
+/// Rows of scores as they are handed over, a group of keys at a time; row r sees its first
+/// `seen(r)` keys.
+template <class A, class Seen>
+void check_running(index rows, index n, index count, const Seen& seen, unsigned values) {
+  using lists_of = heed::detail::running_largest<A>;
+  constexpr index step = lists_of::step;
+  std::mt19937 draw(static_cast<unsigned>(n + count));
+  const index row = heed::round_up(n, step);
+  std::vector<A> scores(static_cast<std::size_t>(rows * row));
+  for (A& a : scores) a = static_cast<A>(draw() % values) - 4;
+  for (std::size_t i = 3; i < scores.size(); i += 1 + draw() % 200) {
+    scores[i] = std::array{std::numeric_limits<A>::quiet_NaN(), std::numeric_limits<A>::infinity(),
+                           -std::numeric_limits<A>::infinity()}[draw() % 3];
+  }
+  heed::workspace memory;
+  lists_of lists;
+  heed::carver measure;
+  lists.carve(measure, rows, count);
+  heed::carver c(memory.reserve(measure.used()));
+  lists.carve(c, rows, count);
+  lists.start(rows);
+  for (index j = 0; j < n; j += step) {
+    for (index r = 0; r < rows; ++r) {
+      lists.take(r, scores.data() + r * row + j, j, std::min({n, j + step, seen(r)}) - j);
+    }
+  }
+  for (index r = 0; r < rows; ++r) {
+    const A* const own = scores.data() + r * row;
+    auto want = best(std::vector<double>(own, own + std::clamp<index>(seen(r), 0, n)), count);
+    std::vector<index> got(want.size());
+    if (r % 2 == 0) {
+      lists.descending(r, got.data());
+    } else {
+      lists.ascending(r, got.data());
+      std::sort(want.begin(), std::find(want.begin(), want.end(), -1));
+    }
+    EXPECT_EQ(got, want) << "row " << r << " of " << rows << ", " << n << " keys, " << count;
+  }
+}
+
+TEST(RunningLargest, AreTheLargestOfWhatEachRowSees) {
+  for (const index n : {0, 1, 16, 47, 48, 49, 700, 5000}) {
+    for (const index count : {0, 1, 7, 16, 17, 200, 6000}) {
+      for (const unsigned values : {1U, 9U, 100'000U}) {
+        check_running<float>(
+            5, n, count, [n](index) { return n; }, values);
+        check_running<double>(
+            6, n, count, [n](index r) { return n / 2 + 9 * r - 3; }, values);
+      }
+    }
+  }
+}
+
+// All equal but a few, in order and against it: bounds that no halving finds.
+TEST(RunningLargest, BoundsOfAnyList) {
+  for (const index n : {1, 15, 16, 17, 100}) {
+    for (index k = 1; k <= n; k += 7) {
+      for (const double step : {0.0, 1.0, -1.0, 1e-40, 1e30}) {
+        std::vector<float> v;
+        for (index i = 0; i < n; ++i) v.push_back(static_cast<float>(step * double(i / 3)));
+        const std::vector<float> kept = v;
+        v.resize(static_cast<std::size_t>(n + 16));
+        const float bound = heed::detail::largest_bound(v.data(), n, k);
+        const auto above =
+            std::count_if(kept.begin(), kept.end(), [=](float x) { return x > bound; });
+        const auto equal = std::count(kept.begin(), kept.end(), bound);
+        EXPECT_LE(above, k);
+        EXPECT_GE(above + equal, k);
+      }
+    }
+  }
+}
+
 template <class T>
 class Selection : public testing::Test {};
 using scalars = test_scalars::some;
 TYPED_TEST_SUITE(Selection, scalars);
 
-TYPED_TEST(Selection, TopKeys) {
+/// `queries` rows of two batches, two heads of keys and four of queries.
+template <class T>
+void check_top_keys(index queries, index keys, const heed::selection_options& o) {
   heed::thread_pool pool(3);
   heed::serial_executor serial;
+  const auto q = small_integers<T, 4>({2, 4, queries, 17}, 1);
+  auto k = small_integers<T, 4>({2, 2, keys, 17}, 2);
+  if (keys > 5) k(0, 1, 3, 2) = static_cast<T>(oracle::not_a_number);
+  const auto got = heed::top_k_keys(pool, q, k, o);
+  EXPECT_TRUE(oracle::same_bits(got, heed::top_k_keys(serial, q, k, o)));
+  oracle::each_index({2, 4, queries, 1}, [&](index b, index h, index i, index) {
+    std::vector<double> scores;
+    for (index j = 0; j < (o.causal ? std::min(keys, o.offset + i + 1) : keys); ++j) {
+      double s = 0;
+      for (index c = 0; c < 17; ++c) {
+        s += static_cast<double>(q(b, h, i, c)) * static_cast<double>(k(b, h / 2, j, c));
+      }
+      scores.push_back(s);
+    }
+    const auto want = best(scores, o.count);
+    for (index c = 0; c < o.count; ++c) {
+      EXPECT_EQ(got(b, h, i, c), want[static_cast<std::size_t>(c)]) << b << h << i << c;
+    }
+  });
+}
+
+// Few queries, which meet all keys at once, and many, which meet them group by group.
+TYPED_TEST(Selection, TopKeys) {
   for (const bool causal : {false, true}) {
     for (const index keys : {1, 30, 600}) {
       for (const index count : {0, 1, 7, 40}) {
-        const auto q = small_integers<TypeParam, 4>({2, 4, 9, 17}, 1);
-        auto k = small_integers<TypeParam, 4>({2, 2, keys, 17}, 2);
-        if (keys > 5) k(0, 1, 3, 2) = static_cast<TypeParam>(oracle::not_a_number);
-        const heed::selection_options o{.count = count, .causal = causal, .offset = 5};
-        const auto got = heed::top_k_keys(pool, q, k, o);
-        EXPECT_TRUE(oracle::same_bits(got, heed::top_k_keys(serial, q, k, o)));
-        oracle::each_index({2, 4, 9, 1}, [&](index b, index h, index i, index) {
-          std::vector<double> scores;
-          for (index j = 0; j < (causal ? std::min(keys, 5 + i + 1) : keys); ++j) {
-            double s = 0;
-            for (index c = 0; c < 17; ++c) {
-              s += static_cast<double>(q(b, h, i, c)) * static_cast<double>(k(b, h / 2, j, c));
-            }
-            scores.push_back(s);
-          }
-          const auto want = best(scores, count);
-          for (index c = 0; c < count; ++c) {
-            EXPECT_EQ(got(b, h, i, c), want[static_cast<std::size_t>(c)]) << b << h << i << c;
-          }
-        });
+        for (const index queries : {1, 9, 150}) {
+          check_top_keys<TypeParam>(
+              queries, keys, {.count = count, .causal = causal, .offset = queries == 150 ? -3 : 5});
+        }
       }
     }
   }

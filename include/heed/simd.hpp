@@ -3,6 +3,7 @@
 #pragma once
 
 #include "heed/simd/bfloat16_pairs.hpp"
+#include "heed/simd/compress.hpp"
 #include "heed/simd/convert.hpp"
 #include "heed/simd/exponential.hpp"
 #include "heed/simd/packet.hpp"

@@ -114,6 +114,30 @@ template <class P>
 HEED_INLINE bool any(const P& mask) noexcept {
   return Eigen::internal::predux_any(mask);
 }
+/// Bit i: whether a > b in lane i; not where either is NaN.
+template <class A, class P>
+HEED_INLINE unsigned greater_bits(const P& a, const P& b) noexcept {
+#if defined(EIGEN_VECTORIZE_AVX512)
+  if constexpr (std::is_same_v<A, float>) return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ);
+  if constexpr (std::is_same_v<A, double>) return _mm512_cmp_pd_mask(a, b, _CMP_GT_OQ);
+#elif defined(EIGEN_VECTORIZE_AVX)
+  if constexpr (std::is_same_v<A, float>) {
+    return static_cast<unsigned>(_mm256_movemask_ps(less(b, a)));
+  } else {
+    return static_cast<unsigned>(_mm256_movemask_pd(less(b, a)));
+  }
+#else
+  A x[lanes<A>];
+  A y[lanes<A>];
+  store(x, a);
+  store(y, b);
+  unsigned bits = 0;
+  for (unsigned i = 0; i < static_cast<unsigned>(lanes<A>); ++i) {
+    bits |= static_cast<unsigned>(x[i] > y[i]) << i;
+  }
+  return bits;
+#endif
+}
 template <class P>
 HEED_INLINE auto sum(const P& a) noexcept {
   return Eigen::internal::predux(a);

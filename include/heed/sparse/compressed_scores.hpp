@@ -87,14 +87,7 @@ class compressed_scores {
   /// scores are in the scratch; as few packets as hold the rows.
   template <class Use>
   void each_tile(index heads, Use&& use) const noexcept {
-    switch (ceil_div(rows_, plan::lanes)) {
-      case 1:
-        return each_tile_of<1>(heads, use);
-      case 2:
-        return each_tile_of<2>(heads, use);
-      default:
-        return each_tile_of<3>(heads, use);
-    }
+    in_packets<A>(rows_, [&](auto packets) noexcept { each_tile_of<packets()>(heads, use); });
   }
   template <int Packets, class Use>
   void each_tile_of(index heads, Use&& use) const noexcept {

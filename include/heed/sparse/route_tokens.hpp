@@ -16,17 +16,18 @@
 //   const auto out = heed::routing_attention(pool, q, k, v, queries, keys, {}, heed::causal());
 //
 // Scores accumulate in float (double for double). Cost 2 N clusters D FLOPs a head; memory 2
-// numbers a token, and for each worker the scores of 16 centroids. The same for any number of
-// threads. Throws shape_error, option_error, std::bad_alloc. Roy, Saffar, Vaswani, Grangier 2021,
-// arXiv 2003.05997, section 4.1.
+// numbers a token, and for each worker 4 windows for each of 32 centroids. The same for any number
+// of threads. Throws shape_error, option_error, std::bad_alloc. Roy, Saffar, Vaswani, Grangier
+// 2021, arXiv 2003.05997, section 4.1.
 #pragma once
 
 #include <algorithm>
-#include <cstdint>
 #include <string>
+#include <type_traits>
 
 #include "heed/parallel/scratch_tasks.hpp"
-#include "heed/sparse/largest_ascending.hpp"
+#include "heed/sparse/running_largest.hpp"
+#include "heed/sparse/scored_rows.hpp"
 #include "heed/sparse/selection.hpp"
 #include "heed/sparse/token_norms.hpp"
 
@@ -40,10 +41,7 @@ inline void check_centroids(const std::array<index, 4>& x, const std::array<inde
     fail<shape_error>("the tokens have " + std::to_string(x[1]) + " heads, not a multiple of the " +
                       std::to_string(centroids[0]) + " of the centroids");
   }
-  if (x[2] > std::numeric_limits<std::int32_t>::max()) {
-    fail<shape_error>("the tokens are " + std::to_string(x[2]) + ", lists hold at most " +
-                      std::to_string(std::numeric_limits<std::int32_t>::max()));
-  }
+  check_listed("the tokens", x[2]);
 }
 
 }  // namespace detail
@@ -71,39 +69,47 @@ template <executor E, tensor_like X, tensor_like C>
   const index group = x4.extent(1) / of.extent(0);
   const token_norms<A> norms(exec, x4);
 
-  constexpr index rows = 16;
-  const index steps = ceil_div(clusters, rows);
-  const index tasks = heads * steps;
+  // Centroids meet the tokens as rows meet keys.
   struct scratch_type {
-    row_scores_scratch<A> scores;
-    detail::largest_scratch<A> largest;
+    detail::scored_rows_scratch<A> scored;
+    detail::running_largest<A> largest;
+    A* sums = nullptr;  // of each centroid's channels
   };
+  constexpr index rows = 32;
+  const index steps = ceil_div(clusters, rows);
   const auto carve = [&](carver& c) noexcept {
     scratch_type s;
-    s.scores.carve(c, rows, n, d);
-    s.largest.carve(c, n);
+    s.scored.carve(c, d);
+    s.largest.carve(c, rows, taken);
+    s.sums = c.take<A>(rows);
     return s;
   };
   workspace memory;
-  for_each_with_scratch(exec, tasks, memory, carve, [&](scratch_type& own, index t) noexcept {
-    row_scores_scratch<A>& s = own.scores;
-    detail::largest_scratch<A>& largest = own.largest;
+  for_each_with_scratch(exec, heads * steps, memory, carve, [&](scratch_type& s, index t) noexcept {
     const index b = t / steps / x4.extent(1);
     const index h = t / steps % x4.extent(1);
     const range m = intersect({0, clusters}, {t % steps * rows, (t % steps + 1) * rows});
+    const rectangle<const A> centroid{&of(h / group, m.begin, 0), of.stride(1), of.stride(2)};
     for (index r = 0; r < m.size(); ++r) {
-      s.load(r, &of(h / group, m.begin + r, 0), of.stride(2), d);
+      s.sums[r] = A(0);
+      for (index i = 0; i < d; ++i) s.sums[r] += *centroid.at(r, i);
     }
-    s.score(m.size(), x4, b, h, n);
     const A* const mean = &norms.mean(b, h, 0);
     const A* const inverse = &norms.inverse(b, h, 0);
-    for (index r = 0; r < m.size(); ++r) {
-      A sum = A(0);
-      for (index i = 0; i < d; ++i) sum += s.q[r * d + i];
-      A* const score = s.row(r);
-      for (index i = 0; i < n; ++i) score[i] = (score[i] - mean[i] * sum) * inverse[i];
-      detail::largest_ascending(score, n, taken, &lists(b, h, m.begin + r, 0), largest);
-    }
+    s.largest.start(m.size());
+    detail::each_scored_group(
+        s.scored, centroid, m.size(),
+        rectangle<const std::remove_const_t<scalar_of<const X&>>>{&x4(b, h, 0, 0), x4.stride(2),
+                                                                  x4.stride(3)},
+        d, n, [&](range at, A* scores) noexcept {
+          for (index r = 0; r < m.size(); ++r, scores += tile_plan<A>::group) {
+            for (index i = 0; i < at.size(); ++i) {
+              scores[i] = (scores[i] - mean[at.begin + i] * s.sums[r]) * inverse[at.begin + i];
+            }
+            s.largest.take(r, scores, at.begin, at.size());
+          }
+        });
+    for (index r = 0; r < m.size(); ++r) s.largest.ascending(r, &lists(b, h, m.begin + r, 0));
   });
   return lists;
 }

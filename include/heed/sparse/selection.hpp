@@ -1,19 +1,19 @@
 // SPDX-License-Identifier: MIT
 // What each query row selects: the keys, or the blocks of keys, with the largest scores.
 //
-// | function          | a row's choices                                                     |
-// source
-// |-------------------|---------------------------------------------------------------------|-------
-// | top_k_keys        | the `count` keys of largest q.k                                     | 1
-// | mixture_of_blocks | its own block, and the best `count - 1` earlier by q.mean(block)    | 2
-// | indexer_keys      | the `count` keys of largest sum_h w_h relu(qi_h.ki), for all heads  | 3
+// | function          | a row's choices                                                   | from |
+// |-------------------|-------------------------------------------------------------------|------|
+// | top_k_keys        | the `count` keys of largest q.k                                   | 1    |
+// | mixture_of_blocks | its own block, and the best `count - 1` earlier by q.mean(block)  | 2    |
+// | indexer_keys      | the `count` keys of largest sum_h w_h relu(qi_h.ki), for all heads | 3   |
 //
 // The result is a tensor [batch, heads, queries, count] of indices, best first, -1 where there are
 // fewer, for `selected_attention` (heed/attention.hpp), which takes them in any order. Ties go to
 // the lower index, so that a selection is the same on every run and for any number of threads.
 // Scores accumulate in float (double for double); a NaN is never preferred. Causal rows choose
 // among keys j <= offset + i alone. Cost 2 N M D FLOPs a head for keys, 1 / block of that for
-// blocks; memory O(M) a worker beside the result. Throws shape_error, option_error, std::bad_alloc.
+// blocks; beside the result a worker holds O(count) numbers for each of some rows, and O(M) for few
+// queries and for an indexer. Throws shape_error, option_error, std::bad_alloc.
 //
 // Sources: 1 Gupta et al. 2021, arXiv 2106.06899; 2 Lu et al. 2025, arXiv 2502.13189 (MoBA), eq. 4
 // to 6; 3 DeepSeek-AI 2025, DeepSeek-V3.2 (sparse attention with a lightning indexer), eq. 1.
@@ -24,8 +24,7 @@
 
 #include "heed/core/errors.hpp"
 #include "heed/parallel/openmp.hpp"
-#include "heed/sparse/largest.hpp"
-#include "heed/sparse/row_scores.hpp"
+#include "heed/sparse/largest_scores.hpp"
 #include "heed/tensor/layout.hpp"
 #include "heed/tensor/tensor.hpp"
 
@@ -67,6 +66,12 @@ inline void check_selection_call(const std::array<index, 4>& q, const std::array
   return o.causal ? intersect({0, keys}, {0, o.offset + i + 1}).size() : keys;
 }
 
+/// Where a row's choices go.
+[[nodiscard]] inline index* choices_of(tensor<index, 4>& chosen, index b, index h,
+                                       index i) noexcept {
+  return chosen.data() + ((b * chosen.extent(1) + h) * chosen.extent(2) + i) * chosen.extent(3);
+}
+
 }  // namespace detail
 
 /// top_k_keys(executor, q, k, options): for `selected_attention` with block 1.
@@ -76,28 +81,10 @@ template <executor E, tensor_like Q, tensor_like K>
   const auto q4 = detail::selection_input(q);
   const auto k4 = detail::selection_input(k);
   detail::check_selection_call(q4.extents(), k4.extents(), o);
-  using A = accumulate_t<scalar_of<const Q&>>;
-  const index n = q4.extent(2);
-  const index d = q4.extent(3);
-  const index group = k4.extent(1) > 0 ? q4.extent(1) / k4.extent(1) : 1;
-  constexpr index rows = split_plan<A>::tile_rows;
-  const index steps = ceil_div(n, rows);
-  tensor<index, 4> chosen({q4.extent(0), q4.extent(1), n, o.count});
-  for_each_scored<A>(
-      exec, q4.extent(0) * q4.extent(1) * steps, rows, k4.extent(2), d,
-      [&](row_scores_scratch<A>& s, index t) noexcept {
-        const index b = t / steps / q4.extent(1);
-        const index h = t / steps % q4.extent(1);
-        const range i = intersect({0, n}, {t % steps * rows, (t % steps + 1) * rows});
-        for (index r = 0; r < i.size(); ++r) {
-          s.load(r, &q4(b, h, i.begin + r, 0), q4.stride(3), d);
-        }
-        s.score(i.size(), k4, b, h / group, detail::choosable(o, i.end - 1, k4.extent(2)));
-        for (index r = 0; r < i.size(); ++r) {
-          largest_indices(s.row(r), detail::choosable(o, i.begin + r, k4.extent(2)), o.count,
-                          chosen.data() + ((b * q4.extent(1) + h) * n + i.begin + r) * o.count);
-        }
-      });
+  tensor<index, 4> chosen({q4.extent(0), q4.extent(1), q4.extent(2), o.count});
+  detail::largest_scores(
+      exec, q4, k4, o.count, [&](index i) { return detail::choosable(o, i, k4.extent(2)); },
+      [&](index b, index h, index i) { return detail::choices_of(chosen, b, h, i); });
   return chosen;
 }
 
@@ -119,10 +106,17 @@ template <executor E, tensor_like K>
     const range j = intersect({0, k4.extent(2)}, {t % blocks * block, (t % blocks + 1) * block});
     A* const to = &means(b, h, t % blocks, 0);
     std::fill_n(to, k4.extent(3), A(0));
+    const index d = k4.extent(3);
+    const index step = k4.stride(3);
     for (index i = j.begin; i < j.end; ++i) {
-      for (index c = 0; c < k4.extent(3); ++c) to[c] += static_cast<A>(k4(b, h, i, c));
+      const auto* const row = &k4(b, h, i, 0);
+      if (step == 1) {
+        for (index c = 0; c < d; ++c) to[c] += static_cast<A>(row[c]);
+      } else {
+        for (index c = 0; c < d; ++c) to[c] += static_cast<A>(row[c * step]);
+      }
     }
-    for (index c = 0; c < k4.extent(3); ++c) to[c] /= static_cast<A>(j.size());
+    for (index c = 0; c < d; ++c) to[c] /= static_cast<A>(j.size());
   });
   return means;
 }
@@ -137,31 +131,15 @@ template <executor E, tensor_like Q, tensor_like K>
   const auto means = block_means(exec, k, o.block);
   using A = accumulate_t<scalar_of<const Q&>>;
   const view<const A, 4> m = as_view(means);
-  const index n = q4.extent(2);
-  const index d = q4.extent(3);
-  const index group = m.extent(1) > 0 ? q4.extent(1) / m.extent(1) : 1;
-  constexpr index rows = split_plan<A>::tile_rows;
-  const index steps = ceil_div(n, rows);
-  tensor<index, 4> chosen({q4.extent(0), q4.extent(1), n, o.count});
-  for_each_scored<A>(
-      exec, q4.extent(0) * q4.extent(1) * steps, rows, m.extent(2), d,
-      [&](row_scores_scratch<A>& s, index t) noexcept {
-        const index b = t / steps / q4.extent(1);
-        const index h = t / steps % q4.extent(1);
-        const range i = intersect({0, n}, {t % steps * rows, (t % steps + 1) * rows});
-        const auto own = [&](index row) {
-          return std::min((o.offset + row) / o.block, m.extent(2) - 1);
-        };
-        for (index r = 0; r < i.size(); ++r) {
-          s.load(r, &q4(b, h, i.begin + r, 0), q4.stride(3), d);
-        }
-        s.score(i.size(), m, b, h / group, own(i.end - 1));
-        for (index r = 0; r < i.size() && o.count > 0; ++r) {
-          index* const to = chosen.data() + ((b * q4.extent(1) + h) * n + i.begin + r) * o.count;
-          to[0] = own(i.begin + r);
-          largest_indices(s.row(r), to[0], o.count - 1, to + 1);
-        }
-      });
+  tensor<index, 4> chosen({q4.extent(0), q4.extent(1), q4.extent(2), o.count});
+  if (o.count == 0) return chosen;
+  const auto own = [&](index i) { return std::min((o.offset + i) / o.block, m.extent(2) - 1); };
+  // Each row's own block, and the best before it.
+  detail::largest_scores(exec, q4, m, o.count - 1, own, [&](index b, index h, index i) {
+    index* const to = detail::choices_of(chosen, b, h, i);
+    *to = own(i);
+    return to + 1;
+  });
   return chosen;
 }
 

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: MIT
+// For each query row the keys of largest q.k: a few rows at a time against all keys, or many
+// against one group of keys after another.
+#pragma once
+
+#include <algorithm>
+
+#include "heed/parallel/scratch_tasks.hpp"
+#include "heed/sparse/largest.hpp"
+#include "heed/sparse/row_scores.hpp"
+#include "heed/sparse/running_largest.hpp"
+#include "heed/sparse/scored_rows.hpp"
+
+namespace heed::detail {
+
+template <class E, class TQ, class TK, class Seen, class To>
+void largest_scores_of_few(E& exec, const view<const TQ, 4>& q, const view<const TK, 4>& k,
+                           index count, const Seen& seen, const To& to) {
+  using A = accumulate_t<TQ>;
+  const index n = q.extent(2);
+  const index group = q.extent(1) / k.extent(1);
+  constexpr index rows = split_plan<A>::tile_rows;
+  const index steps = ceil_div(n, rows);
+  for_each_scored<A>(
+      exec, q.extent(0) * q.extent(1) * steps, rows, k.extent(2), q.extent(3),
+      [&](row_scores_scratch<A>& s, index t) noexcept {
+        const index b = t / steps / q.extent(1);
+        const index h = t / steps % q.extent(1);
+        const range i = intersect({0, n}, {t % steps * rows, (t % steps + 1) * rows});
+        for (index r = 0; r < i.size(); ++r) {
+          s.load(r, &q(b, h, i.begin + r, 0), q.stride(3), q.extent(3));
+        }
+        s.score(i.size(), k, b, h / group, seen(i.end - 1));
+        for (index r = 0; r < i.size(); ++r) {
+          largest_indices(s.row(r), seen(i.begin + r), count, to(b, h, i.begin + r));
+        }
+      });
+}
+
+template <class E, class TQ, class TK, class Seen, class To>
+void largest_scores_of_many(E& exec, const view<const TQ, 4>& q, const view<const TK, 4>& k,
+                            index count, const Seen& seen, const To& to) {
+  using A = accumulate_t<TQ>;
+  struct scratch_type {
+    scored_rows_scratch<A> scored;
+    running_largest<A> largest;
+  };
+  const index n = q.extent(2);
+  const index d = q.extent(3);
+  const index group = q.extent(1) / k.extent(1);
+  constexpr index rows = scored_rows_scratch<A>::rows;
+  const index steps = ceil_div(n, rows);
+  const auto carve = [&](carver& c) noexcept {
+    scratch_type s;
+    s.scored.carve(c, d);
+    s.largest.carve(c, rows, count);
+    return s;
+  };
+  workspace memory;
+  for_each_with_scratch(
+      exec, q.extent(0) * q.extent(1) * steps, memory, carve,
+      [&](scratch_type& s, index t) noexcept {
+        const index b = t / steps / q.extent(1);
+        const index h = t / steps % q.extent(1);
+        // The last rows may see the most: long tasks first.
+        const index first = (steps - 1 - t % steps) * rows;
+        const index here = std::min(rows, n - first);
+        s.largest.start(here);
+        each_scored_group(
+            s.scored, rectangle<const TQ>{&q(b, h, first, 0), q.stride(2), q.stride(3)}, here,
+            rectangle<const TK>{k.data() + b * k.stride(0) + h / group * k.stride(1), k.stride(2),
+                                k.stride(3)},
+            d, seen(first + here - 1), [&](range at, const A* scores) noexcept {
+              for (index r = 0; r < here; ++r, scores += tile_plan<A>::group) {
+                s.largest.take(r, scores, at.begin, std::min(at.end, seen(first + r)) - at.begin);
+              }
+            });
+        for (index r = 0; r < here; ++r) s.largest.descending(r, to(b, h, first + r));
+      });
+}
+
+/// The `count` keys of largest q.k among the first `seen(i)` keys of row i, largest first, ties to
+/// the lower key, NaN as -inf; -1 where there are fewer; to `to(b, h, i)`. `seen` must not fall
+/// with i. Cost 2 D FLOPs a pair; a worker's memory is O(count) for each row in its hands, for few
+/// queries O(keys).
+template <class E, class TQ, class TK, class Seen, class To>
+void largest_scores(E& exec, const view<const TQ, 4>& q, const view<const TK, 4>& k, index count,
+                    const Seen& seen, const To& to) {
+  check_listed("keys", k.extent(2));
+  if (q.extent(0) * q.extent(1) * q.extent(2) == 0) return;
+  if (q.extent(2) <= split_plan<accumulate_t<TQ>>::most_queries) {
+    largest_scores_of_few(exec, q, k, count, seen, to);
+  } else {
+    largest_scores_of_many(exec, q, k, count, seen, to);
+  }
+}
+
+}  // namespace heed::detail

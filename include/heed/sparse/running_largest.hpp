@@ -1,0 +1,258 @@
+// SPDX-License-Identifier: MIT
+// The largest few of each of many rows of scores while they come, some packets of a row at a time:
+// ties to the lower index, NaN as -inf.
+//
+// A row keeps what is above the count-th largest it had when its list was last cut. Cut each time
+// it has doubled, a list of random scores is cut log2(n / count) times; of what is not kept, a
+// packet costs one comparison. A handful is kept in order instead, so that what is above the least
+// of them is known at once.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <cstdint>
+#include <limits>
+#include <string>
+
+#include "heed/core/errors.hpp"
+#include "heed/core/workspace.hpp"
+#include "heed/kernel/tile_plan.hpp"
+#include "heed/simd/compress.hpp"
+
+namespace heed::detail {
+
+/// Lists name their entries in 32 bits.
+inline void check_listed(const char* name, index count) {
+  constexpr index most = std::numeric_limits<std::int32_t>::max();
+  if (count > most) {
+    fail<shape_error>(std::string(name) + " are " + std::to_string(count) +
+                      ", lists hold at most " + std::to_string(most));
+  }
+}
+
+/// How many of v[0 .. n) are above `bound`; n is whole packets.
+template <class A>
+[[nodiscard]] index count_above(const A* v, index n, A bound) noexcept {
+  const auto low = simd::broadcast(bound);
+  index count = 0;
+  for (index i = 0; i < n; i += simd::lanes<A>) {
+    count += std::popcount(simd::greater_bits<A>(simd::load(v + i), low));
+  }
+  return count;
+}
+
+/// A bound that exactly `k` of v[0 .. n) are above, if halving their interval finds one, or else
+/// the k-th largest, k >= 1: what is above it and the first of those that equal it are the k
+/// largest. v holds no NaN, has room for whole packets, and is reordered. A pass over the packets
+/// for each halving: some ten are soon done, and mispredict nothing.
+template <class A>
+[[nodiscard]] A largest_bound(A* v, index n, index k) noexcept {
+  constexpr index lanes = simd::lanes<A>;
+  const index whole = round_up(n, lanes);
+  std::fill(v + n, v + whole, v[0]);
+  auto most = simd::load(v);
+  auto least = simd::sub(simd::zero<A>(), most);
+  for (index i = lanes; i < whole; i += lanes) {
+    most = simd::max(most, simd::load(v + i));
+    least = simd::max(least, simd::sub(simd::zero<A>(), simd::load(v + i)));
+  }
+  std::fill(v + n, v + whole, -std::numeric_limits<A>::infinity());
+  A high = simd::largest(most);
+  A low = -simd::largest(least);
+  for (int step = 0; step < 40; ++step) {
+    const A middle = low + (high - low) / 2;
+    if (!(middle > low && middle < high)) break;
+    const index count = count_above(v, whole, middle);
+    if (count == k) return middle;
+    (count > k ? low : high) = middle;
+  }
+  std::nth_element(v, v + k - 1, v + n, [](A a, A b) { return a > b; });
+  return v[k - 1];
+}
+
+/// The lists of a task's rows.
+template <class A>
+class running_largest {
+ public:
+  using plan = tile_plan<A>;
+  /// Most scores of a row that are taken at once.
+  static constexpr index step = plan::group;
+  /// So many are kept in order.
+  static constexpr index handful = 16;
+
+  void carve(carver& c, index rows, index count) noexcept {
+    count_ = count;
+    capacity_ =
+        round_up(count <= handful ? count + 1 : 2 * count + step + plan::lanes, plan::lanes);
+    values_ = c.take<A>(rows * capacity_);
+    keys_ = c.take<std::int32_t>(rows * capacity_);
+    cut_ = c.take<A>(capacity_);
+    sorted_ = c.take<entry>(capacity_);
+    least_ = c.take<A>(rows);
+    held_ = c.take<index>(rows);
+  }
+  /// Empty lists.
+  void start(index rows) noexcept {
+    std::fill_n(least_, rows, lowest);
+    std::fill_n(held_, rows, index{0});
+  }
+
+  /// Row r's scores of the keys [first, first + n), n <= step, which come after all it has had; s
+  /// may be read up to `step`.
+  HEED_INLINE void take(index r, const A* s, index first, index n) noexcept {
+    if (n <= 0 || count_ == 0) return;
+    if (held_[r] < count_) return take_any(r, s, first, n);
+    std::uint64_t bits = 0;
+    const auto least = simd::broadcast(least_[r]);
+    simd::unroll<plan::packets>([&](auto p) HEED_INLINE_LAMBDA {
+      bits |= std::uint64_t{simd::greater_bits<A>(simd::load(s + p * plan::lanes), least)}
+              << (p * plan::lanes);
+    });
+    if (n < step) bits &= (std::uint64_t{1} << static_cast<unsigned>(n)) - 1;
+    if (bits != 0) keep(r, s, first, bits);
+  }
+
+  /// Row r's keys, ascending, and -1 in what is left of the `count`.
+  void ascending(index r, index* to) noexcept {
+    finish(r);
+    std::copy_n(keys_ + r * capacity_, held_[r], to);
+    if (count_ <= handful) std::sort(to, to + held_[r]);
+    std::fill(to + held_[r], to + count_, index{-1});
+  }
+  /// The same, largest first.
+  void descending(index r, index* to) noexcept {
+    finish(r);
+    const index n = held_[r];
+    const A* const v = values_ + r * capacity_;
+    const std::int32_t* const k = keys_ + r * capacity_;
+    if (count_ <= handful) {
+      std::copy_n(k, n, to);
+    } else {
+      for (index i = 0; i < n; ++i) sorted_[i] = {v[i], k[i]};
+      std::sort(sorted_, sorted_ + n, [](const entry& a, const entry& b) {
+        return a.value > b.value || (a.value == b.value && a.key < b.key);
+      });
+      for (index i = 0; i < n; ++i) to[i] = sorted_[i].key;
+    }
+    std::fill(to + n, to + count_, index{-1});
+  }
+
+ private:
+  struct entry {
+    A value;
+    std::int32_t key;
+  };
+  static constexpr A lowest = -std::numeric_limits<A>::infinity();
+  static constexpr auto places = [] {
+    std::array<std::int32_t, std::size_t{step}> all{};
+    for (index i = 0; i < step; ++i)
+      all[static_cast<std::size_t>(i)] = static_cast<std::int32_t>(i);
+    return all;
+  }();
+
+  /// Where a row has less than it takes: whatever comes, until it has.
+  HEED_NOINLINE void take_any(index r, const A* s, index first, index n) noexcept {
+    const index any = std::min(n, count_ - held_[r]);
+    for (index i = 0; i < any; ++i) {
+      const A x = s[i] == s[i] ? s[i] : lowest;
+      if (count_ <= handful) {
+        insert(r, x, first + i);
+      } else {
+        append(r, x, first + i);
+      }
+    }
+    std::uint64_t bits = 0;
+    for (index i = any; i < n; ++i) bits |= std::uint64_t{s[i] > least_[r]} << i;
+    if (bits != 0) keep(r, s, first, bits);
+  }
+  HEED_NOINLINE void keep(index r, const A* s, index first, std::uint64_t bits) noexcept {
+    if (count_ <= handful) {
+      for (; bits != 0; bits &= bits - 1) {
+        const auto i = static_cast<index>(std::countr_zero(bits));
+        if (s[i] > least_[r]) insert(r, s[i], first + i);
+      }
+      return;
+    }
+    A* v = values_ + r * capacity_ + held_[r];
+    std::int32_t* k = keys_ + r * capacity_ + held_[r];
+    held_[r] += std::popcount(bits);
+    for (index i = 0; bits != 0; i += plan::lanes, bits >>= plan::lanes) {
+      const auto chosen = static_cast<unsigned>(bits & ((std::uint64_t{1} << plan::lanes) - 1));
+      const int count = std::popcount(chosen);
+      simd::store_chosen<A>(v, s + i, chosen);
+      simd::store_chosen<A>(k, places.data() + i, chosen, static_cast<std::int32_t>(first));
+      v += count;
+      k += count;
+    }
+    if (held_[r] > capacity_ - step - plan::lanes) cut(r);
+  }
+  void append(index r, A x, index key) noexcept {
+    values_[r * capacity_ + held_[r]] = x;
+    keys_[r * capacity_ + held_[r]] = static_cast<std::int32_t>(key);
+    ++held_[r];
+  }
+  /// A handful stays largest first; what comes later stands behind its equals.
+  void insert(index r, A x, index key) noexcept {
+    A* const v = values_ + r * capacity_;
+    std::int32_t* const k = keys_ + r * capacity_;
+    index i = held_[r];
+    for (; i > 0 && v[i - 1] < x; --i) {
+      v[i] = v[i - 1];
+      k[i] = k[i - 1];
+    }
+    v[i] = x;
+    k[i] = static_cast<std::int32_t>(key);
+    held_[r] = std::min(held_[r] + 1, count_);
+    if (held_[r] == count_) least_[r] = v[count_ - 1];
+  }
+  void finish(index r) noexcept {
+    if (held_[r] > count_) cut(r);
+  }
+
+  /// Row r keeps the `count` largest, in order of their keys.
+  HEED_NOINLINE void cut(index r) noexcept {
+    A* const v = values_ + r * capacity_;
+    std::int32_t* const k = keys_ + r * capacity_;
+    const index n = held_[r];
+    std::copy_n(v, n, cut_);
+    const A bound = largest_bound(cut_, n, count_);
+    // Place by place, each no further than it was read.
+    index m = 0;
+    // How many of those that equal the bound stay.
+    index ties = count_ - count_above(cut_, round_up(n, plan::lanes), bound);
+    if (ties == 0) {
+      const auto low = simd::broadcast(bound);
+      for (index i = 0; i < n; i += plan::lanes) {
+        unsigned bits = simd::greater_bits<A>(simd::load(v + i), low);
+        if (n - i < plan::lanes) bits &= (1U << static_cast<unsigned>(n - i)) - 1;
+        simd::store_chosen<A>(v + m, v + i, bits);
+        simd::store_chosen<A>(k + m, k + i, bits);
+        m += std::popcount(bits);
+      }
+    } else {
+      for (index i = 0; i < n; ++i) {
+        const bool equal = v[i] == bound && ties > 0;
+        const bool stays = v[i] > bound || equal;
+        ties -= equal ? 1 : 0;
+        v[m] = v[i];
+        k[m] = k[i];
+        m += stays ? 1 : 0;
+      }
+    }
+    held_[r] = m;
+    // Below the least that stays, perhaps: what comes between them is cut next time.
+    least_[r] = bound;
+  }
+
+  index capacity_ = 0;
+  index count_ = 0;
+  A* values_ = nullptr;           // [rows][capacity]
+  std::int32_t* keys_ = nullptr;  // [rows][capacity]
+  A* cut_ = nullptr;              // a list's values, out of order
+  entry* sorted_ = nullptr;
+  A* least_ = nullptr;     // [rows]: what a row's next must be above
+  index* held_ = nullptr;  // [rows]
+};
+
+}  // namespace heed::detail
