@@ -2,8 +2,9 @@
 // Selections: what choosing costs beside attending to what was chosen, and what is found.
 //
 // Counters: `selection` and `attention` in milliseconds, medians; `share`, selection in the sum of
-// both; `recall`, what the choice keeps of exact attention's probability on planted data, of 64
-// rows; `shared` as elsewhere.
+// both; `scores`, what of the selection are the scores alone, where nothing is chosen by them, and
+// `choosing`, the share of its rest; `recall`, what the choice keeps of exact attention's
+// probability on planted data, of 64 rows; `shared` as elsewhere.
 //
 // Planted data, so that there is something to find:
 //   topics  each stretch of 100 tokens has a centre of 64 normal numbers; a key is its stretch's
@@ -17,6 +18,7 @@
 #include <algorithm>
 #include <ctime>
 #include <optional>
+#include <type_traits>
 #include <vector>
 
 #include "families.hpp"
@@ -95,22 +97,29 @@ template <class Call>
   return elapsed < 1e-3 ? elapsed : own;
 }
 
+/// Where a choice's scores cannot be had alone.
+struct no_scores {};
+
 /// `choose(data)` returns a choice, `attend(data, choice)` attends to it, `recall(data, choice)` is
-/// asked once.
-template <class Make, class Choose, class Attend, class Recall>
+/// asked once, `score(data)` does what of `choose` comes before choosing.
+template <class Make, class Choose, class Attend, class Recall, class Score = no_scores>
 void register_selection(const std::string& method, index n, const Make& make, const Choose& choose,
-                        const Attend& attend, const Recall& recall) {
+                        const Attend& attend, const Recall& recall, const Score& score = {}) {
   const std::string name = name_of<float>("selection", method, one_head(head_dim, n, true));
   benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) {
     using Data = decltype(make(n));
     auto& data = data_of<Data>(name, [&] { return make(n); });
     std::vector<std::pair<double, double>> calls;  // seconds of selection and of attention
+    std::vector<double> scores;
     const measured m = run_segments(
         state, [] { return probes::fma_peak<float>(pool_of(1), 1); },
         [&] {
           std::optional<decltype(choose(data))> choice;
           const double selection = seconds_of([&] { choice.emplace(choose(data)); });
           calls.emplace_back(selection, seconds_of([&] { attend(data, *choice); }));
+          if constexpr (!std::is_same_v<Score, no_scores>) {
+            scores.push_back(seconds_of([&] { score(data); }));
+          }
         });
     const auto middle = calls.begin() + static_cast<std::ptrdiff_t>(calls.size() / 2);
     std::nth_element(calls.begin(), middle, calls.end(), [](const auto& a, const auto& b) {
@@ -119,6 +128,12 @@ void register_selection(const std::string& method, index n, const Make& make, co
     state.counters["selection"] = 1e3 * middle->first;
     state.counters["attention"] = 1e3 * middle->second;
     state.counters["share"] = middle->first / (middle->first + middle->second);
+    if (!scores.empty()) {
+      const auto half = scores.begin() + static_cast<std::ptrdiff_t>(scores.size() / 2);
+      std::nth_element(scores.begin(), half, scores.end());
+      state.counters["scores"] = 1e3 * *half;
+      state.counters["choosing"] = (middle->first - *half) / (middle->first + middle->second);
+    }
     state.counters["recall"] = recall(data, choose(data));
     if (m.shared) state.counters["shared"] = 1;
   })->Unit(benchmark::kMicrosecond);
@@ -128,13 +143,14 @@ void register_selection(const std::string& method, index n, const Make& make, co
 
 void register_chosen_blocks(const std::string& method, index n, index block, bool by_means,
                             index count) {
+  const auto choose = [=](planted_data& d, index choices) {
+    const heed::selection_options o{.count = choices, .block = block};
+    return by_means ? heed::mixture_of_blocks(pool_of(1), d.q, d.k, o)
+                    : heed::top_k_keys(pool_of(1), d.q, d.k, o);
+  };
   register_selection(
       method, n, [](index tokens) { return topics(tokens); },
-      [=](planted_data& d) {
-        const heed::selection_options o{.count = count, .block = block};
-        return by_means ? heed::mixture_of_blocks(pool_of(1), d.q, d.k, o)
-                        : heed::top_k_keys(pool_of(1), d.q, d.k, o);
-      },
+      [=](planted_data& d) { return choose(d, count); },
       [=](planted_data& d, const heed::tensor<index, 4>& chosen) {
         heed::selected_attention_into(pool_of(1), d.out, d.q, d.k, d.v, chosen, block,
                                       {.scratch = &d.scratch}, heed::causal());
@@ -142,7 +158,9 @@ void register_chosen_blocks(const std::string& method, index n, index block, boo
       [=](planted_data& d, const heed::tensor<index, 4>& chosen) {
         return heed::mean_recall(
             heed::selection_recall(pool_of(1), d.q, d.k, chosen, block, of_64_rows(n)));
-      });
+      },
+      // A row's own block is taken without a look at its score.
+      [=](planted_data& d) { (void)choose(d, by_means ? 1 : 0); });
 }
 
 /// A cache of n tokens and its bounds; the newest token's are learned anew in each call.
