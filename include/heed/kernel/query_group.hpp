@@ -8,7 +8,6 @@
 #pragma once
 
 #include <cmath>
-#include <type_traits>
 
 #include "heed/core/workspace.hpp"
 #include "heed/kernel/modify_tile.hpp"
@@ -103,20 +102,6 @@ HEED_NOINLINE void attend_pairwise(query_group<A>& g, const Program& program, co
   }
 }
 
-/// f(integral_constant) of the fewest packets that hold `rows` rows of a group. What depends on
-/// their number is compiled so often, but for all modifiers once.
-template <class A, class F>
-HEED_INLINE void in_packets(index rows, F&& f) noexcept {
-  switch (ceil_div(rows, tile_plan<A>::lanes)) {
-    case 1:
-      return f(std::integral_constant<int, 1>{});
-    case 2:
-      return f(std::integral_constant<int, 2>{});
-    default:
-      return f(std::integral_constant<int, 3>{});
-  }
-}
-
 /// A tile's scores, whose maxima are `maximum`, become probabilities relative to the running
 /// maximum, and join the running sum; `rescale` is what the group's past is multiplied with.
 template <class A, int Packets>
@@ -162,7 +147,7 @@ HEED_NOINLINE void attend_tile(query_group<A>& g, const Program& program, const 
   simd::packet<A> maximum[std::size_t{tile_plan<A>::packets}];
   simd::packet<A> rescale[std::size_t{tile_plan<A>::packets}];
   for (auto& m : maximum) m = simd::broadcast(softmax_state<A>::empty_max);
-  detail::in_packets<A>(rows, [&](auto packets) noexcept {
+  in_packets<A>(rows, [&](auto packets) noexcept {
     block.template scores<packets()>(g.q, d.head_dim, keys, s, maximum);
   });
   bool changed = false;
@@ -182,16 +167,16 @@ HEED_NOINLINE void attend_tile(query_group<A>& g, const Program& program, const 
         detail::attend_pairwise(g, program, t, s, block, d.value_dim);
         return;
       }
-      detail::in_packets<A>(rows, [&](auto packets) noexcept {
+      in_packets<A>(rows, [&](auto packets) noexcept {
         detail::tile_maximum<A, packets()>(s, keys, maximum);
       });
     }
   }
-  detail::in_packets<A>(rows, [&](auto packets) noexcept {
+  in_packets<A>(rows, [&](auto packets) noexcept {
     detail::soften_tile<A, packets()>(g, s, keys, maximum, rescale);
   });
   if constexpr (Program::template has<stage::dropout>) drop_tile(program, t, s);
-  detail::in_packets<A>(rows, [&](auto packets) noexcept {
+  in_packets<A>(rows, [&](auto packets) noexcept {
     block.template values<packets()>(s, keys, d.value_dim, rescale, g.out);
   });
 }

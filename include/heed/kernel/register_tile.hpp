@@ -94,6 +94,20 @@ HEED_INLINE void in_steps(index count, F&& f) noexcept {
   }
 }
 
+/// f(integral_constant) of the fewest packets that hold `rows` rows of a group. What depends on
+/// their number is compiled so often, but for all modifiers once.
+template <class A, class F>
+HEED_INLINE void in_packets(index rows, F&& f) noexcept {
+  switch (ceil_div(rows, tile_plan<A>::lanes)) {
+    case 1:
+      return f(std::integral_constant<int, 1>{});
+    case 2:
+      return f(std::integral_constant<int, 2>{});
+    default:
+      return f(std::integral_constant<int, 3>{});
+  }
+}
+
 /// Scores of any number of keys; `ahead` is asked for on the way.
 template <class A, int Packets>
 HEED_NOINLINE void score_tile(const A* q, const A* k, index k_stride, index channels, index keys,
