@@ -22,5 +22,7 @@
 #include "heed/sparse/running_largest.hpp"
 #include "heed/sparse/scored_rows.hpp"
 #include "heed/sparse/selection.hpp"
+#include "heed/sparse/sort_by_size.hpp"
+#include "heed/sparse/sorted_few.hpp"
 #include "heed/sparse/token_norms.hpp"
 #include "heed/sparse/vertical_slash.hpp"

@@ -19,6 +19,8 @@
 #include "heed/core/workspace.hpp"
 #include "heed/kernel/tile_plan.hpp"
 #include "heed/simd/compress.hpp"
+#include "heed/sparse/sort_by_size.hpp"
+#include "heed/sparse/sorted_few.hpp"
 
 namespace heed::detail {
 
@@ -79,16 +81,19 @@ class running_largest {
   /// Most scores of a row that are taken at once.
   static constexpr index step = plan::group;
   /// So many are kept in order.
-  static constexpr index handful = 16;
+  static constexpr index handful = sorted_few<A>::size;
 
   void carve(carver& c, index rows, index count) noexcept {
     count_ = count;
-    capacity_ =
-        round_up(count <= handful ? count + 1 : 2 * count + step + plan::lanes, plan::lanes);
+    capacity_ = count <= handful ? handful : round_up(2 * count + step + plan::lanes, plan::lanes);
     values_ = c.take<A>(rows * capacity_);
-    keys_ = c.take<std::int32_t>(rows * capacity_);
-    cut_ = c.take<A>(capacity_);
-    sorted_ = c.take<entry>(capacity_);
+    if (count <= handful) {
+      few_keys_ = c.take<A>(rows * capacity_);
+    } else {
+      keys_ = c.take<std::int32_t>(rows * capacity_);
+      cut_ = c.take<A>(capacity_);
+      sorted_ = c.take<sized_entry<A>>(2 * capacity_);
+    }
     least_ = c.take<A>(rows);
     held_ = c.take<index>(rows);
   }
@@ -96,6 +101,9 @@ class running_largest {
   void start(index rows) noexcept {
     std::fill_n(least_, rows, lowest);
     std::fill_n(held_, rows, index{0});
+    if (count_ > handful) return;
+    std::fill_n(values_, rows * capacity_, lowest);
+    std::fill_n(few_keys_, rows * capacity_, sorted_few<A>::key_bits(-1));
   }
 
   /// Row r's scores of the keys [first, first + n), n <= step, which come after all it has had; s
@@ -115,34 +123,33 @@ class running_largest {
 
   /// Row r's keys, ascending, and -1 in what is left of the `count`.
   void ascending(index r, index* to) noexcept {
+    if (count_ <= handful) {
+      descending(r, to);
+      std::sort(to, to + held_[r]);
+      return;
+    }
     finish(r);
     std::copy_n(keys_ + r * capacity_, held_[r], to);
-    if (count_ <= handful) std::sort(to, to + held_[r]);
     std::fill(to + held_[r], to + count_, index{-1});
   }
   /// The same, largest first.
   void descending(index r, index* to) noexcept {
+    if (count_ <= handful) {
+      for (index i = 0; i < count_; ++i)
+        to[i] = sorted_few<A>::key_of(few_keys_[r * capacity_ + i]);
+      return;
+    }
     finish(r);
     const index n = held_[r];
     const A* const v = values_ + r * capacity_;
     const std::int32_t* const k = keys_ + r * capacity_;
-    if (count_ <= handful) {
-      std::copy_n(k, n, to);
-    } else {
-      for (index i = 0; i < n; ++i) sorted_[i] = {v[i], k[i]};
-      std::sort(sorted_, sorted_ + n, [](const entry& a, const entry& b) {
-        return a.value > b.value || (a.value == b.value && a.key < b.key);
-      });
-      for (index i = 0; i < n; ++i) to[i] = sorted_[i].key;
-    }
+    for (index i = 0; i < n; ++i) sorted_[i] = {sized_entry<A>::falling(v[i]), k[i]};
+    const sized_entry<A>* const e = sort_by_size(sorted_, sorted_ + capacity_, n);
+    for (index i = 0; i < n; ++i) to[i] = e[i].key;
     std::fill(to + n, to + count_, index{-1});
   }
 
  private:
-  struct entry {
-    A value;
-    std::int32_t key;
-  };
   static constexpr A lowest = -std::numeric_limits<A>::infinity();
   static constexpr auto places = [] {
     std::array<std::int32_t, std::size_t{step}> all{};
@@ -168,10 +175,14 @@ class running_largest {
   }
   HEED_NOINLINE void keep(index r, const A* s, index first, std::uint64_t bits) noexcept {
     if (count_ <= handful) {
+      A* const values = values_ + r * capacity_;
+      sorted_few<A> few(values, few_keys_ + r * capacity_);
       for (; bits != 0; bits &= bits - 1) {
         const auto i = static_cast<index>(std::countr_zero(bits));
-        if (s[i] > least_[r]) insert(r, s[i], first + i);
+        few.insert(s[i], sorted_few<A>::key_bits(first + i));
       }
+      few.leave(values, few_keys_ + r * capacity_);
+      least_[r] = values[count_ - 1];
       return;
     }
     A* v = values_ + r * capacity_ + held_[r];
@@ -192,18 +203,18 @@ class running_largest {
     keys_[r * capacity_ + held_[r]] = static_cast<std::int32_t>(key);
     ++held_[r];
   }
-  /// A handful stays largest first; what comes later stands behind its equals.
+  /// Where fewer than `count` are in order yet: even -inf stands before none.
   void insert(index r, A x, index key) noexcept {
     A* const v = values_ + r * capacity_;
-    std::int32_t* const k = keys_ + r * capacity_;
+    A* const k = few_keys_ + r * capacity_;
     index i = held_[r];
     for (; i > 0 && v[i - 1] < x; --i) {
       v[i] = v[i - 1];
       k[i] = k[i - 1];
     }
     v[i] = x;
-    k[i] = static_cast<std::int32_t>(key);
-    held_[r] = std::min(held_[r] + 1, count_);
+    k[i] = sorted_few<A>::key_bits(key);
+    ++held_[r];
     if (held_[r] == count_) least_[r] = v[count_ - 1];
   }
   void finish(index r) noexcept {
@@ -247,12 +258,13 @@ class running_largest {
 
   index capacity_ = 0;
   index count_ = 0;
-  A* values_ = nullptr;           // [rows][capacity]
-  std::int32_t* keys_ = nullptr;  // [rows][capacity]
-  A* cut_ = nullptr;              // a list's values, out of order
-  entry* sorted_ = nullptr;
-  A* least_ = nullptr;     // [rows]: what a row's next must be above
-  index* held_ = nullptr;  // [rows]
+  A* values_ = nullptr;               // [rows][capacity]
+  std::int32_t* keys_ = nullptr;      // [rows][capacity]
+  A* few_keys_ = nullptr;             // of a handful, in the lanes of numbers
+  A* cut_ = nullptr;                  // a list's values, out of order
+  sized_entry<A>* sorted_ = nullptr;  // a list by size, twice its room
+  A* least_ = nullptr;                // [rows]: what a row's next must be above
+  index* held_ = nullptr;             // [rows]
 };
 
 }  // namespace heed::detail
