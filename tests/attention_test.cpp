@@ -7,6 +7,8 @@
 #include <rapidcheck/gtest.h>
 
 #include <Eigen/Core>
+#include <algorithm>
+#include <cmath>
 #include <numeric>
 #include <vector>
 
@@ -255,6 +257,34 @@ TYPED_TEST(Attention, ManyChannels) {
 // ------------------------------------------------------------------------------------- layouts
 
 // batch x tokens x (heads x channels) and batch x tokens x heads x channels, in and out.
+// The header's promise for numbers in [-1, 1], and for normal ones no more than a few times what
+// the textbook in float errs.
+TEST(AttentionError, OfTheWholeOutput) {
+  for (const bool normal : {false, true}) {
+    for (const index d : {64, 128}) {
+      const extents4 e{1, 1, 700, d};
+      auto q = oracle::random_tensor<float, 4>(e, 1);
+      auto k = oracle::random_tensor<float, 4>(e, 2);
+      auto v = oracle::random_tensor<float, 4>(e, 3);
+      for (auto* t : {&q, &k, &v}) {
+        for (index i = 0; i < t->size() && !normal; ++i) t->data()[i] = std::erf(t->data()[i]);
+      }
+      const auto exact =
+          heed::naive_attention(oracle::widened(q), oracle::widened(k), oracle::widened(v));
+      const auto got = heed::attention(q, k, v);
+      const auto textbook = heed::naive_attention(q, k, v);
+      double most = 0;
+      double of_textbook = 0;
+      for (index i = 0; i < got.size(); ++i) {
+        most = std::max(most, std::abs(static_cast<double>(got.data()[i]) - exact.data()[i]));
+        of_textbook = std::max(of_textbook,
+                               std::abs(static_cast<double>(textbook.data()[i]) - exact.data()[i]));
+      }
+      EXPECT_LE(most, normal ? 4 * of_textbook : 3e-7) << "head dim " << d;
+    }
+  }
+}
+
 TEST(AttentionLayout, PackedProjectionsAndTokenMajor) {
   constexpr index heads = 6;
   constexpr index d = 20;

@@ -11,16 +11,17 @@
 // | v        | [batch, kv heads, keys, value dim] |
 // | out      | [batch, heads, queries, value dim] |
 //
-// Accumulates in the accumulator type; for scores of order one the result is within 3e-7 of exact
-// arithmetic in float, 1e-14 in double. Key blocks that the masks make empty are skipped, full ones
-// run no mask code. Few queries are split along the keys instead. The same bits for any number of
-// threads and any batch size. A masked pair contributes nothing whatever k and v hold; an unmasked
-// NaN propagates; a row without a visible key gives 0 and log-sum-exp -inf. A score of -inf weighs
-// nothing, as if masked. Cost per head: 4 N M D FLOPs over the visible blocks, memory O(N) beyond
-// the arguments: scratch of a worker is about 200 (head dim + value dim) numbers and a block of
-// scores. Throws shape_error, option_error, std::bad_alloc, before anything is written. Safe to
-// call from several threads, with a scratch workspace each. Dao, Fu, Ermon, Rudra, Re 2022, arXiv
-// 2205.14135, algorithm 1; Dao 2023, arXiv 2307.08691.
+// Accumulates in the accumulator type; for q, k and v in [-1, 1] the result is within 3e-7 of exact
+// arithmetic in float, 1e-14 in double (measured: 2e-7; for normal numbers, whose scores reach 5,
+// 8e-7, where the textbook in float errs 5e-7; root mean square 5e-8). Key blocks that the masks
+// make empty are skipped, full ones run no mask code. Few queries are split along the keys instead.
+// The same bits for any number of threads and any batch size. A masked pair contributes nothing
+// whatever k and v hold; an unmasked NaN propagates; a row without a visible key gives 0 and
+// log-sum-exp -inf. A score of -inf weighs nothing, as if masked. Cost per head: 4 N M D FLOPs over
+// the visible blocks, memory O(N) beyond the arguments: scratch of a worker is about 200 (head dim
+// + value dim) numbers and a block of scores. Throws shape_error, option_error, std::bad_alloc,
+// before anything is written. Safe to call from several threads, with a scratch workspace each.
+// Dao, Fu, Ermon, Rudra, Re 2022, arXiv 2205.14135, algorithm 1; Dao 2023, arXiv 2307.08691.
 #pragma once
 
 #include <algorithm>

@@ -80,6 +80,7 @@ class running_largest {
   using plan = tile_plan<A>;
   /// Most scores of a row that are taken at once.
   static constexpr index step = plan::group;
+  static_assert(step < 64);  // a bit each
   /// So many are kept in order.
   static constexpr index handful = sorted_few<A>::size;
 
