@@ -172,43 +172,72 @@ class Selection : public testing::Test {};
 using scalars = test_scalars::some;
 TYPED_TEST_SUITE(Selection, scalars);
 
-/// `queries` rows of two batches, two heads of keys and four of queries.
+/// Exact scores are asked for.
 template <class T>
-void check_top_keys(index queries, index keys, const heed::selection_options& o) {
+void check_top_keys(const heed::tensor<T, 4>& q, const heed::tensor<T, 4>& k,
+                    const heed::selection_options& o) {
   heed::thread_pool pool(3);
   heed::serial_executor serial;
-  const auto q = small_integers<T, 4>({2, 4, queries, 17}, 1);
-  auto k = small_integers<T, 4>({2, 2, keys, 17}, 2);
-  if (keys > 5) k(0, 1, 3, 2) = static_cast<T>(oracle::not_a_number);
   const auto got = heed::top_k_keys(pool, q, k, o);
   EXPECT_TRUE(oracle::same_bits(got, heed::top_k_keys(serial, q, k, o)));
-  oracle::each_index({2, 4, queries, 1}, [&](index b, index h, index i, index) {
-    std::vector<double> scores;
-    for (index j = 0; j < (o.causal ? std::min(keys, o.offset + i + 1) : keys); ++j) {
-      double s = 0;
-      for (index c = 0; c < 17; ++c) {
-        s += static_cast<double>(q(b, h, i, c)) * static_cast<double>(k(b, h / 2, j, c));
-      }
-      scores.push_back(s);
-    }
-    const auto want = best(scores, o.count);
-    for (index c = 0; c < o.count; ++c) {
-      EXPECT_EQ(got(b, h, i, c), want[static_cast<std::size_t>(c)]) << b << h << i << c;
-    }
-  });
+  const index keys = k.extent(2);
+  const index group = q.extent(1) / k.extent(1);
+  oracle::each_index(
+      {q.extent(0), q.extent(1), q.extent(2), 1}, [&](index b, index h, index i, index) {
+        std::vector<double> scores;
+        for (index j = 0; j < (o.causal ? std::min(keys, o.offset + i + 1) : keys); ++j) {
+          double s = 0;
+          for (index c = 0; c < q.extent(3); ++c) {
+            s += static_cast<double>(q(b, h, i, c)) * static_cast<double>(k(b, h / group, j, c));
+          }
+          scores.push_back(s);
+        }
+        const auto want = best(scores, o.count);
+        for (index c = 0; c < o.count; ++c) {
+          EXPECT_EQ(got(b, h, i, c), want[static_cast<std::size_t>(c)]) << b << h << i << c;
+        }
+      });
 }
 
 // Few queries, which meet all keys at once, and many, which meet them group by group.
 TYPED_TEST(Selection, TopKeys) {
-  for (const bool causal : {false, true}) {
-    for (const index keys : {1, 30, 600}) {
+  for (const index keys : {1, 30, 600}) {
+    auto k = small_integers<TypeParam, 4>({2, 2, keys, 17}, 2);
+    if (keys > 5) k(0, 1, 3, 2) = static_cast<TypeParam>(oracle::not_a_number);
+    for (const index queries : {1, 9, 150}) {
+      const auto q = small_integers<TypeParam, 4>({2, 4, queries, 17}, 1);
       for (const index count : {0, 1, 7, 40}) {
-        for (const index queries : {1, 9, 150}) {
-          check_top_keys<TypeParam>(
-              queries, keys, {.count = count, .causal = causal, .offset = queries == 150 ? -3 : 5});
+        for (const bool causal : {false, true}) {
+          check_top_keys(q, k,
+                         {.count = count, .causal = causal, .offset = queries == 150 ? -3 : 5});
         }
       }
     }
+  }
+}
+
+// Of many keys some are looked at first, and what they say of the others is wrong: they are the
+// largest of all for every row, or for some rows, or all keys are alike, or no numbers.
+TYPED_TEST(Selection, TopKeysWhereTheSampleMisleads) {
+  constexpr index keys = 1500;
+  constexpr index step = heed::detail::key_sample::step;
+  const auto random_q = small_integers<TypeParam, 4>({1, 2, 140, 9}, 1);
+  const auto random_k = small_integers<TypeParam, 4>({1, 1, keys, 9}, 2);
+  for (int kind = 0; kind < 5; ++kind) {
+    auto q = random_q;
+    auto k = random_k;
+    oracle::each_index({1, 2, 140, 1}, [&](index, index h, index i, index) {
+      const bool misled = kind == 0 || (kind == 1 && i % 50 > 46) || (kind == 2 && i == 99);
+      q(0, h, i, 0) = static_cast<TypeParam>(misled ? 50 : 0);
+    });
+    for (index j = 0; j < keys; ++j) {
+      k(0, 0, j, 0) = static_cast<TypeParam>(j % step == 0 ? 2 : 0);
+      for (index c = 0; kind == 3 && c < 9; ++c) k(0, 0, j, c) = static_cast<TypeParam>(1);
+      const bool number = kind != 4 || j % step == 0 || j % 90 == 1;
+      if (!number) k(0, 0, j, 1) = static_cast<TypeParam>(oracle::not_a_number);
+    }
+    check_top_keys(q, k, {.count = 40, .causal = false});
+    check_top_keys(q, k, {.count = 100, .causal = true, .offset = keys - 70});
   }
 }
 

@@ -107,11 +107,22 @@ class running_largest {
     std::fill_n(few_keys_, rows * capacity_, sorted_few<A>::key_bits(-1));
   }
 
+  /// Row r, still empty, passes over what is not above `bound`, even if too few are: `complete`
+  /// tells. -inf is no bound; for lists of more than a handful.
+  void start_above(index r, A bound) noexcept { least_[r] = bound; }
+  /// Whether row r has its `count`.
+  [[nodiscard]] bool complete(index r) const noexcept { return held_[r] >= count_; }
+  /// A number that no more than `count` of row r's scores are above: -inf where it has fewer.
+  [[nodiscard]] A bound(index r) noexcept {
+    if (count_ > handful) finish(r);
+    return least_[r];
+  }
+
   /// Row r's scores of the keys [first, first + n), n <= step, which come after all it has had; s
   /// may be read up to `step`.
   HEED_INLINE void take(index r, const A* s, index first, index n) noexcept {
     if (n <= 0 || count_ == 0) return;
-    if (held_[r] < count_) return take_any(r, s, first, n);
+    if (held_[r] < count_ && least_[r] == lowest) return take_any(r, s, first, n);
     std::uint64_t bits = 0;
     const auto least = simd::broadcast(least_[r]);
     simd::unroll<plan::packets>([&](auto p) HEED_INLINE_LAMBDA {
