@@ -16,7 +16,7 @@
 //   const auto out = heed::routing_attention(pool, q, k, v, queries, keys, {}, heed::causal());
 //
 // Scores accumulate in float (double for double). Cost 2 N clusters D FLOPs a head; memory 2
-// numbers a token, and for each worker 4 windows for each of 32 centroids. The same for any number
+// numbers a token, and for each worker 4 windows for each of 64 centroids. The same for any number
 // of threads. Throws shape_error, option_error, std::bad_alloc. Roy, Saffar, Vaswani, Grangier
 // 2021, arXiv 2003.05997, section 4.1.
 #pragma once
@@ -44,6 +44,24 @@ inline void check_centroids(const std::array<index, 4>& x, const std::array<inde
   check_listed("the tokens", x[2]);
 }
 
+/// scores[i] = c.x[i] become c.x'[i], n <= tile_plan<A>::group; `sum` is that of c's channels.
+template <class A>
+HEED_INLINE void centre_scores(A* scores, const A* mean, const A* inverse, A sum,
+                               index n) noexcept {
+  using plan = tile_plan<A>;
+  if (n < plan::group) {
+    for (index i = 0; i < n; ++i) scores[i] = (scores[i] - mean[i] * sum) * inverse[i];
+    return;
+  }
+  const auto all = simd::broadcast(sum);
+  simd::unroll<plan::packets>([&](auto p) HEED_INLINE_LAMBDA {
+    constexpr index i = p * plan::lanes;
+    const auto shift = simd::mul(simd::load(mean + i), all);
+    simd::store(scores + i,
+                simd::mul(simd::sub(simd::load(scores + i), shift), simd::load(inverse + i)));
+  });
+}
+
 }  // namespace detail
 
 /// route_tokens(executor, x, centroids, window): centroids [kv heads, clusters, head dim] in the
@@ -69,13 +87,16 @@ template <executor E, tensor_like X, tensor_like C>
   const index group = x4.extent(1) / of.extent(0);
   const token_norms<A> norms(exec, x4);
 
-  // Centroids meet the tokens as rows meet keys.
+  // Centroids meet the tokens as rows meet keys: the more of them at once, the less often tokens
+  // are packed, but their lists stay in the second-level cache, and no thread is left without.
+  constexpr index most_rows = 64;
+  const index wanted = ceil_div(static_cast<index>(exec.concurrency()), heads);
+  const index rows = std::min(most_rows, ceil_div(clusters, wanted));
   struct scratch_type {
     detail::scored_rows_scratch<A> scored;
     detail::running_largest<A> largest;
     A* sums = nullptr;  // of each centroid's channels
   };
-  constexpr index rows = 32;
   const index steps = ceil_div(clusters, rows);
   const auto carve = [&](carver& c) noexcept {
     scratch_type s;
@@ -97,18 +118,17 @@ template <executor E, tensor_like X, tensor_like C>
     const A* const mean = &norms.mean(b, h, 0);
     const A* const inverse = &norms.inverse(b, h, 0);
     s.largest.start(m.size());
-    detail::each_scored_group(
-        s.scored, centroid, m.size(),
-        rectangle<const std::remove_const_t<scalar_of<const X&>>>{&x4(b, h, 0, 0), x4.stride(2),
-                                                                  x4.stride(3)},
-        d, n, [&](range at, A* scores) noexcept {
-          for (index r = 0; r < m.size(); ++r, scores += tile_plan<A>::group) {
-            for (index i = 0; i < at.size(); ++i) {
-              scores[i] = (scores[i] - mean[at.begin + i] * s.sums[r]) * inverse[at.begin + i];
-            }
-            s.largest.take(r, scores, at.begin, at.size());
-          }
-        });
+    detail::each_scored_group(s.scored, centroid, m.size(),
+                              rectangle<const std::remove_const_t<scalar_of<const X&>>>{
+                                  &x4(b, h, 0, 0), x4.stride(2), x4.stride(3)},
+                              d, n, [&](range at, A* scores) noexcept {
+                                for (index r = 0; r < m.size();
+                                     ++r, scores += tile_plan<A>::group) {
+                                  detail::centre_scores(scores, mean + at.begin, inverse + at.begin,
+                                                        s.sums[r], at.size());
+                                  s.largest.take(r, scores, at.begin, at.size());
+                                }
+                              });
     for (index r = 0; r < m.size(); ++r) s.largest.ascending(r, &lists(b, h, m.begin + r, 0));
   });
   return lists;
