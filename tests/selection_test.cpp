@@ -147,6 +147,39 @@ TEST(RunningLargest, AreTheLargestOfWhatEachRowSees) {
   }
 }
 
+// Spread, alike, side by side with one far away, where no two bytes tell them apart.
+template <class A>
+void check_sort_by_size(index n) {
+  using entry = heed::detail::sized_entry<A>;
+  constexpr A infinity = std::numeric_limits<A>::infinity();
+  constexpr A eps = std::numeric_limits<A>::epsilon();
+  std::mt19937 draw(static_cast<unsigned>(n));
+  for (int kind = 0; kind < 6; ++kind) {
+    std::vector<A> x;
+    std::vector<entry> from, other(static_cast<std::size_t>(n));
+    for (index i = 0; i < n; ++i) {
+      const A r = static_cast<A>(draw() % 1000);
+      const A values[] = {r - 500,        A(draw() % 3),
+                          A(1) + eps * r, i == n / 2 ? -infinity : A(1) + eps * r,
+                          A(-1),          i % 2 == 0 ? infinity : -eps * r};
+      x.push_back(values[kind]);
+      from.push_back({entry::falling(x.back()), static_cast<std::int32_t>(i)});
+    }
+    const entry* const got = heed::detail::sort_by_size(from.data(), other.data(), n);
+    const auto want = best(std::vector<double>(x.begin(), x.end()), n);
+    for (index i = 0; i < n; ++i) {
+      EXPECT_EQ(got[i].key, want[static_cast<std::size_t>(i)]) << n << " " << kind << " " << i;
+    }
+  }
+}
+
+TEST(SortBySize, LargestFirstEqualsAsTheyStood) {
+  for (const index n : {0, 1, 2, 3, 17, 300, 3000}) {
+    check_sort_by_size<float>(n);
+    check_sort_by_size<double>(n);
+  }
+}
+
 // All equal but a few, in order and against it: bounds that no halving finds.
 TEST(RunningLargest, BoundsOfAnyList) {
   for (const index n : {1, 15, 16, 17, 100}) {

@@ -30,6 +30,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 #include "heed/attention/choices.hpp"
 #include "heed/attention/door.hpp"
@@ -50,8 +51,17 @@ struct chosen_blocks {
   [[nodiscard]] index keys() const noexcept {
     return count == 0 ? 0 : (count - 1) * size + std::min(size, tokens - block[count - 1] * size);
   }
+  /// Where key j stands: in which block, and at which of its keys. Single keys, which ask most
+  /// often, need no division.
+  [[nodiscard]] std::pair<index, index> place(index j) const noexcept {
+    if (size == 1) return {j, 0};
+    return {j / size, j % size};
+  }
   /// The token that stands at key j.
-  [[nodiscard]] index token(index j) const noexcept { return block[j / size] * size + j % size; }
+  [[nodiscard]] index token(index j) const noexcept {
+    const auto [n, at] = place(j);
+    return block[n] * size + at;
+  }
 };
 
 /// Reads the chosen blocks of a source.
@@ -60,12 +70,15 @@ class chosen_source {
  public:
   using key_scalar = typename Source::key_scalar;
   using value_scalar = typename Source::value_scalar;
-  chosen_source(const Source& s, const chosen_blocks& c) noexcept : source_(&s), chosen_(&c) {}
+  chosen_source(const Source& s, const chosen_blocks& c, head_dims d) noexcept
+      : source_(&s), chosen_(&c), dims_(d) {}
   [[nodiscard]] row_run<key_scalar> keys(index b, index h, index j) const noexcept {
-    return cut(source_->keys(b, h, chosen_->token(j)), j);
+    return run_at(j, source_->key_channel_stride(), dims_.head_dim,
+                  [&](index token) { return source_->keys(b, h, token); });
   }
   [[nodiscard]] row_run<value_scalar> values(index b, index h, index j) const noexcept {
-    return cut(source_->values(b, h, chosen_->token(j)), j);
+    return run_at(j, source_->value_channel_stride(), dims_.value_dim,
+                  [&](index token) { return source_->values(b, h, token); });
   }
   [[nodiscard]] index key_channel_stride() const noexcept { return source_->key_channel_stride(); }
   [[nodiscard]] index value_channel_stride() const noexcept {
@@ -73,13 +86,21 @@ class chosen_source {
   }
 
  private:
-  template <class T>
-  [[nodiscard]] row_run<T> cut(row_run<T> r, index j) const noexcept {
-    r.count = std::min(r.count, chosen_->size - j % chosen_->size);
+  /// The run of the block that key j stands in; single keys ahead are asked for.
+  template <class Run>
+  [[nodiscard]] auto run_at(index j, index channel_stride, index channels,
+                            const Run& run) const noexcept {
+    const auto [n, at] = chosen_->place(j);
+    auto r = run(chosen_->block[n] * chosen_->size + at);
+    r.count = std::min(r.count, chosen_->size - at);
+    if (chosen_->size == 1 && channel_stride == 1 && n + asked_ahead < chosen_->count) {
+      ask_for(run(chosen_->block[n + asked_ahead]).data, channels);
+    }
     return r;
   }
   const Source* source_;
   const chosen_blocks* chosen_;
+  head_dims dims_;
 };
 
 /// A program asked about chosen keys, which answers about the tokens they are.
@@ -95,6 +116,11 @@ class chosen_program {
 
   [[nodiscard]] static range visible_keys(const tile& t) noexcept { return t.keys; }
   [[nodiscard]] coverage coverage_in(const tile& t) const noexcept {
+    // Blocks ascend: of most rows all keys lie on one side of a mask's edge.
+    tile around = t;
+    around.keys = {chosen_->token(t.keys.begin), chosen_->token(t.keys.end - 1) + 1};
+    const coverage of_all = program_->coverage_in(around);
+    if (of_all != coverage::partial) return of_all;
     bool any = false;
     bool all = true;
     for (index j = t.keys.begin; j < t.keys.end;) {
@@ -156,7 +182,9 @@ void run_selected_rows(E& exec, const Call& call, const view<const I, 4>& select
     A* out = nullptr;
     softmax_state<A>* state = nullptr;
     index* choices = nullptr;
+    choice_marks marks;
   };
+  const index most_blocks = ceil_div(e.keys, block);
   const auto carve = [&](carver& c) {
     scratch_type s;
     s.split.carve(c, group, d);
@@ -164,6 +192,7 @@ void run_selected_rows(E& exec, const Call& call, const view<const I, 4>& select
     s.out = c.take<A>(group * d.value_dim);
     s.state = c.take<softmax_state<A>>(group);
     s.choices = c.take<index>(selection.extent(3));
+    s.marks.carve(c, most_blocks, selection.extent(3));
     return s;
   };
   const index workers = worker_count(exec, tasks);
@@ -185,10 +214,10 @@ void run_selected_rows(E& exec, const Call& call, const view<const I, 4>& select
     const shared_rows rows{b, kv_head, first_head, group, i, 1, call.options.offset[b]};
     const index tokens = call.source.length(b);
     const chosen_blocks chosen{
-        s.choices, sort_choices(selection, b, s_head, i, ceil_div(tokens, block), s.choices), block,
+        s.choices, s.marks.sort(selection, b, s_head, i, ceil_div(tokens, block), s.choices), block,
         tokens};
     pack_queries(call, rows, s.q);
-    split_task(chosen_program(call.program, chosen), chosen_source(call.source, chosen), rows, d,
+    split_task(chosen_program(call.program, chosen), chosen_source(call.source, chosen, d), rows, d,
                s.q, d.head_dim, {0, chosen.keys()}, s.split,
                split_partial<A>{s.state, s.out, d.value_dim});
     for (index r = 0; r < group; ++r)

@@ -110,31 +110,6 @@ class block_program {
   rows_of_block lists_;
 };
 
-/// Rows that lie apart are asked for this many ahead: the processor does not guess where they are.
-inline constexpr index asked_ahead = 12;
-template <class T>
-HEED_INLINE void ask_for(const T* row, index channels) noexcept {
-  constexpr auto line = static_cast<index>(cache_line / sizeof(T));
-  for (index c = 0; c < channels; c += line) simd::prefetch<1>(row + c);
-}
-
-/// A row in packets: a call of memmove for each would hold up the loads of the next, which costs a
-/// tenth of all time.
-template <class T>
-HEED_INLINE void gather_row(const rectangle<const T>& from, T* to, index channels) noexcept {
-  if constexpr (std::is_same_v<T, accumulate_t<T>>) {
-    if (from.column == 1) {
-      index c = 0;
-      for (; c + simd::lanes<T> <= channels; c += simd::lanes<T>) {
-        simd::store(to + c, simd::load(from.data + c));
-      }
-      for (; c < channels; ++c) to[c] = from.data[c];
-      return;
-    }
-  }
-  copy_tile<T, T>(from, {to, channels, 1}, 1, channels);
-}
-
 /// `rows` listed rows (most_rows at the most) of head h against `keys` keys: `out` gets
 /// [rows][value dim], `lse` [rows].
 template <class Call, class A>
@@ -148,7 +123,8 @@ void attend_block(const Call& call, index b, index h, const rows_of_block& lists
   for (index r = 0; r < asked_ahead; ++r) ask(r);
   for (index r = 0; r < rows; ++r) {
     ask(r + asked_ahead);
-    gather_row(call.query_rows(b, h, lists.rows[r]), s.q + r * d.head_dim, d.head_dim);
+    copy_tile(call.query_rows(b, h, lists.rows[r]),
+              rectangle<TQ>{s.q + r * d.head_dim, d.head_dim, 1}, 1, d.head_dim);
   }
   const tile where{b, h, h / call.group(), {0, rows}, {0, keys}, 0};
   exact_task(block_program(call.program, lists), later_source(call.source, lists.first_key), where,

@@ -29,6 +29,21 @@ struct rectangle {
   }
 };
 
+/// n numbers in packets, for rows that are short and many: a call of memmove for each would hold up
+/// the loads of the next.
+template <class T>
+HEED_INLINE void copy_row(const T* from, T* to, index n) noexcept {
+  if constexpr (std::is_same_v<T, accumulate_t<T>>) {
+    index c = 0;
+    for (; c + simd::lanes<T> <= n; c += simd::lanes<T>) {
+      simd::store(to + c, simd::load(from + c));
+    }
+    for (; c < n; ++c) to[c] = from[c];
+  } else {
+    std::copy_n(from, n, to);
+  }
+}
+
 /// rows x columns numbers of `from` to `to`; they do not overlap.
 template <class S, class D>
 void copy_tile(rectangle<const S> from, rectangle<D> to, index rows, index columns) noexcept {
@@ -40,7 +55,7 @@ void copy_tile(rectangle<const S> from, rectangle<D> to, index rows, index colum
   if (from.column == 1 && to.column == 1) {
     for (index r = 0; r < rows; ++r) {
       if constexpr (std::is_same_v<S, D>) {
-        std::copy_n(from.at(r, 0), columns, to.at(r, 0));
+        copy_row(from.at(r, 0), to.at(r, 0), columns);
       } else if constexpr (sizeof(D) > sizeof(S)) {
         simd::widen_row(from.at(r, 0), to.at(r, 0), columns);
       } else if constexpr (std::is_same_v<accumulate_t<D>, S>) {

@@ -96,8 +96,10 @@ void largest_scores_of_many(E& exec, const view<const TQ, 4>& q, const view<cons
           each_scored_group(
               s.scored, rectangle<const TQ>{&q(b, h, i.begin, 0), q.stride(2), q.stride(3)},
               i.size(), keys, d, most(i.end - 1), [&](range at, const A* scores) noexcept {
+                const bool seen_by_all = at.end <= most(i.begin);
                 for (index r = 0; r < i.size(); ++r, scores += tile_plan<A>::group) {
-                  into.take(r, scores, at.begin, std::min(at.end, most(i.begin + r)) - at.begin);
+                  const index end = seen_by_all ? at.end : std::min(at.end, most(i.begin + r));
+                  into.take(r, scores, at.begin, end - at.begin);
                 }
               });
         };

@@ -2,7 +2,8 @@
 // Scores of a block of query rows against all keys, some packets of keys at a time: keys in the
 // lanes, so that a row's scores lie side by side, and no row of them is ever whole.
 //
-// Keys are packed once for a block of rows, which stay in the first-level cache.
+// Keys are packed once for a block of rows, and stay in the first-level cache while the rows pass
+// by.
 #pragma once
 
 #include <algorithm>
@@ -18,7 +19,7 @@ template <class A>
 struct scored_rows_scratch {
   using plan = tile_plan<A>;
   /// Most rows that meet the keys together.
-  static constexpr index rows = 128;
+  static constexpr index rows = 256;
 
   A* q = nullptr;       // rows whose own cannot be read in place
   A* keys = nullptr;    // [head dim][group]

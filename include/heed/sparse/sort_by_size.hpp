@@ -3,7 +3,9 @@
 // of random numbers are not predicted, and a sort by them waits for each.
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <bit>
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
@@ -30,22 +32,48 @@ struct sized_entry {
   }
 };
 
-/// The n entries of `from` by ascending order, equals as they stood: in `from` or in `other`, which
-/// is returned.
+/// The n entries of `from`, whose keys ascend, by ascending order, equals by key: in `from` or in
+/// `other`, which is returned. Two bytes, the first in which they differ, leave next to nothing out
+/// of place; what is left is inserted, or, if that is much, sorted by comparisons.
 template <class A>
 [[nodiscard]] const sized_entry<A>* sort_by_size(sized_entry<A>* from, sized_entry<A>* other,
                                                  index n) noexcept {
-  for (unsigned shift = 0; n > 0 && shift < 8 * sizeof(A); shift += 8) {
-    std::array<index, 257> at{};
-    const auto digit = [&](index i) {
-      return static_cast<std::size_t>((from[i].order >> shift) & 255U);
-    };
-    for (index i = 0; i < n; ++i) ++at[digit(i) + 1];
-    if (at[digit(0) + 1] == n) continue;
-    for (std::size_t d = 0; d < 256; ++d) at[d + 1] += at[d];
-    for (index i = 0; i < n; ++i) other[at[digit(i)]++] = from[i];
+  if (n < 2) return from;
+  auto least = from[0].order;
+  auto most = least;
+  for (index i = 1; i < n; ++i) {
+    least = std::min(least, from[i].order);
+    most = std::max(most, from[i].order);
+  }
+  const int width = std::bit_width(static_cast<decltype(least)>(most - least));
+  const int dropped = std::max(0, width - 16);
+  std::array<std::array<std::uint32_t, 257>, 2> at{};
+  const auto digit = [&](int byte, const sized_entry<A>& e) {
+    return static_cast<std::size_t>(((e.order - least) >> (dropped + 8 * byte)) & 255U);
+  };
+  for (index i = 0; i < n; ++i) {
+    ++at[0][digit(0, from[i]) + 1];
+    ++at[1][digit(1, from[i]) + 1];
+  }
+  for (int byte = 0; byte < 2; ++byte) {
+    auto& place = at[static_cast<std::size_t>(byte)];
+    for (std::size_t d = 0; d < 256; ++d) place[d + 1] += place[d];
+    for (index i = 0; i < n; ++i) other[place[digit(byte, from[i])]++] = from[i];
     std::swap(from, other);
   }
+  if (dropped == 0) return from;
+  const auto before = [](const sized_entry<A>& a, const sized_entry<A>& b) {
+    return a.order < b.order || (a.order == b.order && a.key < b.key);
+  };
+  index moves = 4 * n;
+  for (index i = 1; i < n && moves > 0; ++i) {
+    const sized_entry<A> e = from[i];
+    index j = i;
+    for (; j > 0 && before(e, from[j - 1]); --j) from[j] = from[j - 1];
+    from[j] = e;
+    moves -= i - j;
+  }
+  if (moves <= 0) std::sort(from, from + n, before);
   return from;
 }
 
