@@ -45,7 +45,7 @@ template <class A>
     least = std::min(least, from[i].order);
     most = std::max(most, from[i].order);
   }
-  const int width = std::bit_width(static_cast<decltype(least)>(most - least));
+  const auto width = static_cast<int>(std::bit_width(static_cast<decltype(least)>(most - least)));
   const int dropped = std::max(0, width - 16);
   std::array<std::array<std::uint32_t, 257>, 2> at{};
   const auto digit = [&](int byte, const sized_entry<A>& e) {
