@@ -123,8 +123,13 @@ void attend_block(const Call& call, index b, index h, const rows_of_block& lists
   for (index r = 0; r < asked_ahead; ++r) ask(r);
   for (index r = 0; r < rows; ++r) {
     ask(r + asked_ahead);
-    copy_tile(call.query_rows(b, h, lists.rows[r]),
-              rectangle<TQ>{s.q + r * d.head_dim, d.head_dim, 1}, 1, d.head_dim);
+    const rectangle<const TQ> row = call.query_rows(b, h, lists.rows[r]);
+    TQ* const to = s.q + r * d.head_dim;
+    if (row.column == 1) {
+      copy_row(row.data, to, d.head_dim);
+    } else {
+      copy_tile(row, rectangle<TQ>{to, d.head_dim, 1}, 1, d.head_dim);
+    }
   }
   const tile where{b, h, h / call.group(), {0, rows}, {0, keys}, 0};
   exact_task(block_program(call.program, lists), later_source(call.source, lists.first_key), where,
