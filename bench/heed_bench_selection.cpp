@@ -14,7 +14,8 @@
 //           the names that stand 0, 70 and 1,000 tokens back, and looks for four keys in the last
 //           channel. For vertical_slash.
 // lsh_buckets_R hashes in R rounds; route_tokens has clusters of 512.
-// page_bounds is decode: one query of n cached tokens. The others are causal prompts of n queries.
+// page_bounds is decode: one query of n cached tokens; page_bounds_H, of H heads that share the
+// cache and choose each for itself. The others are causal prompts of n queries.
 #include <algorithm>
 #include <ctime>
 #include <optional>
@@ -163,33 +164,40 @@ void register_chosen_blocks(const std::string& method, index n, index block, boo
       [=](planted_data& d) { (void)choose(d, by_means ? 1 : 0); });
 }
 
-/// A cache of n tokens and its bounds; the newest token's are learned anew in each call.
+/// A cache of n tokens and its bounds; the newest token's are learned anew in each call. Heads are
+/// consecutive queries of the one head.
 struct decode_data : planted_data {
-  explicit decode_data(index n)
+  decode_data(index n, index heads)
       : planted_data(topics(n)),
         cache({.capacity = n, .head_dim = bench::head_dim}),
-        bounds({.capacity = n, .head_dim = bench::head_dim}, 16) {
+        bounds({.capacity = n, .head_dim = bench::head_dim}, 16),
+        token({1, heads, 1, bench::head_dim}) {
     cache.append(k, v);
     bounds.update(pool_of(1), cache);
   }
   [[nodiscard]] heed::view<const float, 4> last(index count) const {
     return heed::as_view(q).slice(2, tokens() - count, tokens());
   }
+  [[nodiscard]] heed::view<const float, 4> heads() const {
+    const auto rows = last(token.extent(1));
+    return {rows.data(), {1, rows.extent(2), 1, head_dim}, {0, rows.stride(2), 0, 1}};
+  }
   heed::contiguous_cache<float> cache;
   heed::page_bounds<float> bounds;
-  heed::tensor<float, 4> token{{1, 1, 1, bench::head_dim}};
+  heed::tensor<float, 4> token;
 };
 
-void register_page_bounds(index n, index count) {
-  const heed::page_options o{.count = count};
+void register_page_bounds(index n, index heads) {
+  const heed::page_options o{.count = 64};
   register_selection(
-      "page_bounds", n, [](index tokens) { return decode_data(tokens); },
+      heads == 1 ? "page_bounds" : "page_bounds_" + std::to_string(heads), n,
+      [=](index tokens) { return decode_data(tokens, heads); },
       [=](decode_data& d) {
         d.bounds.update(pool_of(1), d.cache, d.tokens() - 1);
-        return heed::select_pages(pool_of(1), d.last(1), d.bounds, o);
+        return heed::select_pages(pool_of(1), d.heads(), d.bounds, o);
       },
       [](decode_data& d, const heed::tensor<index, 4>& chosen) {
-        heed::selected_decode_into(pool_of(1), d.token, d.last(1), d.cache, chosen, d.bounds.page(),
+        heed::selected_decode_into(pool_of(1), d.token, d.heads(), d.cache, chosen, d.bounds.page(),
                                    {.scratch = &d.scratch});
       },
       [=](decode_data& d, const heed::tensor<index, 4>&) {
@@ -285,7 +293,7 @@ void register_selection() {
     register_chosen_blocks("top_k_keys", n, 1, false, 256);
     register_chosen_blocks("mixture_of_blocks", n, 128, true, 8);
     register_chosen_blocks("mixture_of_blocks_512", n, 512, true, 8);
-    register_page_bounds(n, 64);
+    for (const index heads : {1, 8}) register_page_bounds(n, heads);
     register_vertical_slash(n);
     for (const index rounds : {1, 4}) register_hashed(n, rounds);
     register_routed(n);

@@ -55,8 +55,8 @@ std::string wrong_bounds(const heed::page_bounds<T>& bounds, const heed::tensor<
                          if (x < low) low = x;
                          if (x > top) top = x;
                        }
-                       if (static_cast<double>(bounds.minimum()(b, h, p, c)) != low ||
-                           static_cast<double>(bounds.maximum()(b, h, p, c)) != top) {
+                       if (static_cast<double>(bounds.minimum(b, h, p, c)) != low ||
+                           static_cast<double>(bounds.maximum(b, h, p, c)) != top) {
                          text = "page " + std::to_string(p) + " channel " + std::to_string(c);
                        }
                      });
@@ -140,8 +140,8 @@ RC_GTEST_PROP(PageBoundsProperty, BoundEveryScore, ()) {
     for (index c = 0; c < d; ++c) {
       const auto x = static_cast<double>(q(0, 0, 0, c));
       score += x * static_cast<double>(k(0, 0, j, c));
-      bound += std::max(x * static_cast<double>(bounds.minimum()(0, 0, j / page, c)),
-                        x * static_cast<double>(bounds.maximum()(0, 0, j / page, c)));
+      bound += std::max(x * static_cast<double>(bounds.minimum(0, 0, j / page, c)),
+                        x * static_cast<double>(bounds.maximum(0, 0, j / page, c)));
     }
     // Both sums in double run over the same signs in the same order: monotone, term by term.
     RC_ASSERT(score <= bound);
@@ -235,6 +235,43 @@ TYPED_TEST(PageBounds, SelectTheBestPages) {
   check_pages<TypeParam>({{.count = 5}, 700, 1, 1}, 33);
   check_pages<TypeParam>({{.count = 5}, 0, 2, 4}, 2);
   check_pages<TypeParam>({{.count = 2}, 83, 0, 4}, 2);
+}
+
+// Pages lie side by side in groups: about one of them, and about two.
+TYPED_TEST(PageBounds, AnyCountOfPages) {
+  constexpr index group = heed::page_bounds<TypeParam>::group;
+  for (const index pages : {index{1}, group - 1, group, group + 1, 2 * group - 1, 2 * group + 5}) {
+    for (const index count : {3, 20, 200}) {
+      check_pages<TypeParam>({{.count = count}, pages, 1, 1}, 3);
+      check_pages<TypeParam>({{.count = count, .newest = false}, 2 * pages - 1, 19, 2}, 2);
+    }
+  }
+}
+
+// An infinite bound counts where the query looks for it; of NaNs alone there is none.
+TEST(PageBoundsSpecial, InfinitiesAndNaNs) {
+  heed::serial_executor serial;
+  constexpr float infinity = std::numeric_limits<float>::infinity();
+  heed::tensor<float, 4> k({1, 1, 8, 2});
+  for (index j = 0; j < 8; ++j) {
+    k(0, 0, j, 0) = static_cast<float>(j);
+    k(0, 0, j, 1) = 1;
+  }
+  k(0, 0, 2, 1) = infinity;                              // page 1: 2, 3
+  k(0, 0, 6, 0) = k(0, 0, 7, 0) = oracle::not_a_number;  // page 3: 6, 7
+  heed::page_bounds<float> bounds({.capacity = 8, .head_dim = 2, .value_dim = std::nullopt}, 2);
+  bounds.update(serial, k);
+  heed::tensor<float, 4> q({1, 1, 4, 2});
+  const float queries[4][2] = {{1, 1}, {1, -1}, {1, 0}, {-1, 0}};
+  const index want[4][4] = {{1, 2, 0, 3}, {2, 1, 0, 3}, {2, 1, 0, 3}, {0, 1, 2, 3}};
+  for (index i = 0; i < 4; ++i) {
+    for (index c = 0; c < 2; ++c) q(0, 0, i, c) = queries[i][c];
+  }
+  const auto got =
+      heed::select_pages(serial, q, bounds, {.count = 4, .newest = false, .causal = false});
+  for (index i = 0; i < 4; ++i) {
+    for (index n = 0; n < 4; ++n) EXPECT_EQ(got(0, 0, i, n), want[i][n]) << i << n;
+  }
 }
 
 TEST(PageBoundsLayouts, QueriesOfAnyLayout) {

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT
-// Bounds of pages of keys, channel by channel, and the pages whose keys may score highest.
+// Bounds of pages of keys, channel by channel: how high the keys of a page may score.
 //
 //   m_c = min_j k_jc,  M_c = max_j k_jc,   q.k_j <= sum_c max(q_c m_c, q_c M_c)   for j in the page
 //
 //   page_bounds<float> bounds({.kv_heads = 8, .capacity = 4096, .head_dim = 128}, 16);
 //   bounds.update(exec, cache);                             reads the tokens it does not know yet
-//   auto chosen = select_pages(exec, q, bounds, {.count = 64});
+//   auto chosen = select_pages(exec, q, bounds, {.count = 64});         (sparse/select_pages.hpp)
 //   auto out = selected_decode(exec, q, cache, chosen, bounds.page());     (heed/attention.hpp)
 //
 // A page is `page` keys in a row: what `selected_attention` calls a block. Tang et al. 2024, arXiv
@@ -18,26 +18,34 @@
 #include <vector>
 
 #include "heed/cache/contiguous.hpp"
+#include "heed/kernel/tile_plan.hpp"
 #include "heed/sparse/selection.hpp"
 
 namespace heed {
 
 /// The least and the largest number of each channel of each page of keys, for caches of these
-/// extents. Exact: bounds are keys, in the keys' scalar T. A NaN is passed over; a page with a
-/// channel of NaNs alone is never preferred, one with an infinity perhaps not.
+/// extents. Exact: bounds are keys, in the keys' scalar T. A NaN is passed over; of a channel of
+/// NaNs alone the least is inf and the largest -inf.
 /// Holds 2 head dim sizeof(T) bytes a page, batch and KV head, allocated at construction; updates
 /// allocate nothing. Reading from many threads is safe while no one updates.
+///
+/// Pages lie in the lanes, a group of them side by side for each channel: first all maxima of the
+/// group, then all minima.
 template <attention_scalar T>
 class page_bounds {
  public:
   using scalar = T;
+  /// Pages side by side.
+  static constexpr index group = tile_plan<accumulate_t<T>>::group;
 
   /// Of no tokens yet. `value_dim` is not looked at. Throws shape_error on a negative extent,
   /// option_error on a page below 1, std::bad_alloc.
   page_bounds(const cache_extents& e, index page)
       : page_(checked(e, page)),
         capacity_(e.capacity),
-        rows_({e.batch, e.kv_heads, ceil_div(e.capacity, page), 2 * e.head_dim}),
+        groups_({e.batch, e.kv_heads, ceil_div(ceil_div(e.capacity, page), group),
+                 2 * e.head_dim * group}),
+        head_dim_(e.head_dim),
         length_(static_cast<std::size_t>(e.batch), index{0}) {}
 
   /// Learns keys [batch, kv heads, tokens, head dim] from token `first` on, by default the first
@@ -78,9 +86,9 @@ class page_bounds {
         [&](index b) { return static_cast<index>(cache.length(b)); }, first);
   }
 
-  [[nodiscard]] index batch() const noexcept { return rows_.extent(0); }
-  [[nodiscard]] index kv_heads() const noexcept { return rows_.extent(1); }
-  [[nodiscard]] index head_dim() const noexcept { return rows_.extent(3) / 2; }
+  [[nodiscard]] index batch() const noexcept { return groups_.extent(0); }
+  [[nodiscard]] index kv_heads() const noexcept { return groups_.extent(1); }
+  [[nodiscard]] index head_dim() const noexcept { return head_dim_; }
   [[nodiscard]] index page() const noexcept { return page_; }
   [[nodiscard]] index capacity() const noexcept { return capacity_; }
   /// Tokens learned of a batch, and the pages they fill, the last one perhaps in part.
@@ -89,13 +97,18 @@ class page_bounds {
   }
   [[nodiscard]] index pages(index b) const noexcept { return ceil_div(length(b), page_); }
 
-  /// [batch, kv heads, pages of the capacity, head dim]; pages without tokens hold nothing of use.
-  [[nodiscard]] view<const T, 4> minimum() const {
-    return as_view(rows_).slice(3, head_dim(), 2 * head_dim());
+  /// Of a page that has tokens.
+  [[nodiscard]] T minimum(index b, index h, index page, index channel) const noexcept {
+    return of_group(b, h, page / group)[(head_dim_ + channel) * group + page % group];
   }
-  [[nodiscard]] view<const T, 4> maximum() const { return as_view(rows_).slice(3, 0, head_dim()); }
-  /// Both, for the one product that scores are: maxima, then minima, in axis 3.
-  [[nodiscard]] view<const T, 4> rows() const { return as_view(rows_); }
+  [[nodiscard]] T maximum(index b, index h, index page, index channel) const noexcept {
+    return of_group(b, h, page / group)[channel * group + page % group];
+  }
+  /// The bounds of pages g group ... of a head, [maxima and then minima of each channel][group];
+  /// pages without tokens hold nothing of use.
+  [[nodiscard]] const T* of_group(index b, index h, index g) const noexcept {
+    return &groups_(b, h, g, 0);
+  }
 
  private:
   using A = accumulate_t<T>;
@@ -111,8 +124,9 @@ class page_bounds {
   template <class E, class Keys, class Length>
   void learn(E& exec, const Keys& keys, index channel_stride, const Length& to,
              std::optional<index> first) {
-    index most = 0;   // pages to read of a batch
+    index most = 0;   // groups of pages to read of a batch
     index fresh = 0;  // tokens among them
+    const index tokens_of_group = group * page_;
     const auto start = [&](index b) {
       const index from = first.value_or(length(b));
       return from < length(b) ? from / page_ * page_ : from;
@@ -128,7 +142,7 @@ class page_bounds {
                           ", the bounds know " + std::to_string(length(b)) + " tokens of " +
                           std::to_string(to(b)));
       }
-      most = std::max(most, ceil_div(to(b), page_) - start(b) / page_);
+      most = std::max(most, ceil_div(to(b), tokens_of_group) - start(b) / tokens_of_group);
       fresh = std::max(fresh, to(b) - start(b));
     }
     const index tasks = batch() * kv_heads() * most;
@@ -139,155 +153,76 @@ class page_bounds {
     for_each_task(exec, workers, tasks, [&](index, index t) noexcept {
       const index b = t / most / kv_heads();
       const index h = t / most % kv_heads();
-      const index n = start(b) / page_ + t % most;
-      const range j = intersect({start(b), to(b)}, {n * page_, (n + 1) * page_});
-      if (j.empty()) return;
-      if (j.begin == n * page_) forget(b, h, n);
-      for (index at = j.begin; at < j.end;) {
-        const row_run<T> run = keys(b, h, at);
-        const index count = std::min(j.end - at, run.count);
-        widen(&rows_(b, h, n, 0), run, channel_stride, count);
-        at += count;
+      const index g = start(b) / tokens_of_group + t % most;
+      const range mine =
+          intersect({start(b), to(b)}, {g * tokens_of_group, (g + 1) * tokens_of_group});
+      for (index j = mine.begin; j < mine.end;) {
+        T* const to_page = &groups_(b, h, g, j / page_ % group);
+        const index end = std::min(mine.end, (j / page_ + 1) * page_);
+        if (j % page_ == 0) forget(to_page);
+        while (j < end) {
+          const row_run<T> run = keys(b, h, j);
+          const index count = std::min(end - j, run.count);
+          widen(to_page, run, channel_stride, count);
+          j += count;
+        }
       }
     });
     for (index b = 0; b < batch(); ++b) length_[static_cast<std::size_t>(b)] = to(b);
   }
 
-  void forget(index b, index h, index n) noexcept {
+  /// A page's bounds lie `group` numbers apart.
+  void forget(T* page) const noexcept {
     constexpr A none = std::numeric_limits<A>::infinity();
-    std::fill_n(&rows_(b, h, n, 0), head_dim(), static_cast<T>(-none));
-    std::fill_n(&rows_(b, h, n, 0) + head_dim(), head_dim(), static_cast<T>(none));
+    for (index c = 0; c < head_dim_; ++c) {
+      page[c * group] = static_cast<T>(-none);
+      page[(head_dim_ + c) * group] = static_cast<T>(none);
+    }
   }
 
   /// The page's bounds take in `count` keys.
-  void widen(T* row, const row_run<T>& keys, index channel_stride, index count) noexcept {
-    const index d = head_dim();
+  void widen(T* page, const row_run<T>& keys, index channel_stride, index count) const noexcept {
+    T* const top_of = page;
+    T* const low_of = page + head_dim_ * group;
     index c = 0;
-    if (channel_stride == 1) {
-      constexpr index w = simd::lanes<A>;
-      for (; c + w <= d; c += w) {
-        auto top = simd::load_widened<A>(row + c);
-        auto low = simd::load_widened<A>(row + d + c);
-        for (index j = 0; j < count; ++j) {
-          const auto x = simd::load_widened<A>(keys.data + j * keys.stride + c);
-          // Comparisons, which a NaN fails: a packet's own maximum says nothing of it.
-          top = simd::select(simd::less(top, x), x, top);
-          low = simd::select(simd::less(x, low), x, low);
-        }
-        A lane[std::size_t{w}];
-        simd::store(lane, top);
-        simd::narrow_row(lane, row + c, w);
-        simd::store(lane, low);
-        simd::narrow_row(lane, row + d + c, w);
+    constexpr index w = simd::lanes<A>;
+    for (; channel_stride == 1 && count > 1 && c + w <= head_dim_; c += w) {
+      A lane[std::size_t{2 * w}];
+      for (index i = 0; i < w; ++i) {
+        lane[i] = static_cast<A>(top_of[(c + i) * group]);
+        lane[w + i] = static_cast<A>(low_of[(c + i) * group]);
+      }
+      auto top = simd::load(lane);
+      auto low = simd::load(lane + w);
+      for (index j = 0; j < count; ++j) {
+        const auto x = simd::load_widened<A>(keys.data + j * keys.stride + c);
+        // Comparisons, which a NaN fails: a packet's own maximum says nothing of it.
+        top = simd::select(simd::less(top, x), x, top);
+        low = simd::select(simd::less(x, low), x, low);
+      }
+      simd::store(lane, top);
+      simd::store(lane + w, low);
+      for (index i = 0; i < w; ++i) {
+        top_of[(c + i) * group] = static_cast<T>(lane[i]);
+        low_of[(c + i) * group] = static_cast<T>(lane[w + i]);
       }
     }
-    for (; c < d; ++c) {
+    for (; c < head_dim_; ++c) {
+      T& top = top_of[c * group];
+      T& low = low_of[c * group];
       for (index j = 0; j < count; ++j) {
         const T x = keys.data[j * keys.stride + c * channel_stride];
-        if (static_cast<A>(x) > static_cast<A>(row[c])) row[c] = x;
-        if (static_cast<A>(x) < static_cast<A>(row[d + c])) row[d + c] = x;
+        if (static_cast<A>(x) > static_cast<A>(top)) top = x;
+        if (static_cast<A>(x) < static_cast<A>(low)) low = x;
       }
     }
   }
 
   index page_;
   index capacity_;
-  tensor<T, 4> rows_;  // [batch, kv heads, pages, maxima and then minima]
+  tensor<T, 4> groups_;  // [batch, kv heads, groups of pages, bounds of the group]
+  index head_dim_;
   std::vector<index> length_;
 };
-
-/// How the query heads that share a KV head choose: each for itself, or together by the sum or by
-/// the largest of their bounds. Together they read each chosen page once.
-enum class group_choice { each, sum, largest };
-
-struct page_options {
-  index count = 16;  ///< pages a row
-  group_choice group = group_choice::each;
-  bool newest = true;  ///< the newest page a row sees is chosen, whatever its bound, and first
-  bool causal = true;  ///< choose among pages that hold a key up to the row's own position
-  /// Position of row 0; where absent the queries are the newest tokens, as in `decode`.
-  std::optional<index> offset = std::nullopt;
-};
-
-/// select_pages(executor, q, bounds, options): the `count` pages of largest bound on q.k, best
-/// first, -1 where there are fewer, for `selected_attention` with block `bounds.page()`. q [batch,
-/// heads, queries, head dim]; the result is [batch, heads, queries, count], or [batch, kv heads,
-/// ...] where a group chooses together. Not scaled: a scale above 0 changes no choice. Ties to the
-/// lower index; a NaN is never preferred; the same choices for any number of threads.
-///
-/// Bounds are sums of 2 head dim products in the accumulator type. Of a page that a causal row sees
-/// in part the bound is of all its keys. Cost 4 head dim FLOPs a query row and page; memory
-/// O(pages) a worker beside the result. Throws shape_error, option_error, std::bad_alloc.
-template <executor E, tensor_like Q, class T>
-[[nodiscard]] tensor<index, 4> select_pages(E& exec, const Q& q, const page_bounds<T>& bounds,
-                                            const page_options& o = {}) {
-  using A = accumulate_t<T>;
-  static_assert(std::is_same_v<A, accumulate_t<scalar_of<const Q&>>>,
-                "heed: q and the bounds accumulate in different types");
-  const auto q4 = detail::selection_input(q);
-  detail::check_selection_call(q4.extents(),
-                               {bounds.batch(), bounds.kv_heads(), 0, bounds.head_dim()},
-                               {.count = o.count, .block = bounds.page()});
-  const index n = q4.extent(2);
-  const index d = q4.extent(3);
-  const index kv_heads = bounds.kv_heads();
-  const index group = kv_heads > 0 ? q4.extent(1) / kv_heads : 1;
-  const bool together = o.group != group_choice::each;
-  tensor<index, 4> chosen({q4.extent(0), together ? kv_heads : q4.extent(1), n, o.count});
-  if (group == 0) {
-    std::fill_n(chosen.data(), chosen.size(), index{-1});
-    return chosen;
-  }
-  // Query rows of a task: all heads of the group, and a register tile at least.
-  const index queries = std::max<index>(1, split_plan<A>::tile_rows / group);
-  const index steps = ceil_div(n, queries);
-  const view<const T, 4> rows = bounds.rows();
-  for_each_scored<A>(
-      exec, q4.extent(0) * kv_heads * steps, queries * group, rows.extent(2), 2 * d,
-      [&](row_scores_scratch<A>& s, index t) noexcept {
-        const index b = t / steps / kv_heads;
-        const index h = t / steps % kv_heads;
-        const range i = intersect({0, n}, {t % steps * queries, (t % steps + 1) * queries});
-        const index length = bounds.length(b);
-        const index offset = o.offset.value_or(length - n);
-        const auto pages = [&](index row) {
-          const index keys =
-              o.causal ? intersect({0, length}, {0, offset + row + 1}).size() : length;
-          return ceil_div(keys, bounds.page());
-        };
-        for (index r = 0; r < i.size() * group; ++r) {
-          // What of q meets maxima, and what meets minima.
-          A* const to = s.q + r * 2 * d;
-          for (index c = 0; c < d; ++c) {
-            const A x = static_cast<A>(q4(b, h * group + r % group, i.begin + r / group, c));
-            to[c] = x > A(0) ? x : A(0);
-            to[d + c] = x > A(0) ? A(0) : x;
-          }
-        }
-        s.score(i.size() * group, rows, b, h, pages(i.end - 1));
-        const auto choose = [&](A* score, index count, index* to) {
-          const bool newest = o.newest && count > 0 && o.count > 0;
-          if (newest) to[0] = --count;
-          largest_indices(score, count, o.count - (newest ? 1 : 0), to + (newest ? 1 : 0));
-        };
-        for (index row = 0; row < i.size(); ++row) {
-          const index count = pages(i.begin + row);
-          for (index g = 0; g < group; ++g) {
-            A* const x = s.row(row * group + g);
-            if (!together) {
-              choose(x, count, &chosen(b, h * group + g, i.begin + row, 0));
-              continue;
-            }
-            A* const all = s.row(row * group);
-            for (index p = 0; g > 0 && p < count; ++p) {
-              const bool larger = x[p] > all[p] || !(all[p] == all[p]);
-              all[p] = o.group == group_choice::sum ? all[p] + x[p] : larger ? x[p] : all[p];
-            }
-          }
-          if (together) choose(s.row(row * group), count, &chosen(b, h, i.begin + row, 0));
-        }
-      });
-  return chosen;
-}
 
 }  // namespace heed
