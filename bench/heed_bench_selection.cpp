@@ -13,9 +13,11 @@
 //   lines   each token has a name of 63 normal numbers, its key; a query is 2.5 times the sum of
 //           the names that stand 0, 70 and 1,000 tokens back, and looks for four keys in the last
 //           channel. For vertical_slash.
+// indexer_keys: 1,024 keys for 8 heads that share them, by 4 index heads of 32 channels; all heads
+// have the same queries, all index heads one random projection of them.
 // lsh_buckets_R hashes in R rounds; route_tokens has clusters of 512.
-// page_bounds is decode: one query of n cached tokens; page_bounds_H, of H heads that share the
-// cache and choose each for itself. The others are causal prompts of n queries.
+// page_bounds is decode: one query of n cached tokens, 128 pages of 16; page_bounds_H, of H heads
+// that share the cache and choose each for itself. The others are causal prompts of n queries.
 #include <algorithm>
 #include <ctime>
 #include <optional>
@@ -164,6 +166,58 @@ void register_chosen_blocks(const std::string& method, index n, index block, boo
       [=](planted_data& d) { (void)choose(d, by_means ? 1 : 0); });
 }
 
+/// Heads of attention and of an indexer, all alike.
+struct indexed_data : planted_data {
+  static constexpr index heads = 8;
+  static constexpr index index_heads = 4;
+  static constexpr index index_dim = 32;
+  explicit indexed_data(index n)
+      : planted_data(topics(n)),
+        qi({n, index_dim}),
+        ki({n, index_dim}),
+        weight({1, index_heads, n}),
+        outs({1, heads, n, bench::head_dim}) {
+    const auto projection = random_tensor<float, 2>({bench::head_dim, index_dim}, 6);
+    using matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+    const auto project = [&](const float* from, float* to) {
+      Eigen::Map<matrix>(to, n, index_dim).noalias() =
+          Eigen::Map<const matrix>(from, n, bench::head_dim) *
+          Eigen::Map<const matrix>(projection.data(), bench::head_dim, index_dim);
+    };
+    project(q.data(), qi.data());
+    project(k.data(), ki.data());
+    std::fill_n(weight.data(), weight.size(), 1.0F);
+  }
+  /// The rows [tokens, channels] as those of `count` heads.
+  [[nodiscard]] static heed::view<const float, 4> of_heads(const float* rows, index n, index d,
+                                                           index count) {
+    return {rows, {1, count, n, d}, {0, 0, d, 1}};
+  }
+  heed::tensor<float, 2> qi, ki;
+  heed::tensor<float, 3> weight;
+  heed::tensor<float, 4> outs;
+};
+
+void register_indexer(index n) {
+  register_selection(
+      "indexer_keys", n, [](index tokens) { return indexed_data(tokens); },
+      [=](indexed_data& d) {
+        using D = indexed_data;
+        return heed::indexer_keys(
+            pool_of(1), D::of_heads(d.qi.data(), n, D::index_dim, D::index_heads),
+            D::of_heads(d.ki.data(), n, D::index_dim, 1), d.weight, {.count = 1024});
+      },
+      [=](indexed_data& d, const heed::tensor<index, 4>& chosen) {
+        heed::selected_attention_into(pool_of(1), d.outs,
+                                      indexed_data::of_heads(d.q.data(), n, head_dim, d.heads), d.k,
+                                      d.v, chosen, 1, {.scratch = &d.scratch}, heed::causal());
+      },
+      [=](indexed_data& d, const heed::tensor<index, 4>& chosen) {
+        return heed::mean_recall(
+            heed::selection_recall(pool_of(1), d.q, d.k, chosen, 1, of_64_rows(n)));
+      });
+}
+
 /// A cache of n tokens and its bounds; the newest token's are learned anew in each call. Heads are
 /// consecutive queries of the one head.
 struct decode_data : planted_data {
@@ -188,7 +242,7 @@ struct decode_data : planted_data {
 };
 
 void register_page_bounds(index n, index heads) {
-  const heed::page_options o{.count = 64};
+  const heed::page_options o{.count = 128};
   register_selection(
       heads == 1 ? "page_bounds" : "page_bounds_" + std::to_string(heads), n,
       [=](index tokens) { return decode_data(tokens, heads); },
@@ -293,6 +347,7 @@ void register_selection() {
     register_chosen_blocks("top_k_keys", n, 1, false, 256);
     register_chosen_blocks("mixture_of_blocks", n, 128, true, 8);
     register_chosen_blocks("mixture_of_blocks_512", n, 512, true, 8);
+    register_indexer(n);
     for (const index heads : {1, 8}) register_page_bounds(n, heads);
     register_vertical_slash(n);
     for (const index rounds : {1, 4}) register_hashed(n, rounds);

@@ -305,28 +305,68 @@ TYPED_TEST(Selection, MixtureOfBlocks) {
   }
 }
 
-TYPED_TEST(Selection, IndexerKeys) {
+struct indexer_case {
+  index heads = 3;
+  index queries = 20;
+  index keys = 20;
+  bool with_nans = false;
+};
+
+/// indexer_keys against its definition; queries come channels first and backwards.
+template <class T>
+void check_indexer(const indexer_case& c, const heed::selection_options& o) {
+  heed::thread_pool pool(3);
   heed::serial_executor serial;
-  const auto qi = small_integers<TypeParam, 4>({2, 3, 20, 8}, 1);
-  const auto ki = small_integers<TypeParam, 4>({2, 1, 20, 8}, 2);
-  const auto w = small_integers<TypeParam, 3>({2, 3, 20}, 3);
-  const auto got = heed::indexer_keys(serial, qi, ki, w, {.count = 6});
-  oracle::each_index({2, 1, 20, 1}, [&](index b, index, index i, index) {
+  auto qi = small_integers<T, 4>({2, c.heads, c.queries, 8}, 1);
+  auto ki = small_integers<T, 4>({2, 1, c.keys, 8}, 2);
+  auto w = small_integers<T, 3>({2, c.heads, c.queries}, 3);
+  if (c.with_nans) {
+    const auto nan = static_cast<T>(oracle::not_a_number);
+    ki(1, 0, c.keys / 2, 5) = nan;
+    qi(0, c.heads - 1, c.queries / 2, 1) = nan;
+    w(0, 0, c.queries / 3) = nan;
+  }
+  const oracle::laid_out<T> turned(qi, {.order = {3, 1, 0, 2}, .backwards = {0, 0, 1, 1}});
+  const auto got = heed::indexer_keys(pool, turned.cview(), ki, w, o);
+  EXPECT_TRUE(oracle::same_bits(got, heed::indexer_keys(serial, qi, ki, w, o)));
+  oracle::each_index({2, 1, c.queries, 1}, [&](index b, index, index i, index) {
     std::vector<double> scores;
-    for (index j = 0; j <= i; ++j) {
+    for (index j = 0; j < (o.causal ? std::min(c.keys, o.offset + i + 1) : c.keys); ++j) {
       double sum = 0;
-      for (index h = 0; h < 3; ++h) {
+      for (index h = 0; h < c.heads; ++h) {
         double s = 0;
-        for (index c = 0; c < 8; ++c) {
-          s += static_cast<double>(qi(b, h, i, c)) * static_cast<double>(ki(b, 0, j, c));
+        for (index x = 0; x < 8; ++x) {
+          s += static_cast<double>(qi(b, h, i, x)) * static_cast<double>(ki(b, 0, j, x));
         }
-        sum += static_cast<double>(w(b, h, i)) * std::max(s, 0.0);
+        sum += static_cast<double>(w(b, h, i)) * (s > 0 ? s : 0.0);
       }
       scores.push_back(sum);
     }
-    const auto want = best(scores, 6);
-    for (index c = 0; c < 6; ++c) EXPECT_EQ(got(b, 0, i, c), want[static_cast<std::size_t>(c)]);
+    const auto want = best(scores, o.count);
+    for (index n = 0; n < o.count; ++n) {
+      EXPECT_EQ(got(b, 0, i, n), want[static_cast<std::size_t>(n)])
+          << c.heads << " heads " << c.keys << " keys " << b << i << n;
+    }
   });
+}
+
+TYPED_TEST(Selection, IndexerKeys) {
+  constexpr index group = heed::tile_plan<heed::accumulate_t<TypeParam>>::group;
+  for (const index count : {0, 6, 40}) {
+    for (const index keys : {index{1}, group - 1, group, group + 1, index{101}}) {
+      check_indexer<TypeParam>({.keys = keys}, {.count = count});
+      check_indexer<TypeParam>({.keys = keys}, {.count = count, .causal = false});
+    }
+    check_indexer<TypeParam>({.keys = 60, .with_nans = true}, {.count = count, .offset = 30});
+    check_indexer<TypeParam>({.heads = 4, .queries = 150, .keys = 160},
+                             {.count = count, .offset = -3});
+  }
+  for (const index heads : {0, 1, 64, 257}) {
+    for (const index queries : {0, 1, 5}) {
+      check_indexer<TypeParam>({.heads = heads, .queries = queries, .keys = 70},
+                               {.count = 9, .causal = false});
+    }
+  }
 }
 
 // All keys selected is attention itself.

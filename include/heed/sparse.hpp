@@ -10,6 +10,7 @@
 #include "heed/sparse/compressed_selection.hpp"
 #include "heed/sparse/draw.hpp"
 #include "heed/sparse/estimate.hpp"
+#include "heed/sparse/indexer.hpp"
 #include "heed/sparse/largest.hpp"
 #include "heed/sparse/largest_scores.hpp"
 #include "heed/sparse/lsh_buckets.hpp"

@@ -18,22 +18,22 @@ namespace heed::detail {
 template <class A>
 struct scored_rows_scratch {
   using plan = tile_plan<A>;
-  /// Most rows that meet the keys together.
+  /// As many rows as meet the keys together.
   static constexpr index rows = 256;
 
   A* q = nullptr;       // rows whose own cannot be read in place
   A* keys = nullptr;    // [head dim][group]
   A* scores = nullptr;  // [rows][group]
 
-  void carve(carver& c, index head_dim) noexcept {
-    q = c.take<A>(rows * head_dim);
+  void carve(carver& c, index head_dim, index most_rows = rows) noexcept {
+    q = c.take<A>(most_rows * head_dim);
     keys = c.take<A>(head_dim * plan::group);
-    scores = c.take<A>(rows * plan::group);
+    scores = c.take<A>(most_rows * plan::group);
   }
 };
 
-/// use(keys, scores) for the groups of the keys [0, seen), `scores` being [rows][group]: q.k of at
-/// most `scored_rows_scratch::rows` rows, which `use` may change.
+/// use(keys, scores) for the groups of the keys [0, seen), `scores` being [rows][group]: q.k of as
+/// many rows as the scratch is for, which `use` may change.
 template <class A, class TQ, class TK, class Use>
 void each_scored_group(const scored_rows_scratch<A>& s, const rectangle<const TQ>& q, index rows,
                        const rectangle<const TK>& k, index head_dim, index seen,

@@ -5,7 +5,6 @@
 // |-------------------|-------------------------------------------------------------------|------|
 // | top_k_keys        | the `count` keys of largest q.k                                   | 1    |
 // | mixture_of_blocks | its own block, and the best `count - 1` earlier by q.mean(block)  | 2    |
-// | indexer_keys      | the `count` keys of largest sum_h w_h relu(qi_h.ki), for all heads | 3   |
 //
 // The result is a tensor [batch, heads, queries, count] of indices, best first, -1 where there are
 // fewer, for `selected_attention` (heed/attention.hpp), which takes them in any order. Ties go to
@@ -13,13 +12,12 @@
 // Scores accumulate in float (double for double); a NaN is never preferred. Causal rows choose
 // among keys j <= offset + i alone. Cost 2 N M D FLOPs a head for keys, 1 / block of that for
 // blocks; beside the result a worker holds O(count) numbers for each of some rows, and O(M) for few
-// queries and for an indexer. Throws shape_error, option_error, std::bad_alloc.
+// queries. Throws shape_error, option_error, std::bad_alloc.
 //
 // Sources: 1 Gupta et al. 2021, arXiv 2106.06899; 2 Lu et al. 2025, arXiv 2502.13189 (MoBA), eq. 4
-// to 6; 3 DeepSeek-AI 2025, DeepSeek-V3.2 (sparse attention with a lightning indexer), eq. 1.
+// to 6.
 #pragma once
 
-#include <limits>
 #include <string>
 
 #include "heed/core/errors.hpp"
@@ -140,49 +138,6 @@ template <executor E, tensor_like Q, tensor_like K>
     *to = own(i);
     return to + 1;
   });
-  return chosen;
-}
-
-/// indexer_keys(executor, qi, ki, w, options): qi [batch, index heads, queries, Di], ki [batch, 1,
-/// keys, Di], w [batch, index heads, queries]. The result has one head, which `selected_attention`
-/// takes as the choice of all.
-template <executor E, tensor_like Q, tensor_like K, tensor_like W>
-[[nodiscard]] tensor<index, 4> indexer_keys(E& exec, const Q& qi, const K& ki, const W& w,
-                                            const selection_options& o = {}) {
-  const auto q4 = detail::selection_input(qi);
-  const auto k4 = detail::selection_input(ki);
-  detail::check_selection_call(q4.extents(), k4.extents(), o);
-  require_equal("ki", "heads", k4.extent(1), "one key for all index heads", 1);
-  const auto weights = as_view(w);
-  static_assert(rank_of<const W&> == 3, "heed: w has axes batch, index heads, queries");
-  require_equal("w", "batch", weights.extent(0), "qi", q4.extent(0));
-  require_equal("w", "heads", weights.extent(1), "qi", q4.extent(1));
-  require_equal("w", "queries", weights.extent(2), "qi", q4.extent(2));
-  using A = accumulate_t<scalar_of<const Q&>>;
-  const index n = q4.extent(2);
-  const index heads = q4.extent(1);
-  const index d = q4.extent(3);
-  tensor<index, 4> chosen({q4.extent(0), 1, n, o.count});
-  if (heads == 0) return chosen;
-  for_each_scored<A>(exec, q4.extent(0) * n, heads, k4.extent(2), d,
-                     [&](row_scores_scratch<A>& s, index t) noexcept {
-                       const index b = t / n;
-                       const index i = t % n;
-                       const index keys = detail::choosable(o, i, k4.extent(2));
-                       for (index h = 0; h < heads; ++h)
-                         s.load(h, &q4(b, h, i, 0), q4.stride(3), d);
-                       s.score(heads, k4, b, 0, keys);
-                       for (index h = 0; h < heads; ++h) {
-                         const A weight = static_cast<A>(weights(b, h, i));
-                         A* const x = s.row(h);
-                         A* const sum = s.row(0);
-                         for (index j = 0; j < keys; ++j) {
-                           const A relu = x[j] > A(0) ? x[j] : A(0);
-                           sum[j] = (h == 0 ? A(0) : sum[j]) + weight * relu;
-                         }
-                       }
-                       largest_indices(s.row(0), keys, o.count, chosen.data() + t * o.count);
-                     });
   return chosen;
 }
 
