@@ -199,14 +199,15 @@ struct indexed_data : planted_data {
 };
 
 void register_indexer(index n) {
+  const auto choose = [=](indexed_data& d, index count) {
+    using D = indexed_data;
+    return heed::indexer_keys(pool_of(1), D::of_heads(d.qi.data(), n, D::index_dim, D::index_heads),
+                              D::of_heads(d.ki.data(), n, D::index_dim, 1), d.weight,
+                              {.count = count});
+  };
   register_selection(
       "indexer_keys", n, [](index tokens) { return indexed_data(tokens); },
-      [=](indexed_data& d) {
-        using D = indexed_data;
-        return heed::indexer_keys(
-            pool_of(1), D::of_heads(d.qi.data(), n, D::index_dim, D::index_heads),
-            D::of_heads(d.ki.data(), n, D::index_dim, 1), d.weight, {.count = 1024});
-      },
+      [=](indexed_data& d) { return choose(d, 1024); },
       [=](indexed_data& d, const heed::tensor<index, 4>& chosen) {
         heed::selected_attention_into(pool_of(1), d.outs,
                                       indexed_data::of_heads(d.q.data(), n, head_dim, d.heads), d.k,
@@ -215,7 +216,8 @@ void register_indexer(index n) {
       [=](indexed_data& d, const heed::tensor<index, 4>& chosen) {
         return heed::mean_recall(
             heed::selection_recall(pool_of(1), d.q, d.k, chosen, 1, of_64_rows(n)));
-      });
+      },
+      [=](indexed_data& d) { (void)choose(d, 0); });
 }
 
 /// A cache of n tokens and its bounds; the newest token's are learned anew in each call. Heads are
