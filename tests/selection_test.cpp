@@ -361,6 +361,7 @@ TYPED_TEST(Selection, IndexerKeys) {
     check_indexer<TypeParam>({.heads = 4, .queries = 150, .keys = 160},
                              {.count = count, .offset = -3});
   }
+  check_indexer<TypeParam>({.queries = 100, .keys = 900}, {.count = 40, .offset = 820});
   for (const index heads : {0, 1, 64, 257}) {
     for (const index queries : {0, 1, 5}) {
       check_indexer<TypeParam>({.heads = heads, .queries = queries, .keys = 70},

@@ -21,6 +21,7 @@
 #include "heed/sparse/routing_centroids.hpp"
 #include "heed/sparse/row_scores.hpp"
 #include "heed/sparse/running_largest.hpp"
+#include "heed/sparse/sampled_largest.hpp"
 #include "heed/sparse/scored_rows.hpp"
 #include "heed/sparse/select_pages.hpp"
 #include "heed/sparse/selection.hpp"

@@ -10,7 +10,7 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "heed/sparse/running_largest.hpp"
+#include "heed/sparse/sampled_largest.hpp"
 #include "heed/sparse/scored_rows.hpp"
 #include "heed/sparse/selection.hpp"
 
@@ -75,17 +75,18 @@ template <executor E, tensor_like Q, tensor_like K, tensor_like W>
   // All heads of some queries meet the keys together.
   const index queries = std::min(
       n, std::max<index>(1, detail::scored_rows_scratch<A>::rows / std::max<index>(1, heads)));
+  const auto seen = [&](index row) { return detail::choosable(o, row, k4.extent(2)); };
   const index steps = ceil_div(n, queries);
   struct scratch_type {
     detail::scored_rows_scratch<A> scored;
-    detail::running_largest<A> largest;
+    detail::sampled_largest<A> largest;
     A* q = nullptr;       // [queries][heads][Di]
     A* weight = nullptr;  // [queries][heads]
   };
   const auto carve = [&](carver& c) noexcept {
     scratch_type s;
     s.scored.carve(c, d, std::max<index>(1, queries * heads));
-    s.largest.carve(c, queries, o.count);
+    s.largest.carve(c, queries, o.count, seen(n - 1));
     s.q = c.take<A>(queries * heads * d);
     s.weight = c.take<A>(queries * heads);
     return s;
@@ -104,22 +105,25 @@ template <executor E, tensor_like Q, tensor_like K, tensor_like W>
             s.weight[r * heads + h] = static_cast<A>(weights(b, h, i.begin + r));
           }
         }
-        const auto seen = [&](index row) { return detail::choosable(o, row, k4.extent(2)); };
-        s.largest.start(i.size());
-        detail::each_scored_group(
-            s.scored, rectangle<const A>{s.q, d, 1}, i.size() * heads,
-            rectangle<const TK>{k4.data() + b * k4.stride(0), k4.stride(2), k4.stride(3)}, d,
-            seen(i.end - 1), [&](range at, A* scores) noexcept {
-              for (index r = 0; r < i.size(); ++r, scores += heads * plan::group) {
-                const index count = std::min(at.end, seen(i.begin + r)) - at.begin;
-                if (count <= 0) continue;
-                detail::weigh_heads(scores, s.weight + r * heads, heads);
-                s.largest.take(r, scores, at.begin, count);
-              }
-            });
-        for (index r = 0; r < i.size(); ++r) {
-          s.largest.descending(r, detail::choices_of(chosen, b, 0, i.begin + r));
-        }
+        const TK* const keys = k4.data() + b * k4.stride(0);
+        s.largest.list(
+            i, seen,
+            [&](range rows, index step, index most, const auto& take) noexcept {
+              const index passed = (rows.begin - i.begin) * heads;
+              detail::each_scored_group(
+                  s.scored, rectangle<const A>{s.q + passed * d, d, 1}, rows.size() * heads,
+                  rectangle<const TK>{keys, step * k4.stride(2), k4.stride(3)}, d, most,
+                  [&](range at, A* scores) noexcept {
+                    const A* weight = s.weight + passed;
+                    for (index row = rows.begin; row < rows.end; ++row) {
+                      detail::weigh_heads(scores, weight, heads);
+                      take(row, scores, at);
+                      scores += heads * plan::group;
+                      weight += heads;
+                    }
+                  });
+            },
+            [&](index row) { return detail::choices_of(chosen, b, 0, row); });
       });
   return chosen;
 }
