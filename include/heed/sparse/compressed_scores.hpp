@@ -23,7 +23,7 @@ struct importance_scratch {
   A* scores = nullptr;      // [keys of a block][group]
   A* copy = nullptr;        // a copied block of keys
   A* importance = nullptr;  // [selection blocks][group]
-  A* rows = nullptr;        // [group][selection blocks]
+  A* rows = nullptr;        // [group][selection blocks], and a group behind the last row
 
   void carve(carver& c, index heads, index head_dim, index blocks) noexcept {
     q = c.take<A>(heads * head_dim * plan::group);
@@ -32,7 +32,7 @@ struct importance_scratch {
     scores = c.take<A>(plan::keys * plan::group);
     copy = c.take<A>(plan::keys * head_dim);
     importance = c.take<A>(blocks * plan::group);
-    rows = c.take<A>(blocks * plan::group);
+    rows = c.take<A>((blocks + 1) * plan::group);
   }
 };
 

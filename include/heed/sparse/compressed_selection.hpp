@@ -37,6 +37,7 @@
 #include "heed/parallel/scratch_tasks.hpp"
 #include "heed/sparse/compressed.hpp"
 #include "heed/sparse/compressed_scores.hpp"
+#include "heed/sparse/running_largest.hpp"
 #include "heed/sparse/selection.hpp"
 
 namespace heed {
@@ -78,18 +79,23 @@ void add_importance(const compressed_selection_options& o, index blocks, range k
   }
 }
 
-/// The row's choices from the importance of its `blocks` candidates, which is scratch after.
+/// The row's choices from the importance of its `blocks` candidates, which may be read a group
+/// behind the last one. `list` holds count - initial - local of one row.
 template <class A>
-void choose_blocks(const compressed_selection_options& o, index blocks, A* importance,
-                   index* to) noexcept {
+void choose_blocks(const compressed_selection_options& o, index blocks, const A* importance,
+                   running_largest<A>& list, index* to) noexcept {
   index fixed = 0;
-  for (index j = 0; j < blocks; ++j) {
-    if (j < o.initial || j >= blocks - o.local) to[fixed++] = j;
+  for (index j = 0; j < std::min(blocks, o.initial); ++j) to[fixed++] = j;
+  const range others{fixed, std::max(fixed, blocks - o.local)};
+  for (index j = others.end; j < blocks; ++j) to[fixed++] = j;
+  constexpr index step = running_largest<A>::step;
+  list.start(1);
+  for (index j = others.begin; j < others.end; j += step) {
+    list.take(0, importance + j, j, std::min(step, others.end - j));
   }
-  const index begin = std::min(blocks, o.initial);
-  const index end = std::max(begin, blocks - o.local);
-  largest_indices(importance + begin, end - begin, o.count - fixed, to + fixed);
-  for (index c = fixed; c < o.count; ++c) to[c] = to[c] < 0 ? -1 : to[c] + begin;
+  list.descending(0, to + fixed);
+  // A row with fewer than the fixed ones has no others.
+  std::fill(to + fixed + (o.count - o.initial - o.local), to + o.count, index{-1});
 }
 
 inline void check_compressed_selection(const std::array<index, 4>& q, const std::array<index, 4>& k,
@@ -127,6 +133,7 @@ template <class E, class TQ, class TK, class A>
   const index kv_heads = k.extent(1);
   const index heads = kv_heads > 0 ? q.extent(1) / kv_heads : 0;
   const index blocks = ceil_div(tokens, o.block);
+  check_listed("the blocks", blocks);
   const double root = std::sqrt(static_cast<double>(std::max<index>(d, 1)));
   const A scale = static_cast<A>(o.scale.value_or(1 / root));
   tensor<index, 4> chosen({q.extent(0), kv_heads, n, o.count});
@@ -135,12 +142,16 @@ template <class E, class TQ, class TK, class A>
   if (tasks == 0) return chosen;
 
   workspace memory;
+  struct scratch_type : importance_scratch<A> {
+    running_largest<A> list;
+  };
   const auto carve = [&](carver& c) noexcept {
-    importance_scratch<A> s;
+    scratch_type s;
     s.carve(c, heads, d, blocks);
+    s.list.carve(c, 1, o.count - o.initial - o.local);
     return s;
   };
-  for_each_with_scratch(exec, tasks, memory, carve, [&](auto& s, index t) noexcept {
+  for_each_with_scratch(exec, tasks, memory, carve, [&](scratch_type& s, index t) noexcept {
     const index b = t / tiles / kv_heads;
     const index kv = t / tiles % kv_heads;
     // The last rows see the most: long tasks first.
@@ -171,7 +182,7 @@ template <class E, class TQ, class TK, class A>
     });
     copy_tile<A, A>({s.importance, 1, plan::group}, {s.rows, blocks, 1}, rows, most);
     for (index r = 0; r < rows; ++r) {
-      choose_blocks(o, candidates(r), s.rows + r * blocks,
+      choose_blocks(o, candidates(r), s.rows + r * blocks, s.list,
                     chosen.data() + ((b * kv_heads + kv) * n + begin + r) * o.count);
     }
   });
