@@ -41,59 +41,6 @@ std::vector<index> best(std::vector<double> scores, index count) {
   return order;
 }
 
-TEST(LargestIndices, LargestFirstTiesToTheLower) {
-  constexpr float nan = std::numeric_limits<float>::quiet_NaN();
-  std::vector<float> x{1, 3, nan, 3, -2, 5, 3};
-  std::vector<index> to(5);
-  heed::largest_indices(x.data(), 7, 5, to.data());
-  EXPECT_EQ(to, (std::vector<index>{5, 1, 3, 6, 0}));
-  std::vector<index> more(9);
-  heed::largest_indices(x.data(), 7, 9, more.data());
-  EXPECT_EQ(more, (std::vector<index>{5, 1, 3, 6, 0, 4, 2, -1, -1}));
-  heed::largest_indices(x.data(), 0, 2, to.data());
-  EXPECT_EQ(to[0], -1);
-}
-
-// Long rows of every kind: many ties, ascending and descending, NaNs, all alike, few large ones.
-template <class A>
-void check_largest(index n, index count) {
-  std::mt19937 draw(static_cast<unsigned>(n + count));
-  for (int kind = 0; kind < 7; ++kind) {
-    std::vector<A> x;
-    for (index i = 0; i < n; ++i) {
-      const auto r = static_cast<A>(draw() % 100'000) / 1000;
-      const auto at = static_cast<A>(i);
-      constexpr A infinity = std::numeric_limits<A>::infinity();
-      constexpr A nan = std::numeric_limits<A>::quiet_NaN();
-      const A values[] = {r,
-                          A(draw() % 3),
-                          at,
-                          -at,
-                          draw() % 2 == 0 ? nan : r,
-                          A(1),
-                          draw() % 5 == 0   ? r
-                          : draw() % 5 == 0 ? infinity
-                                            : -infinity};
-      x.push_back(values[kind]);
-    }
-    std::vector<double> scores(x.begin(), x.end());
-    std::vector<index> got(static_cast<std::size_t>(count));
-    heed::largest_indices(x.data(), n, count, got.data());
-    EXPECT_EQ(got, best(scores, count)) << n << " " << count << " " << kind;
-  }
-}
-
-TEST(LargestIndices, OfLongRows) {
-  for (const index n : {1, 15, 16, 17, 63, 64, 65, 500, 4099}) {
-    for (const index count : {1, 2, 7, 64, 300, 5000}) {
-      check_largest<float>(n, count);
-      check_largest<double>(n, count);
-    }
-  }
-  check_largest<float>(40'000, 2048);  // more sets than are kept
-  check_largest<float>(40'000, 2049);
-}
-
 /// Rows of scores as they are handed over, a group of keys at a time; row r sees its first
 /// `seen(r)` keys.
 template <class A, class Seen>

@@ -11,7 +11,6 @@
 #include "heed/sparse/draw.hpp"
 #include "heed/sparse/estimate.hpp"
 #include "heed/sparse/indexer.hpp"
-#include "heed/sparse/largest.hpp"
 #include "heed/sparse/largest_scores.hpp"
 #include "heed/sparse/lsh_buckets.hpp"
 #include "heed/sparse/page_bounds.hpp"

@@ -88,11 +88,8 @@ void choose_blocks(const compressed_selection_options& o, index blocks, const A*
   for (index j = 0; j < std::min(blocks, o.initial); ++j) to[fixed++] = j;
   const range others{fixed, std::max(fixed, blocks - o.local)};
   for (index j = others.end; j < blocks; ++j) to[fixed++] = j;
-  constexpr index step = running_largest<A>::step;
   list.start(1);
-  for (index j = others.begin; j < others.end; j += step) {
-    list.take(0, importance + j, j, std::min(step, others.end - j));
-  }
+  list.take_row(0, importance + others.begin, others);
   list.descending(0, to + fixed);
   // A row with fewer than the fixed ones has no others.
   std::fill(to + fixed + (o.count - o.initial - o.local), to + o.count, index{-1});

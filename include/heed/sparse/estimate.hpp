@@ -20,7 +20,10 @@
 #include <string>
 #include <vector>
 
+#include "heed/parallel/scratch_tasks.hpp"
 #include "heed/sparse/block_pattern.hpp"
+#include "heed/sparse/row_scores.hpp"
+#include "heed/sparse/running_largest.hpp"
 #include "heed/sparse/selection.hpp"
 #include "heed/sparse/vertical_slash.hpp"
 
@@ -117,6 +120,7 @@ template <executor E, tensor_like Q, tensor_like K>
     fail<shape_error>("q has tokens up to position " + std::to_string(o.offset + n) + ", k has " +
                       std::to_string(k4.extent(2)));
   }
+  detail::check_listed("k's keys", k4.extent(2));
   using A = accumulate_t<scalar_of<const Q&>>;
   const index seen = n > 0 ? std::max<index>(o.offset + n, 0) : 0;
   const index verticals = std::min(o.verticals, seen);
@@ -127,10 +131,21 @@ template <executor E, tensor_like Q, tensor_like K>
       o.scale ? *o.scale : 1 / std::sqrt(static_cast<double>(std::max<index>(d, 1))));
   const index group = k4.extent(1) > 0 ? heads / k4.extent(1) : 1;
   constexpr index rows = split_plan<A>::tile_rows;
-  // Two rows of scores more hold the sums.
-  for_each_scored<A>(
-      exec, q4.extent(0) * heads, rows + 2, seen, d,
-      [&](row_scores_scratch<A>& s, index t) noexcept {
+  struct scratch_type {
+    row_scores_scratch<A> scored;  // two rows more hold the sums
+    detail::running_largest<A> verticals, slashes;
+  };
+  const auto carve = [&](carver& c) noexcept {
+    scratch_type s;
+    s.scored.carve(c, rows + 2, seen, d);
+    s.verticals.carve(c, 1, verticals);
+    s.slashes.carve(c, 1, slashes);
+    return s;
+  };
+  workspace memory;
+  for_each_with_scratch(
+      exec, q4.extent(0) * heads, memory, carve, [&](scratch_type& scratch, index t) noexcept {
+        row_scores_scratch<A>& s = scratch.scored;
         const index b = t / heads;
         const index h = t % heads;
         A* const by_key = s.row(rows);
@@ -154,13 +169,13 @@ template <executor E, tensor_like Q, tensor_like K>
           }
         }
         if (seen > 0) by_distance[0] = std::numeric_limits<A>::infinity();
-        const auto choose = [&](A* sums, index count, tensor<index, 3>& list) {
-          index* const to = list.data() + t * count;
-          largest_indices(sums, seen, count, to);
-          std::sort(to, to + count);
+        const auto choose = [&](detail::running_largest<A>& largest, const A* sums, index* to) {
+          largest.start(1);
+          largest.take_row(0, sums, {0, seen});
+          largest.ascending(0, to);
         };
-        choose(by_key, verticals, lists.verticals);
-        choose(by_distance, slashes, lists.slashes);
+        choose(scratch.verticals, by_key, lists.verticals.data() + t * verticals);
+        choose(scratch.slashes, by_distance, lists.slashes.data() + t * slashes);
       });
   return lists;
 }

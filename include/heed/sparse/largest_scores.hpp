@@ -6,7 +6,6 @@
 #include <algorithm>
 
 #include "heed/parallel/scratch_tasks.hpp"
-#include "heed/sparse/largest.hpp"
 #include "heed/sparse/row_scores.hpp"
 #include "heed/sparse/sampled_largest.hpp"
 #include "heed/sparse/scored_rows.hpp"
@@ -21,18 +20,31 @@ void largest_scores_of_few(E& exec, const view<const TQ, 4>& q, const view<const
   const index group = q.extent(1) / k.extent(1);
   constexpr index rows = split_plan<A>::tile_rows;
   const index steps = ceil_div(n, rows);
-  for_each_scored<A>(
-      exec, q.extent(0) * q.extent(1) * steps, rows, k.extent(2), q.extent(3),
-      [&](row_scores_scratch<A>& s, index t) noexcept {
+  struct scratch_type {
+    row_scores_scratch<A> scored;
+    running_largest<A> largest;
+  };
+  const auto carve = [&](carver& c) noexcept {
+    scratch_type s;
+    s.scored.carve(c, rows, k.extent(2), q.extent(3));
+    s.largest.carve(c, rows, count);
+    return s;
+  };
+  workspace memory;
+  for_each_with_scratch(
+      exec, q.extent(0) * q.extent(1) * steps, memory, carve,
+      [&](scratch_type& s, index t) noexcept {
         const index b = t / steps / q.extent(1);
         const index h = t / steps % q.extent(1);
         const range i = intersect({0, n}, {t % steps * rows, (t % steps + 1) * rows});
         for (index r = 0; r < i.size(); ++r) {
-          s.load(r, &q(b, h, i.begin + r, 0), q.stride(3), q.extent(3));
+          s.scored.load(r, &q(b, h, i.begin + r, 0), q.stride(3), q.extent(3));
         }
-        s.score(i.size(), k, b, h / group, seen(i.end - 1));
+        s.scored.score(i.size(), k, b, h / group, seen(i.end - 1));
+        s.largest.start(i.size());
         for (index r = 0; r < i.size(); ++r) {
-          largest_indices(s.row(r), seen(i.begin + r), count, to(b, h, i.begin + r));
+          s.largest.take_row(r, s.scored.row(r), {0, seen(i.begin + r)});
+          s.largest.descending(r, to(b, h, i.begin + r));
         }
       });
 }

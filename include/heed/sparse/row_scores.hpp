@@ -10,6 +10,7 @@
 #include "heed/core/workspace.hpp"
 #include "heed/kernel/copy_tile.hpp"
 #include "heed/kernel/split_tile.hpp"
+#include "heed/kernel/tile_plan.hpp"
 #include "heed/parallel/scratch_tasks.hpp"
 #include "heed/simd/exponential.hpp"
 #include "heed/tensor/scalar.hpp"
@@ -23,7 +24,7 @@ struct row_scores_scratch {
   A* q = nullptr;       // [rows, padded][head dim]
   A* tile = nullptr;    // [rows, padded][keys of a block]
   A* k = nullptr;       // a copied block of keys
-  A* scores = nullptr;  // [rows][keys]
+  A* scores = nullptr;  // [rows][keys], and what lists may read behind the last
   index keys = 0;
 
   [[nodiscard]] static constexpr index padded(index rows) noexcept {
@@ -33,7 +34,7 @@ struct row_scores_scratch {
     q = c.take<A>(padded(rows) * head_dim);
     tile = c.take<A>(padded(rows) * split_plan<A>::keys);
     k = c.take<A>(split_plan<A>::keys * head_dim);
-    scores = c.take<A>(rows * keys_in_all);
+    scores = c.take<A>(rows * keys_in_all + tile_plan<A>::group);
     keys = keys_in_all;
   }
   [[nodiscard]] A* row(index r) const noexcept { return scores + r * keys; }

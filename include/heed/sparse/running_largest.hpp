@@ -133,6 +133,13 @@ class running_largest {
     if (bits != 0) keep(r, s, first, bits);
   }
 
+  /// Row r's scores of all `keys`, x[0] being that of the first; x may be read a step behind them.
+  void take_row(index r, const A* x, range keys) noexcept {
+    for (index j = keys.begin; j < keys.end; j += step, x += step) {
+      take(r, x, j, std::min(step, keys.end - j));
+    }
+  }
+
   /// Row r's keys, ascending, and -1 in what is left of the `count`.
   void ascending(index r, index* to) noexcept {
     if (count_ <= handful) {
