@@ -17,7 +17,8 @@
 // have the same queries, all index heads one random projection of them.
 // lsh_buckets_R hashes in R rounds; route_tokens has clusters of 512.
 // page_bounds is decode: one query of n cached tokens, 128 pages of 16; page_bounds_H, of H heads
-// that share the cache and choose each for itself. The others are causal prompts of n queries.
+// that share the cache and choose each for itself; page_bounds_bfloat16, with bounds of that
+// scalar. The others are causal prompts of n queries.
 #include <algorithm>
 #include <ctime>
 #include <optional>
@@ -222,6 +223,7 @@ void register_indexer(index n) {
 
 /// A cache of n tokens and its bounds; the newest token's are learned anew in each call. Heads are
 /// consecutive queries of the one head.
+template <class Bound>
 struct decode_data : planted_data {
   decode_data(index n, index heads)
       : planted_data(topics(n)),
@@ -239,24 +241,25 @@ struct decode_data : planted_data {
     return {rows.data(), {1, rows.extent(2), 1, head_dim}, {0, rows.stride(2), 0, 1}};
   }
   heed::contiguous_cache<float> cache;
-  heed::page_bounds<float> bounds;
+  heed::page_bounds<float, Bound> bounds;
   heed::tensor<float, 4> token;
 };
 
-void register_page_bounds(index n, index heads) {
+template <class Bound>
+void register_page_bounds(const std::string& method, index n, index heads) {
+  using data_type = decode_data<Bound>;
   const heed::page_options o{.count = 128};
   register_selection(
-      heads == 1 ? "page_bounds" : "page_bounds_" + std::to_string(heads), n,
-      [=](index tokens) { return decode_data(tokens, heads); },
-      [=](decode_data& d) {
+      method, n, [=](index tokens) { return data_type(tokens, heads); },
+      [=](data_type& d) {
         d.bounds.update(pool_of(1), d.cache, d.tokens() - 1);
         return heed::select_pages(pool_of(1), d.heads(), d.bounds, o);
       },
-      [](decode_data& d, const heed::tensor<index, 4>& chosen) {
+      [](data_type& d, const heed::tensor<index, 4>& chosen) {
         heed::selected_decode_into(pool_of(1), d.token, d.heads(), d.cache, chosen, d.bounds.page(),
                                    {.scratch = &d.scratch});
       },
-      [=](decode_data& d, const heed::tensor<index, 4>&) {
+      [=](data_type& d, const heed::tensor<index, 4>&) {
         const index rows = 64;
         return heed::mean_recall(
             heed::selection_recall(pool_of(1), d.last(rows), d.k,
@@ -350,7 +353,9 @@ void register_selection() {
     register_chosen_blocks("mixture_of_blocks", n, 128, true, 8);
     register_chosen_blocks("mixture_of_blocks_512", n, 512, true, 8);
     register_indexer(n);
-    for (const index heads : {1, 8}) register_page_bounds(n, heads);
+    register_page_bounds<float>("page_bounds", n, 1);
+    register_page_bounds<heed::bfloat16>("page_bounds_bfloat16", n, 1);
+    register_page_bounds<float>("page_bounds_8", n, 8);
     register_vertical_slash(n);
     for (const index rounds : {1, 4}) register_hashed(n, rounds);
     register_routed(n);

@@ -5,6 +5,7 @@
 #include <rapidcheck/gtest.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <random>
 #include <vector>
@@ -235,6 +236,60 @@ TYPED_TEST(PageBounds, SelectTheBestPages) {
   check_pages<TypeParam>({{.count = 5}, 700, 1, 1}, 33);
   check_pages<TypeParam>({{.count = 5}, 0, 2, 4}, 2);
   check_pages<TypeParam>({{.count = 2}, 83, 0, 4}, 2);
+}
+
+// Narrower bounds are outside of the keys, by the next number at the most, and the same in pieces.
+template <class Bound>
+void check_outward() {
+  heed::serial_executor serial;
+  heed::tensor<float, 4> k({1, 2, 70, 9});
+  std::mt19937 draw(3);
+  std::normal_distribution<float> normal;
+  for (index i = 0; i < k.size(); ++i) {
+    // Up to what a 16-bit scalar cannot hold, and down to what it takes for 0.
+    const float size[] = {1.0F, 1e-42F, 1e-6F, 7e4F, 3.4e38F, 0.0F};
+    k.data()[i] = std::tanh(normal(draw)) * size[draw() % 6];
+  }
+  const heed::cache_extents extents{
+      .kv_heads = 2, .capacity = 70, .head_dim = 9, .value_dim = std::nullopt};
+  heed::page_bounds<float> exact(extents, 8);
+  heed::page_bounds<float, Bound> whole(extents, 8), pieces(extents, 8);
+  exact.update(serial, k);
+  whole.update(serial, k);
+  for (index length = 1; length <= 70; ++length) pieces.update(serial, tokens(k, 0, length));
+  oracle::each_index({1, 2, 9, 9}, [&](index b, index h, index p, index c) {
+    const float top = static_cast<float>(whole.maximum(b, h, p, c));
+    const float low = static_cast<float>(whole.minimum(b, h, p, c));
+    EXPECT_GE(top, exact.maximum(b, h, p, c));
+    EXPECT_LE(low, exact.minimum(b, h, p, c));
+    EXPECT_EQ(top, static_cast<float>(pieces.maximum(b, h, p, c)));
+    EXPECT_EQ(low, static_cast<float>(pieces.minimum(b, h, p, c)));
+    // The nearest number below the top, and above the low, is beyond them.
+    const Bound nearer_top = heed::detail::next_number<-1>(whole.maximum(b, h, p, c));
+    const Bound nearer_low = heed::detail::next_number<1>(whole.minimum(b, h, p, c));
+    EXPECT_LT(static_cast<float>(nearer_top), exact.maximum(b, h, p, c)) << top;
+    EXPECT_GT(static_cast<float>(nearer_low), exact.minimum(b, h, p, c)) << low;
+  });
+}
+
+TEST(PageBoundsNarrow, OutwardByTheNextNumberAtMost) {
+  check_outward<heed::bfloat16>();
+  check_outward<heed::half>();
+}
+
+// Where the keys are numbers of the narrower scalar, nothing changes.
+TEST(PageBoundsNarrow, ChooseTheSamePages) {
+  heed::thread_pool pool(2);
+  const auto q = small_integers<float>({2, 6, 3, 17}, 1);
+  const auto k = small_integers<float>({2, 2, 500, 17}, 2);
+  const heed::cache_extents extents{
+      .batch = 2, .kv_heads = 2, .capacity = 500, .head_dim = 17, .value_dim = std::nullopt};
+  heed::page_bounds<float> exact(extents, 4);
+  heed::page_bounds<float, heed::bfloat16> narrow(extents, 4);
+  exact.update(pool, k);
+  narrow.update(pool, k);
+  EXPECT_TRUE(oracle::same_bits(heed::select_pages(pool, q, narrow, {.count = 30}),
+                                heed::select_pages(pool, q, exact, {.count = 30})));
 }
 
 // Pages lie side by side in groups: about one of them, and about two.

@@ -16,6 +16,7 @@
 #include "heed/sparse/page_bounds.hpp"
 #include "heed/sparse/patterns.hpp"
 #include "heed/sparse/recall.hpp"
+#include "heed/sparse/round_outward.hpp"
 #include "heed/sparse/route_tokens.hpp"
 #include "heed/sparse/routing_centroids.hpp"
 #include "heed/sparse/row_scores.hpp"

@@ -19,22 +19,28 @@
 
 #include "heed/cache/contiguous.hpp"
 #include "heed/kernel/tile_plan.hpp"
+#include "heed/sparse/round_outward.hpp"
 #include "heed/sparse/selection.hpp"
 
 namespace heed {
 
 /// The least and the largest number of each channel of each page of keys, for caches of these
-/// extents. Exact: bounds are keys, in the keys' scalar T. A NaN is passed over; of a channel of
-/// NaNs alone the least is inf and the largest -inf.
-/// Holds 2 head dim sizeof(T) bytes a page, batch and KV head, allocated at construction; updates
-/// allocate nothing. Reading from many threads is safe while no one updates.
+/// extents. Kept in the keys' scalar T, where they are keys, or in a narrower Bound, bfloat16 say,
+/// rounded away from the keys: half the memory to hold and to read for bounds a little further out.
+/// A NaN is passed over; of a channel of NaNs alone the least is inf and the largest -inf.
+/// Holds 2 head dim sizeof(Bound) bytes a page, batch and KV head, allocated at construction;
+/// updates allocate nothing. Reading from many threads is safe while no one updates.
 ///
 /// Pages lie in the lanes, a group of them side by side for each channel: first all maxima of the
 /// group, then all minima.
-template <attention_scalar T>
+template <attention_scalar T, attention_scalar Bound = T>
 class page_bounds {
+  static_assert(std::is_same_v<accumulate_t<T>, accumulate_t<Bound>>,
+                "heed: bounds of double are double, those of others no double");
+
  public:
   using scalar = T;
+  using bound_scalar = Bound;
   /// Pages side by side.
   static constexpr index group = tile_plan<accumulate_t<T>>::group;
 
@@ -98,15 +104,15 @@ class page_bounds {
   [[nodiscard]] index pages(index b) const noexcept { return ceil_div(length(b), page_); }
 
   /// Of a page that has tokens.
-  [[nodiscard]] T minimum(index b, index h, index page, index channel) const noexcept {
+  [[nodiscard]] Bound minimum(index b, index h, index page, index channel) const noexcept {
     return of_group(b, h, page / group)[(head_dim_ + channel) * group + page % group];
   }
-  [[nodiscard]] T maximum(index b, index h, index page, index channel) const noexcept {
+  [[nodiscard]] Bound maximum(index b, index h, index page, index channel) const noexcept {
     return of_group(b, h, page / group)[channel * group + page % group];
   }
   /// The bounds of pages g group ... of a head, [maxima and then minima of each channel][group];
   /// pages without tokens hold nothing of use.
-  [[nodiscard]] const T* of_group(index b, index h, index g) const noexcept {
+  [[nodiscard]] const Bound* of_group(index b, index h, index g) const noexcept {
     return &groups_(b, h, g, 0);
   }
 
@@ -157,7 +163,7 @@ class page_bounds {
       const range mine =
           intersect({start(b), to(b)}, {g * tokens_of_group, (g + 1) * tokens_of_group});
       for (index j = mine.begin; j < mine.end;) {
-        T* const to_page = &groups_(b, h, g, j / page_ % group);
+        Bound* const to_page = &groups_(b, h, g, j / page_ % group);
         const index end = std::min(mine.end, (j / page_ + 1) * page_);
         if (j % page_ == 0) forget(to_page);
         while (j < end) {
@@ -172,18 +178,19 @@ class page_bounds {
   }
 
   /// A page's bounds lie `group` numbers apart.
-  void forget(T* page) const noexcept {
+  void forget(Bound* page) const noexcept {
     constexpr A none = std::numeric_limits<A>::infinity();
     for (index c = 0; c < head_dim_; ++c) {
-      page[c * group] = static_cast<T>(-none);
-      page[(head_dim_ + c) * group] = static_cast<T>(none);
+      page[c * group] = static_cast<Bound>(-none);
+      page[(head_dim_ + c) * group] = static_cast<Bound>(none);
     }
   }
 
   /// The page's bounds take in `count` keys.
-  void widen(T* page, const row_run<T>& keys, index channel_stride, index count) const noexcept {
-    T* const top_of = page;
-    T* const low_of = page + head_dim_ * group;
+  void widen(Bound* page, const row_run<T>& keys, index channel_stride,
+             index count) const noexcept {
+    Bound* const top_of = page;
+    Bound* const low_of = page + head_dim_ * group;
     index c = 0;
     constexpr index w = simd::lanes<A>;
     for (; channel_stride == 1 && count > 1 && c + w <= head_dim_; c += w) {
@@ -203,24 +210,24 @@ class page_bounds {
       simd::store(lane, top);
       simd::store(lane + w, low);
       for (index i = 0; i < w; ++i) {
-        top_of[(c + i) * group] = static_cast<T>(lane[i]);
-        low_of[(c + i) * group] = static_cast<T>(lane[w + i]);
+        top_of[(c + i) * group] = detail::rounded_up<Bound>(lane[i]);
+        low_of[(c + i) * group] = detail::rounded_down<Bound>(lane[w + i]);
       }
     }
     for (; c < head_dim_; ++c) {
-      T& top = top_of[c * group];
-      T& low = low_of[c * group];
+      Bound& top = top_of[c * group];
+      Bound& low = low_of[c * group];
       for (index j = 0; j < count; ++j) {
-        const T x = keys.data[j * keys.stride + c * channel_stride];
-        if (static_cast<A>(x) > static_cast<A>(top)) top = x;
-        if (static_cast<A>(x) < static_cast<A>(low)) low = x;
+        const auto x = static_cast<A>(keys.data[j * keys.stride + c * channel_stride]);
+        if (x > static_cast<A>(top)) top = detail::rounded_up<Bound>(x);
+        if (x < static_cast<A>(low)) low = detail::rounded_down<Bound>(x);
       }
     }
   }
 
   index page_;
   index capacity_;
-  tensor<T, 4> groups_;  // [batch, kv heads, groups of pages, bounds of the group]
+  tensor<Bound, 4> groups_;  // [batch, kv heads, groups of pages, bounds of the group]
   index head_dim_;
   std::vector<index> length_;
 };

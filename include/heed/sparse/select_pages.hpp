@@ -82,8 +82,9 @@ HEED_INLINE void join_scores(group_choice how, const A* x, A* all) noexcept {
 /// that a causal row sees in part the bound is of all its keys. Cost 2 head dim FLOPs a query row
 /// and page; memory O(count) a worker and row of a task beside the result. Throws shape_error,
 /// option_error, std::bad_alloc.
-template <executor E, tensor_like Q, class T>
-[[nodiscard]] tensor<index, 4> select_pages(E& exec, const Q& q, const page_bounds<T>& bounds,
+template <executor E, tensor_like Q, class T, class Bound>
+[[nodiscard]] tensor<index, 4> select_pages(E& exec, const Q& q,
+                                            const page_bounds<T, Bound>& bounds,
                                             const page_options& o = {}) {
   using A = accumulate_t<T>;
   using TQ = std::remove_const_t<scalar_of<const Q&>>;
@@ -146,7 +147,7 @@ template <executor E, tensor_like Q, class T>
         A* const scores = s.scores;
         const index most = pages(i.end - 1);
         for (index first = 0; first < most; first += plan::group) {
-          const T* const bound = bounds.of_group(b, h, first / plan::group);
+          const Bound* const bound = bounds.of_group(b, h, first / plan::group);
           for (index row = 0; row < i.size(); ++row) {
             const index free = pages(i.begin + row) - newest - first;
             for (index g = 0; g < group && free > 0; ++g) {
