@@ -13,6 +13,7 @@
 //   lines   each token has a name of 63 normal numbers, its key; a query is 2.5 times the sum of
 //           the names that stand 0, 70 and 1,000 tokens back, and looks for four keys in the last
 //           channel. For vertical_slash.
+// top_k_keys chooses 256 keys, or as many as it says; mixture_of_blocks 8 blocks of 128, or of 512.
 // indexer_keys: 1,024 keys for 8 heads that share them, by 4 index heads of 32 channels; all heads
 // have the same queries, all index heads one random projection of them.
 // lsh_buckets_R hashes in R rounds; route_tokens has clusters of 512.
@@ -350,6 +351,7 @@ void register_routed(index n) {
 void register_selection() {
   for (const index n : {4096, 32'768}) {
     register_chosen_blocks("top_k_keys", n, 1, false, 256);
+    register_chosen_blocks("top_k_keys_4096", n, 1, false, 4096);
     register_chosen_blocks("mixture_of_blocks", n, 128, true, 8);
     register_chosen_blocks("mixture_of_blocks_512", n, 512, true, 8);
     register_indexer(n);

@@ -23,7 +23,7 @@
 //   result up to 32 MiB, or what one row's parts need, and scratch a worker as in `attention`.
 //   Others run row by row: keys and values of a row's choices are read once for all heads that
 //   share them. Parallel over rows; scratch a worker: some 500 rows of keys and values, and the
-//   choices of one row.
+//   choices of one row, up to 9 words each.
 // The same bits for any number of threads. Throws shape_error, option_error, std::bad_alloc before
 // anything is written.
 #pragma once
