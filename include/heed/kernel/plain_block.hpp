@@ -40,8 +40,13 @@ const A* block_rows(const Run& run, range keys, index channels, index channel_st
   stride = channels;
   for (index j = keys.begin; j < keys.end;) {
     const index count = r.count < keys.end - j ? r.count : keys.end - j;
-    copy_tile<T, A>({r.data, r.stride, channel_stride},
-                    {copy + (j - keys.begin) * channels, channels, 1}, count, channels);
+    A* const to = copy + (j - keys.begin) * channels;
+    if (channel_stride == 1 && count == 1) {
+      // Single rows come by the thousand, and a call costs as much as its row.
+      simd::widen_row(r.data, to, channels);
+    } else {
+      copy_tile<T, A>({r.data, r.stride, channel_stride}, {to, channels, 1}, count, channels);
+    }
     j += count;
     if (j < keys.end) r = run(j);
   }
