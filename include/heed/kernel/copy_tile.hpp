@@ -34,11 +34,7 @@ struct rectangle {
 template <class T>
 HEED_INLINE void copy_row(const T* from, T* to, index n) noexcept {
   if constexpr (std::is_same_v<T, accumulate_t<T>>) {
-    index c = 0;
-    for (; c + simd::lanes<T> <= n; c += simd::lanes<T>) {
-      simd::store(to + c, simd::load(from + c));
-    }
-    for (; c < n; ++c) to[c] = from[c];
+    simd::widen_row(from, to, n);
   } else {
     std::copy_n(from, n, to);
   }

@@ -42,7 +42,7 @@ const A* block_rows(const Run& run, range keys, index channels, index channel_st
     const index count = r.count < keys.end - j ? r.count : keys.end - j;
     A* const to = copy + (j - keys.begin) * channels;
     if (channel_stride == 1 && count == 1) {
-      // Single rows come by the thousand, and a call costs as much as its row.
+      // Listed keys come one by one: what a call to copy_tile costs, their rows do too.
       simd::widen_row(r.data, to, channels);
     } else {
       copy_tile<T, A>({r.data, r.stride, channel_stride}, {to, channels, 1}, count, channels);
