@@ -45,24 +45,49 @@ void check_selection(const view<const I, 4>& s, index block, const score_extents
   }
 }
 
+template <class I>
+[[nodiscard]] const I* row_of_choices(const view<const I, 4>& s, index b, index h,
+                                      index i) noexcept {
+  return s.data() + (s.extent(0) == 1 ? 0 : b) * s.stride(0) + h * s.stride(1) + i * s.stride(2);
+}
+
 /// Each of the row's choices among `blocks` blocks, as it comes.
 template <class I, class Use>
 HEED_INLINE void each_choice(const view<const I, 4>& s, index b, index h, index i, index blocks,
                              const Use& use) noexcept {
   const index step = s.stride(3);
-  const I* choice =
-      s.data() + (s.extent(0) == 1 ? 0 : b) * s.stride(0) + h * s.stride(1) + i * s.stride(2);
+  const I* choice = row_of_choices(s, b, h, i);
   for (index c = 0; c < s.extent(3); ++c, choice += step) {
     const auto block = static_cast<index>(*choice);
     if (block >= 0 && block < blocks) use(block);
   }
 }
 
+/// The row's choices among `blocks` blocks where they come ascending: how many, or -1 where not.
+template <class I, class To>
+[[nodiscard]] index ascending_choices(const view<const I, 4>& s, index b, index h, index i,
+                                      index blocks, To* to) noexcept {
+  index n = 0;
+  index last = -1;
+  const index step = s.stride(3);
+  const I* choice = row_of_choices(s, b, h, i);
+  for (index c = 0; c < s.extent(3); ++c, choice += step) {
+    const auto block = static_cast<index>(*choice);
+    if (block < 0 || block >= blocks) continue;
+    if (block <= last) return -1;
+    to[n++] = static_cast<To>(block);
+    last = block;
+  }
+  return n;
+}
+
 /// The row's choices among `blocks` blocks, ascending, without repeats.
 template <class I, class To>
 [[nodiscard]] index sort_choices(const view<const I, 4>& s, index b, index h, index i, index blocks,
                                  To* to) noexcept {
-  index n = 0;
+  index n = ascending_choices(s, b, h, i, blocks, to);
+  if (n >= 0) return n;
+  n = 0;
   each_choice(s, b, h, i, blocks, [&](index block) { to[n++] = static_cast<To>(block); });
   std::sort(to, to + n);
   return std::unique(to, to + n) - to;
@@ -83,18 +108,33 @@ class choice_marks {
     words_ = words(blocks, choices);
     marks_ = c.take<word>(words_);
   }
-  template <class I>
+  template <class I, class To>
   [[nodiscard]] index sort(const view<const I, 4>& s, index b, index h, index i, index blocks,
-                           index* to) const noexcept {
+                           To* to) const noexcept {
     if (words_ == 0) return sort_choices(s, b, h, i, blocks, to);
+    index n = ascending_choices(s, b, h, i, blocks, to);
+    if (n >= 0) return n;
     std::fill_n(marks_, words_, word{0});
     each_choice(s, b, h, i, blocks,
                 [&](index block) { marks_[block / bits] |= word{1} << (block % bits); });
-    index n = 0;
+    // Most words have few marks, and how many is not to be guessed: some places are written for
+    // each, marks or not, as far as the row has room for them.
+    constexpr index at_once = 4;
+    const index room = s.extent(3) - at_once;
+    n = 0;
     for (index w = 0; w < words_; ++w) {
-      for (word left = marks_[w]; left != 0; left &= left - 1) {
-        to[n++] = w * bits + std::countr_zero(left);
+      word left = marks_[w];
+      const index end = n + std::popcount(left);
+      if (n <= room) {
+        for (index j = 0; j < at_once; ++j, left &= left - 1) {
+          to[n + j] = static_cast<To>(w * bits + std::countr_zero(left));
+        }
+        n += at_once;
       }
+      for (; n < end; ++n, left &= left - 1) {
+        to[n] = static_cast<To>(w * bits + std::countr_zero(left));
+      }
+      n = end;
     }
     return n;
   }

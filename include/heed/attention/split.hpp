@@ -16,7 +16,7 @@ namespace heed::detail {
 template <class Call, class A>
 void pack_queries(const Call& call, const shared_rows& rows, A* q) noexcept {
   const index d = call.q.extent(3);
-  for (index r = 0; r < split_scratch<A>::padded(rows.size()); ++r) {
+  for (index r = 0; r < split_plan<A>::padded(rows.size()); ++r) {
     if (r >= rows.size()) {
       for (index c = 0; c < d; ++c) q[r * d + c] = A(0);
       continue;
@@ -58,7 +58,7 @@ struct split_kernel {
     carver measure;
     split_scratch<A>().carve(measure, rows, d);
     const std::size_t each = measure.used();
-    const index q_rows = split_scratch<A>::padded(rows);
+    const index q_rows = split_plan<A>::padded(rows);
     const auto carve = [&](carver c, A*& q, A*& out, softmax_state<A>*& state, std::byte*& own) {
       q = c.take<A>(shares * q_rows * d.head_dim);
       out = c.take<A>(tasks * rows * d.value_dim);

@@ -123,7 +123,7 @@ class paired_block {
     return static_cast<A>(v_[j * v_stride_ + c]);
   }
   [[nodiscard]] bool finite(index keys, index value_dim) const noexcept {
-    return all_finite<A>(v_, keys, v_stride_, value_dim);
+    return all_finite<A>(strided_rows<bfloat16>{v_, v_stride_}, keys, value_dim);
   }
 
  private:

@@ -17,6 +17,7 @@
 #include <type_traits>
 
 #include "heed/kernel/copy_tile.hpp"
+#include "heed/kernel/placed_rows.hpp"
 #include "heed/kernel/query_group.hpp"
 #include "heed/kernel/source.hpp"
 
@@ -53,12 +54,14 @@ const A* block_rows(const Run& run, range keys, index channels, index channel_st
   return copy;
 }
 
-/// Whether all numbers are finite: 0 x is 0 for a finite x and NaN otherwise.
-template <class A, class T>
-[[nodiscard]] bool all_finite(const T* x, index rows, index stride, index columns) noexcept {
+/// Whether all numbers of rows row(0) .. row(rows - 1) are finite: 0 x is 0 for a finite x and NaN
+/// otherwise.
+template <class A, class Rows>
+[[nodiscard]] bool all_finite(const Rows& row, index rows, index columns) noexcept {
   auto probe = simd::zero<A>();
   A rest = A(0);
-  for (index r = 0; r < rows; ++r, x += stride) {
+  for (index r = 0; r < rows; ++r) {
+    const auto* const x = row(r);
     index c = 0;
     for (; c + simd::lanes<A> <= columns; c += simd::lanes<A>) {
       probe = simd::fmadd(simd::load_widened<A>(x + c), simd::zero<A>(), probe);
@@ -124,7 +127,7 @@ class plain_block {
 
   [[nodiscard]] A value(index j, index c) const noexcept { return v_[j * v_stride_ + c]; }
   [[nodiscard]] bool finite(index keys, index value_dim) const noexcept {
-    return all_finite<A>(v_, keys, v_stride_, value_dim);
+    return all_finite<A>(strided_rows<A>{v_, v_stride_}, keys, value_dim);
   }
 
  private:

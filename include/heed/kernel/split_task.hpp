@@ -51,19 +51,17 @@ struct split_scratch {
   A* out = nullptr;      // [rows][value dim, whole packets]
   A* k = nullptr;        // a copied block
   A* v = nullptr;
+  const void** list = nullptr;  // where a block's rows stand
   softmax_state<A>* state = nullptr;
 
-  /// Rows are padded to whole register tiles.
-  [[nodiscard]] static constexpr index padded(index rows) noexcept {
-    return round_up(rows, plan::tile_rows > plan::value_rows ? plan::tile_rows : plan::value_rows);
-  }
   void carve(carver& c, index rows, head_dims d) noexcept {
-    const index r = padded(rows);
+    const index r = plan::padded(rows);
     scores = c.take<A>(r * plan::keys);
     rescale = c.take<A>(r);
     out = c.take<A>(r * round_up(d.value_dim, plan::lanes));
     k = c.take<A>(plan::keys * d.head_dim);
     v = c.take<A>(plan::keys * d.value_dim);
+    list = c.take<const void*>(plan::keys);
     state = c.take<softmax_state<A>>(r);
   }
 };
@@ -75,8 +73,10 @@ template <class A>
 struct weigh_scores {
   A* scores;
   softmax_state<A>* state;
-  void operator()(index first_row, index j, index keys) const noexcept {
-    split_weights(scores + first_row * split_plan<A>::keys + j, keys, state + first_row);
+  template <int Rows>
+  HEED_INLINE void operator()(std::integral_constant<int, Rows>, index first_row, index j,
+                              index keys) const noexcept {
+    split_weights<Rows>(scores + first_row * split_plan<A>::keys + j, keys, state + first_row);
   }
 };
 
@@ -115,41 +115,44 @@ HEED_INLINE range modify_row(const Program& program, const tile& t, A* s) noexce
 
 /// Softmax and values of one row, pair by pair, leaving out what is hidden; `factor` are those of
 /// dropout.
-template <class A, class TV>
+template <class A, class Values>
 HEED_NOINLINE void attend_row_pairwise(softmax_state<A>& state, A* out, const A* s, index keys,
-                                       const A* factor, const TV* v, index v_stride,
-                                       index channels) noexcept {
+                                       const A* factor, const Values& v, index channels) noexcept {
   for (index j = 0; j < keys; ++j) {
     if (s[j] == softmax_state<A>::empty_max) continue;
     const auto w = state.merge({s[j], A(1)});
     const A weight = w.other * factor[j];
+    const auto* const row = v(j);
     for (index c = 0; c < channels; ++c) {
-      out[c] = w.self * out[c] + weight * static_cast<A>(v[j * v_stride + c]);
+      out[c] = w.self * out[c] + weight * static_cast<A>(row[c]);
     }
   }
 }
 
 }  // namespace detail
 
-/// Rows `rows` against `keys` (within one split). `q` are the rows, scaled and in order, `q_stride`
-/// apart, padded to split_scratch::padded(rows.size()).
+/// The scratch's rows have seen nothing yet.
+template <class A>
+void start_split(split_scratch<A>& scratch, index rows, index value_dim) noexcept {
+  using plan = split_plan<A>;
+  const index padded = plan::padded(rows);
+  std::fill_n(scratch.out, padded * round_up(value_dim, plan::lanes), A(0));
+  std::fill_n(scratch.state, padded, softmax_state<A>());
+}
+
+/// Rows `rows` against `keys` more. `q` are the rows, scaled and in order, `q_stride` apart, padded
+/// to split_plan::padded(rows.size()); their states and outputs in the scratch go on from what they
+/// have seen.
 template <class Program, class Source, class A>
-void split_task(const Program& program, const Source& source, const shared_rows& rows, head_dims d,
-                const A* q, index q_stride, range keys, split_scratch<A>& scratch,
-                const split_partial<A>& partial) noexcept {
+void split_keys(const Program& program, const Source& source, const shared_rows& rows, head_dims d,
+                const A* q, index q_stride, range keys, split_scratch<A>& scratch) noexcept {
   using plan = split_plan<A>;
   using TK = typename Source::key_scalar;
   using TV = typename Source::value_scalar;
   const index n = rows.size();
   const index out_stride = round_up(d.value_dim, plan::lanes);
-  for (index i = 0; i < split_scratch<A>::padded(n) * out_stride; ++i) scratch.out[i] = A(0);
-  for (index r = 0; r < split_scratch<A>::padded(n); ++r) {
-    scratch.state[r] = {};
-    scratch.rescale[r] = A(1);
-  }
-  for (index i = n * plan::keys; i < split_scratch<A>::padded(n) * plan::keys; ++i) {
-    scratch.scores[i] = A(0);
-  }
+  std::fill_n(scratch.rescale, plan::padded(n), A(1));
+  std::fill(scratch.scores + n * plan::keys, scratch.scores + plan::padded(n) * plan::keys, A(0));
 
   range seen{0, 0};
   for (index r = 0; r < n; ++r) seen = hull(seen, program.visible_keys(rows.row(r, keys)));
@@ -159,9 +162,9 @@ void split_task(const Program& program, const Source& source, const shared_rows&
 
     const detail::key_runs<Source> key_run{&source, rows.batch, rows.kv_head};
     const detail::block_runs<A, TK, detail::key_runs<Source>> k(
-        key_run, block, d.head_dim, source.key_channel_stride(), scratch.k);
-    k.each([&](const auto* data, index stride, index left, index j, index keys_at) noexcept {
-      split_scores<A>(q, q_stride, n, data, stride, keys_at, left, d.head_dim, scratch.scores + j);
+        key_run, block, d.head_dim, source.key_channel_stride(), scratch.k, scratch.list);
+    k.each([&](const auto& key, index j, index keys_at) noexcept {
+      split_scores<A>(q, q_stride, n, key, keys_at, d.head_dim, scratch.scores + j);
     });
 
     range hidden{0, 0};
@@ -171,15 +174,14 @@ void split_task(const Program& program, const Source& source, const shared_rows&
     }
     const detail::value_runs<Source> value_run{&source, rows.batch, rows.kv_head};
     const detail::block_runs<A, TV, detail::value_runs<Source>> v(
-        value_run, block, d.value_dim, source.value_channel_stride(), scratch.v);
+        value_run, block, d.value_dim, source.value_channel_stride(), scratch.v, scratch.list);
     // What hidden values hold must not matter; that of visible ones propagates either way.
     bool finite = true;
     if (!hidden.empty()) {
-      v.each([&](const auto* data, index stride, index, index at, index keys_at) noexcept {
+      v.each([&](const auto& value, index at, index keys_at) noexcept {
         const range part = intersect(hidden, {at, at + keys_at});
         if (part.empty()) return;
-        finite = finite &&
-                 all_finite<A>(data + (part.begin - at) * stride, part.size(), stride, d.value_dim);
+        finite = finite && all_finite<A>(value.from(part.begin - at), part.size(), d.value_dim);
       });
     }
     const auto dropout_factors = [&](index r, index j, index keys_at, auto&& use) {
@@ -190,7 +192,7 @@ void split_task(const Program& program, const Source& source, const shared_rows&
       }
     };
     if (!finite) {
-      v.each([&](const auto* data, index stride, index, index at, index keys_at) noexcept {
+      v.each([&](const auto& value, index at, index keys_at) noexcept {
         for (index r = 0; r < n; ++r) {
           A factor[std::size_t{plan::keys}];
           std::fill_n(factor, keys_at, A(1));
@@ -199,7 +201,7 @@ void split_task(const Program& program, const Source& source, const shared_rows&
           }
           detail::attend_row_pairwise<A>(scratch.state[r], scratch.out + r * out_stride,
                                          scratch.scores + r * plan::keys + at, keys_at, factor,
-                                         data, stride, d.value_dim);
+                                         value, d.value_dim);
         }
       });
       continue;
@@ -207,18 +209,18 @@ void split_task(const Program& program, const Source& source, const shared_rows&
     for (index r = 0; r < n; ++r) {
       scratch.rescale[r] = split_maximum(scratch.scores + r * plan::keys, count, scratch.state[r]);
     }
-    v.each([&](const auto* data, index stride, index left, index at, index keys_at) noexcept {
+    v.each([&](const auto& value, index at, index keys_at) noexcept {
       // The past is rescaled once, by the first piece.
       if (at > 0) std::fill_n(scratch.rescale, n, A(1));
       const detail::weigh_scores<A> weigh{scratch.scores + at, scratch.state};
       const auto read = [&](const auto& weights) noexcept {
-        split_values<A>(scratch.scores + at, n, data, stride, keys_at, left, d.value_dim,
-                        scratch.rescale, scratch.out, out_stride, weights);
+        split_values<A>(scratch.scores + at, n, value, keys_at, d.value_dim, scratch.rescale,
+                        scratch.out, out_stride, weights);
       };
       if constexpr (Program::template has<stage::dropout>) {
-        read([&](index first_row, index j, index keys_of) noexcept {
-          weigh(first_row, j, keys_of);
-          for (index r = first_row; r < std::min<index>(first_row + plan::value_rows, n); ++r) {
+        read([&](auto tile_rows, index first_row, index j, index keys_of) noexcept {
+          weigh(tile_rows, first_row, j, keys_of);
+          for (index r = first_row; r < std::min<index>(first_row + tile_rows(), n); ++r) {
             A* const s = scratch.scores + r * plan::keys;
             dropout_factors(r, at + j, keys_of, [&](index i, A f) { s[i] *= f; });
           }
@@ -228,12 +230,19 @@ void split_task(const Program& program, const Source& source, const shared_rows&
       }
     });
   }
+}
 
-  for (index r = 0; r < n; ++r) {
+/// Rows `rows` against `keys`, which are one split, from nothing seen to a partial result.
+template <class Program, class Source, class A>
+void split_task(const Program& program, const Source& source, const shared_rows& rows, head_dims d,
+                const A* q, index q_stride, range keys, split_scratch<A>& scratch,
+                const split_partial<A>& partial) noexcept {
+  const index out_stride = round_up(d.value_dim, split_plan<A>::lanes);
+  start_split(scratch, rows.size(), d.value_dim);
+  split_keys(program, source, rows, d, q, q_stride, keys, scratch);
+  for (index r = 0; r < rows.size(); ++r) {
     partial.state[r] = scratch.state[r];
-    for (index c = 0; c < d.value_dim; ++c) {
-      partial.out[r * partial.stride + c] = scratch.out[r * out_stride + c];
-    }
+    std::copy_n(scratch.out + r * out_stride, d.value_dim, partial.out + r * partial.stride);
   }
 }
 

@@ -28,7 +28,7 @@ struct row_scores_scratch {
   index keys = 0;
 
   [[nodiscard]] static constexpr index padded(index rows) noexcept {
-    return round_up(rows, split_plan<A>::tile_rows);
+    return split_plan<A>::padded(rows);
   }
   void carve(carver& c, index rows, index keys_in_all, index head_dim) noexcept {
     q = c.take<A>(padded(rows) * head_dim);
@@ -58,11 +58,12 @@ struct row_scores_scratch {
       const T* const from = keys_of.data() + b * keys_of.stride(0) + h * keys_of.stride(1) +
                             first * keys_of.stride(2);
       if (keys_of.stride(3) == 1) {
-        split_scores<A>(q, d, rows, from, keys_of.stride(2), n, count - first, d, tile);
+        split_scores<A>(q, d, rows, strided_rows<T>{from, keys_of.stride(2), count - first}, n, d,
+                        tile);
       } else {
         copy_tile(rectangle<const T>{from, keys_of.stride(2), keys_of.stride(3)},
                   rectangle<A>{k, d, 1}, n, d);
-        split_scores<A, A>(q, d, rows, k, d, n, 0, d, tile);
+        split_scores<A>(q, d, rows, strided_rows<A>{k, d}, n, d, tile);
       }
       for (index r = 0; r < rows; ++r) std::copy_n(tile + r * plan::keys, n, row(r) + first);
     }
