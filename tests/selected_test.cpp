@@ -2,6 +2,7 @@
 // Attention to selected blocks: the textbook in double under the mask that the selection is.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "heed/parallel.hpp"
@@ -79,6 +80,84 @@ TYPED_TEST(Selected, AnyCountOfRowsKeysAndChoices) {
         this->check(s, {});
       }
     }
+  }
+}
+
+// So many keys that the rows meet them in several bands, and so many choices that a row's do not
+// fit one block of the kernel.
+TYPED_TEST(Selected, KeysOfManyBands) {
+  shapes s;
+  s.batch = 1;
+  s.queries = 2;
+  s.keys = 20'000;
+  s.selection_batch = 1;
+  s.block = 1;
+  s.choices = 1'700;
+  for (const index heads : {1, 3}) {
+    s.heads = heads;
+    s.kv_heads = 1;
+    s.selection_heads = 1;
+    this->check(s, {.offset = 15'000}, heed::causal());
+  }
+}
+
+// Channels that are not next to each other are copied first.
+TYPED_TEST(Selected, ChannelsApart) {
+  for (const index block : {1, 3, 16}) {
+    shapes s;
+    s.block = block;
+    s.choices = 20;
+    const auto q = oracle::random_tensor<TypeParam, 4>({2, 4, 37, 19}, 1);
+    const auto k = oracle::random_tensor<TypeParam, 4>({2, 2, 83, 19}, 2);
+    const auto v = oracle::random_tensor<TypeParam, 4>({2, 2, 83, 21}, 3);
+    const oracle::laid_out<TypeParam> k_turned(k, {.order = {3, 1, 0, 2}});
+    const oracle::laid_out<TypeParam> v_turned(v, {.order = {0, 3, 1, 2}});
+    const auto selection = random_selection(s, 4);
+    const auto want = oracle::expected(q, k, v, {}, selected{selection, s});
+    EXPECT_EQ(oracle::difference<TypeParam>(
+                  heed::selected_attention(q, k_turned.cview(), v_turned.cview(), selection, block),
+                  want.output, want.sizes),
+              "");
+  }
+}
+
+// Values that nobody chose, or that a mask hides, may hold anything.
+TYPED_TEST(Selected, HiddenValuesDoNotMatter) {
+  shapes s;
+  s.block = 1;
+  s.choices = 20;
+  const auto q = oracle::random_tensor<TypeParam, 4>({2, 4, 37, 19}, 1);
+  const auto k = oracle::random_tensor<TypeParam, 4>({2, 2, 83, 19}, 2);
+  const auto v = oracle::random_tensor<TypeParam, 4>({2, 2, 83, 21}, 3);
+  auto spoilt = v;
+  oracle::each_index({2, 2, 83, 21}, [&](index b, index h, index j, index c) {
+    if (j >= 60) spoilt(b, h, j, c) = static_cast<TypeParam>(oracle::not_a_number);
+  });
+  const auto hidden = [](const position& p) { return p.key < 60; };
+  const auto selection = random_selection(s, 4);
+  const auto want = oracle::expected(q, k, v, {}, hidden, selected{selection, s});
+  EXPECT_EQ(oracle::difference<TypeParam>(
+                heed::selected_attention(q, k, spoilt, selection, 1, {}, hidden), want.output,
+                want.sizes),
+            "");
+}
+
+// Few choices are sorted, many marked; such as ascend already are taken as they come.
+TYPED_TEST(Selected, TheSameBitsInAnyOrderOfChoices) {
+  for (const index choices : {5, 20}) {
+    shapes s;
+    s.block = 1;
+    s.choices = choices;
+    const auto q = oracle::random_tensor<TypeParam, 4>({2, 4, 37, 19}, 1);
+    const auto k = oracle::random_tensor<TypeParam, 4>({2, 2, 83, 19}, 2);
+    const auto selection = random_selection(s, 4);
+    auto once = selections::ascending(selection);
+    for (index at = 0; at < once.size(); at += choices) {
+      index* const row = once.data() + at;
+      std::fill(std::unique(row, row + choices), row + choices, index{-1});
+    }
+    EXPECT_TRUE(oracle::same_bits(heed::selected_attention(q, k, k, selection, 1),
+                                  heed::selected_attention(q, k, k, once, 1)));
   }
 }
 

@@ -36,6 +36,16 @@ inline heed::tensor<index, 4> random_selection(const shapes& s, unsigned seed) {
   return t;
 }
 
+/// Each row's choices ascending, those that are none last.
+inline heed::tensor<index, 4> ascending(heed::tensor<index, 4> t) {
+  const index count = t.extent(3);
+  for (index at = 0; at < t.size(); at += count) {
+    std::sort(t.data() + at, t.data() + at + count,
+              [](index a, index b) { return a >= 0 && (b < 0 || a < b); });
+  }
+  return t;
+}
+
 /// The selection as a mask.
 struct selected {
   const heed::tensor<index, 4>& choices;

@@ -14,6 +14,7 @@
 #include "heed/parallel.hpp"
 #include "heed/sparse.hpp"
 #include "scalars.hpp"
+#include "selection_oracle.hpp"
 
 namespace {
 
@@ -160,6 +161,9 @@ void check_top_keys(const heed::tensor<T, 4>& q, const heed::tensor<T, 4>& k,
   heed::serial_executor serial;
   const auto got = heed::top_k_keys(pool, q, k, o);
   EXPECT_TRUE(oracle::same_bits(got, heed::top_k_keys(serial, q, k, o)));
+  heed::selection_options by_key = o;
+  by_key.order = heed::choice_order::ascending;
+  EXPECT_TRUE(oracle::same_bits(selections::ascending(got), heed::top_k_keys(pool, q, k, by_key)));
   const index keys = k.extent(2);
   const index group = q.extent(1) / k.extent(1);
   oracle::each_index(
@@ -227,7 +231,11 @@ TYPED_TEST(Selection, MixtureOfBlocks) {
   const auto q = small_integers<TypeParam, 4>({1, 4, 50, 8}, 1);
   const auto k = small_integers<TypeParam, 4>({1, 2, 53, 8}, 2);
   for (const index count : {0, 1, 3, 20}) {
-    const auto got = heed::mixture_of_blocks(pool, q, k, {.count = count, .block = 4, .offset = 3});
+    heed::selection_options o{.count = count, .block = 4, .offset = 3};
+    const auto got = heed::mixture_of_blocks(pool, q, k, o);
+    o.order = heed::choice_order::ascending;
+    EXPECT_TRUE(
+        oracle::same_bits(selections::ascending(got), heed::mixture_of_blocks(pool, q, k, o)));
     oracle::each_index({1, 4, 50, 1}, [&](index b, index h, index i, index) {
       const index own = (3 + i) / 4;
       std::vector<double> scores;
@@ -276,6 +284,10 @@ void check_indexer(const indexer_case& c, const heed::selection_options& o) {
   const oracle::laid_out<T> turned(qi, {.order = {3, 1, 0, 2}, .backwards = {0, 0, 1, 1}});
   const auto got = heed::indexer_keys(pool, turned.cview(), ki, w, o);
   EXPECT_TRUE(oracle::same_bits(got, heed::indexer_keys(serial, qi, ki, w, o)));
+  heed::selection_options by_key = o;
+  by_key.order = heed::choice_order::ascending;
+  EXPECT_TRUE(
+      oracle::same_bits(selections::ascending(got), heed::indexer_keys(serial, qi, ki, w, by_key)));
   oracle::each_index({2, 1, c.queries, 1}, [&](index b, index, index i, index) {
     std::vector<double> scores;
     for (index j = 0; j < (o.causal ? std::min(c.keys, o.offset + i + 1) : c.keys); ++j) {

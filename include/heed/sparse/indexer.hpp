@@ -39,7 +39,7 @@ HEED_INLINE void weigh_heads(A* scores, const A* weight, index heads) noexcept {
 
 }  // namespace detail
 
-/// indexer_keys(executor, qi, ki, w, options): the `count` keys of largest I_ij, best first, -1
+/// indexer_keys(executor, qi, ki, w, options): the `count` keys of largest I_ij in their order, -1
 /// where there are fewer, [batch, 1, queries, count]: one choice, which `selected_attention` with
 /// block 1 takes for all heads. qi [batch, index heads, queries, Di], ki [batch, 1, keys, Di], w
 /// [batch, index heads, queries].
@@ -107,7 +107,7 @@ template <executor E, tensor_like Q, tensor_like K, tensor_like W>
         }
         const TK* const keys = k4.data() + b * k4.stride(0);
         s.largest.list(
-            i, seen,
+            i, o.order, seen,
             [&](range rows, index step, index most, const auto& take) noexcept {
               const index passed = (rows.begin - i.begin) * heads;
               detail::each_scored_group(

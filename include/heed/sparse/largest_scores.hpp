@@ -14,7 +14,7 @@ namespace heed::detail {
 
 template <class E, class TQ, class TK, class Seen, class To>
 void largest_scores_of_few(E& exec, const view<const TQ, 4>& q, const view<const TK, 4>& k,
-                           index count, const Seen& seen, const To& to) {
+                           index count, choice_order order, const Seen& seen, const To& to) {
   using A = accumulate_t<TQ>;
   const index n = q.extent(2);
   const index group = q.extent(1) / k.extent(1);
@@ -44,14 +44,14 @@ void largest_scores_of_few(E& exec, const view<const TQ, 4>& q, const view<const
         s.largest.start(i.size());
         for (index r = 0; r < i.size(); ++r) {
           s.largest.take_row(r, s.scored.row(r), {0, seen(i.begin + r)});
-          s.largest.descending(r, to(b, h, i.begin + r));
+          s.largest.list(r, order, to(b, h, i.begin + r));
         }
       });
 }
 
 template <class E, class TQ, class TK, class Seen, class To>
 void largest_scores_of_many(E& exec, const view<const TQ, 4>& q, const view<const TK, 4>& k,
-                            index count, const Seen& seen, const To& to) {
+                            index count, choice_order order, const Seen& seen, const To& to) {
   using A = accumulate_t<TQ>;
   struct scratch_type {
     scored_rows_scratch<A> scored;
@@ -78,7 +78,7 @@ void largest_scores_of_many(E& exec, const view<const TQ, 4>& q, const view<cons
         const index first = (steps - 1 - t % steps) * rows;
         const TK* const keys = k.data() + b * k.stride(0) + h / group * k.stride(1);
         s.largest.list(
-            {first, std::min(first + rows, n)}, seen,
+            {first, std::min(first + rows, n)}, order, seen,
             [&](range i, index step, index most, const auto& take) noexcept {
               each_scored_group(
                   s.scored, rectangle<const TQ>{&q(b, h, i.begin, 0), q.stride(2), q.stride(3)},
@@ -93,19 +93,19 @@ void largest_scores_of_many(E& exec, const view<const TQ, 4>& q, const view<cons
       });
 }
 
-/// The `count` keys of largest q.k among the first `seen(i)` keys of row i, largest first, ties to
+/// The `count` keys of largest q.k among the first `seen(i)` keys of row i, in `order`, ties to
 /// the lower key, NaN as -inf; -1 where there are fewer; to `to(b, h, i)`. `seen` must not fall
 /// with i. Cost 2 D FLOPs a pair; a worker's memory is O(count) for each row in its hands, for few
 /// queries O(keys).
 template <class E, class TQ, class TK, class Seen, class To>
 void largest_scores(E& exec, const view<const TQ, 4>& q, const view<const TK, 4>& k, index count,
-                    const Seen& seen, const To& to) {
+                    choice_order order, const Seen& seen, const To& to) {
   check_listed("keys", k.extent(2));
   if (q.extent(0) * q.extent(1) * q.extent(2) == 0) return;
   if (q.extent(2) <= split_plan<accumulate_t<TQ>>::most_queries) {
-    largest_scores_of_few(exec, q, k, count, seen, to);
+    largest_scores_of_few(exec, q, k, count, order, seen, to);
   } else {
-    largest_scores_of_many(exec, q, k, count, seen, to);
+    largest_scores_of_many(exec, q, k, count, order, seen, to);
   }
 }
 

@@ -22,7 +22,15 @@
 #include "heed/sparse/sort_by_size.hpp"
 #include "heed/sparse/sorted_few.hpp"
 
-namespace heed::detail {
+namespace heed {
+
+/// In which order a row's choices are listed.
+enum class choice_order {
+  best_first,  ///< largest score first, ties to the lower index
+  ascending,   ///< by index, which costs less, to list and for `selected_attention` to read
+};
+
+namespace detail {
 
 /// Lists name their entries in 32 bits.
 inline void check_listed(const char* name, index count) {
@@ -140,7 +148,11 @@ class running_largest {
     }
   }
 
-  /// Row r's keys, ascending, and -1 in what is left of the `count`.
+  /// Row r's keys in `order`, and -1 in what is left of the `count`.
+  void list(index r, choice_order order, index* to) noexcept {
+    order == choice_order::ascending ? ascending(r, to) : descending(r, to);
+  }
+  /// The same, ascending.
   void ascending(index r, index* to) noexcept {
     if (count_ <= handful) {
       descending(r, to);
@@ -151,7 +163,7 @@ class running_largest {
     std::copy_n(keys_ + r * capacity_, held_[r], to);
     std::fill(to + held_[r], to + count_, index{-1});
   }
-  /// The same, largest first.
+  /// The same, best first.
   void descending(index r, index* to) noexcept {
     if (count_ <= handful) {
       for (index i = 0; i < count_; ++i)
@@ -286,4 +298,6 @@ class running_largest {
   index* held_ = nullptr;             // [rows]
 };
 
-}  // namespace heed::detail
+}  // namespace detail
+
+}  // namespace heed

@@ -44,12 +44,13 @@ class sampled_largest {
     largest_.carve(c, rows, count);
   }
 
-  /// The keys of the `count` largest scores of each row, largest first, ties to the lower key, NaN
-  /// as -inf, -1 where there are fewer, to `to(row)`. Row i sees its first `seen(i)` keys, which
+  /// The keys of the `count` largest scores of each row in `order`, ties to the lower key, NaN as
+  /// -inf, -1 where there are fewer, to `to(row)`. Row i sees its first `seen(i)` keys, which
   /// must not fall with i. `score(rows, step, keys, take)` calls take(row, scores, at) for all rows
   /// of each group `at` of the first `keys` of every `step`-th key, in order.
   template <class Seen, class Score, class To>
-  void list(range rows, const Seen& seen, const Score& score, const To& to) noexcept {
+  void list(range rows, choice_order order, const Seen& seen, const Score& score,
+            const To& to) noexcept {
     const key_sample sample(count_);
     const auto take = [&](running_largest<A>& into, range i, index step, const auto& most) {
       score(i, step, most(i.end - 1), [&](index row, const A* scores, range at) noexcept {
@@ -58,7 +59,7 @@ class sampled_largest {
     };
     const auto leave = [&](range i) {
       for (index row = i.begin; row < i.end; ++row) {
-        largest_.descending(row - rows.begin, to(row));
+        largest_.list(row - rows.begin, order, to(row));
       }
     };
 
@@ -82,7 +83,7 @@ class sampled_largest {
     largest_.start(again.size());
     take(largest_, again, 1, seen);
     for (index row = again.begin; row < again.end; ++row) {
-      largest_.descending(row - again.begin, to(row));
+      largest_.list(row - again.begin, order, to(row));
     }
   }
 

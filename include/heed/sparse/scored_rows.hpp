@@ -3,7 +3,7 @@
 // lanes, so that a row's scores lie side by side, and no row of them is ever whole.
 //
 // Keys are packed once for a block of rows, and stay in the first-level cache while the rows pass
-// by.
+// by; meanwhile the next ones are asked for.
 #pragma once
 
 #include <algorithm>
@@ -49,11 +49,16 @@ void each_scored_group(const scored_rows_scratch<A>& s, const rectangle<const TQ
     const range at{first, std::min(seen, first + plan::group)};
     plain_block<A>::pack(rectangle<const TK>{k.at(first, 0), k.row, k.column}, at.size(), head_dim,
                          A(1), s.keys);
+    read_ahead ahead;
+    if (k.column == 1) {
+      constexpr auto size = static_cast<index>(sizeof(TK));
+      ahead.add(k.at(at.end, 0), k.row * size, head_dim * size,
+                std::min(seen - at.end, plan::group));
+    }
     in_packets<A>(at.size(), [&](auto packets) noexcept {
       simd::packet<A> top[std::size_t{packets()}];
       for (auto& t : top) t = simd::zero<A>();
-      read_ahead none;
-      score_tile<A, packets()>(s.keys, row, stride, head_dim, rows, s.scores, top, none);
+      score_tile<A, packets()>(s.keys, row, stride, head_dim, rows, s.scores, top, ahead);
     });
     use(at, s.scores);
   }

@@ -6,8 +6,9 @@
 // | top_k_keys        | the `count` keys of largest q.k                                   | 1    |
 // | mixture_of_blocks | its own block, and the best `count - 1` earlier by q.mean(block)  | 2    |
 //
-// The result is a tensor [batch, heads, queries, count] of indices, best first, -1 where there are
-// fewer, for `selected_attention` (heed/attention.hpp), which takes them in any order. Ties go to
+// The result is a tensor [batch, heads, queries, count] of indices, best first or ascending, -1
+// where there are fewer, for `selected_attention` (heed/attention.hpp), which takes them in any
+// order, and ascending at the least cost. Ties go to
 // the lower index, so that a selection is the same on every run and for any number of threads.
 // Scores accumulate in float (double for double); a NaN is never preferred. Causal rows choose
 // among keys j <= offset + i alone. Cost 2 N M D FLOPs a head for keys, 1 / block of that for
@@ -18,6 +19,7 @@
 // to 6.
 #pragma once
 
+#include <algorithm>
 #include <string>
 
 #include "heed/core/errors.hpp"
@@ -33,6 +35,7 @@ struct selection_options {
   index block = 1;     ///< keys a block, where blocks are chosen
   bool causal = true;  ///< choose among keys up to the row's own position
   index offset = 0;    ///< position of row 0
+  choice_order order = choice_order::best_first;  ///< of a row's choices
 };
 
 namespace detail {
@@ -81,7 +84,8 @@ template <executor E, tensor_like Q, tensor_like K>
   detail::check_selection_call(q4.extents(), k4.extents(), o);
   tensor<index, 4> chosen({q4.extent(0), q4.extent(1), q4.extent(2), o.count});
   detail::largest_scores(
-      exec, q4, k4, o.count, [&](index i) { return detail::choosable(o, i, k4.extent(2)); },
+      exec, q4, k4, o.count, o.order,
+      [&](index i) { return detail::choosable(o, i, k4.extent(2)); },
       [&](index b, index h, index i) { return detail::choices_of(chosen, b, h, i); });
   return chosen;
 }
@@ -133,11 +137,17 @@ template <executor E, tensor_like Q, tensor_like K>
   if (o.count == 0) return chosen;
   const auto own = [&](index i) { return std::min((o.offset + i) / o.block, m.extent(2) - 1); };
   // Each row's own block, and the best before it.
-  detail::largest_scores(exec, q4, m, o.count - 1, own, [&](index b, index h, index i) {
+  detail::largest_scores(exec, q4, m, o.count - 1, o.order, own, [&](index b, index h, index i) {
     index* const to = detail::choices_of(chosen, b, h, i);
     *to = own(i);
     return to + 1;
   });
+  if (o.order == choice_order::best_first) return chosen;
+  // Its own is the last of them.
+  for (index row = 0; row < chosen.extent(0) * chosen.extent(1) * chosen.extent(2); ++row) {
+    index* const to = chosen.data() + row * o.count;
+    std::rotate(to, to + 1, to + 1 + std::min(o.count - 1, std::max<index>(*to, 0)));
+  }
   return chosen;
 }
 
