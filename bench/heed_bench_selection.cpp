@@ -19,7 +19,8 @@
 // lsh_buckets_R hashes in R rounds; route_tokens has clusters of 512.
 // page_bounds is decode: one query of n cached tokens, 128 pages of 16; page_bounds_H, of H heads
 // that share the cache and choose each for itself; page_bounds_bfloat16, with bounds of that
-// scalar. The others are causal prompts of n queries.
+// scalar. The others are causal prompts of n queries. Choices of keys and of blocks are listed
+// ascending.
 #include <algorithm>
 #include <ctime>
 #include <optional>
@@ -149,7 +150,8 @@ void register_selection(const std::string& method, index n, const Make& make, co
 void register_chosen_blocks(const std::string& method, index n, index block, bool by_means,
                             index count) {
   const auto choose = [=](planted_data& d, index choices) {
-    const heed::selection_options o{.count = choices, .block = block};
+    const heed::selection_options o{
+        .count = choices, .block = block, .order = heed::choice_order::ascending};
     return by_means ? heed::mixture_of_blocks(pool_of(1), d.q, d.k, o)
                     : heed::top_k_keys(pool_of(1), d.q, d.k, o);
   };
@@ -205,7 +207,7 @@ void register_indexer(index n) {
     using D = indexed_data;
     return heed::indexer_keys(pool_of(1), D::of_heads(d.qi.data(), n, D::index_dim, D::index_heads),
                               D::of_heads(d.ki.data(), n, D::index_dim, 1), d.weight,
-                              {.count = count});
+                              {.count = count, .order = heed::choice_order::ascending});
   };
   register_selection(
       "indexer_keys", n, [](index tokens) { return indexed_data(tokens); },
