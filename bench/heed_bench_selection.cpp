@@ -20,8 +20,9 @@
 // page_bounds is decode: one query of n cached tokens, 128 pages of 16; page_bounds_H, of H heads
 // that share the cache and choose each for itself; page_bounds_bfloat16, with bounds of that
 // scalar. The others are causal prompts of n queries. Choices of keys and of blocks are listed
-// ascending.
+// ascending, in memory that stays.
 #include <algorithm>
+#include <cstdint>
 #include <ctime>
 #include <optional>
 #include <type_traits>
@@ -38,6 +39,8 @@ namespace {
 
 constexpr index head_dim = 64;
 
+using choices_view = heed::view<std::int32_t, 4>;
+
 /// q, k and v of one head, and where the result goes.
 struct planted_data {
   explicit planted_data(index n)
@@ -49,9 +52,16 @@ struct planted_data {
     fill(k, 2);
   }
   [[nodiscard]] index tokens() const { return q.extent(2); }
+  /// Where one head's choices go, call after call.
+  [[nodiscard]] choices_view choices(index count) {
+    const index n = tokens();
+    memory.resize(std::max(memory.size(), static_cast<std::size_t>(n * count)));
+    return {memory.data(), {1, 1, n, count}, {n * count, n * count, count, 1}};
+  }
 
   heed::tensor<float, 4> q, k, v, out;
   heed::workspace scratch;
+  std::vector<std::int32_t> memory;
 };
 
 planted_data topics(index n) {
@@ -152,17 +162,22 @@ void register_chosen_blocks(const std::string& method, index n, index block, boo
   const auto choose = [=](planted_data& d, index choices) {
     const heed::selection_options o{
         .count = choices, .block = block, .order = heed::choice_order::ascending};
-    return by_means ? heed::mixture_of_blocks(pool_of(1), d.q, d.k, o)
-                    : heed::top_k_keys(pool_of(1), d.q, d.k, o);
+    const choices_view chosen = d.choices(choices);
+    if (by_means) {
+      heed::mixture_of_blocks_into(pool_of(1), chosen, d.q, d.k, o);
+    } else {
+      heed::top_k_keys_into(pool_of(1), chosen, d.q, d.k, o);
+    }
+    return chosen;
   };
   register_selection(
       method, n, [](index tokens) { return topics(tokens); },
       [=](planted_data& d) { return choose(d, count); },
-      [=](planted_data& d, const heed::tensor<index, 4>& chosen) {
+      [=](planted_data& d, const choices_view& chosen) {
         heed::selected_attention_into(pool_of(1), d.out, d.q, d.k, d.v, chosen, block,
                                       {.scratch = &d.scratch}, heed::causal());
       },
-      [=](planted_data& d, const heed::tensor<index, 4>& chosen) {
+      [=](planted_data& d, const choices_view& chosen) {
         return heed::mean_recall(
             heed::selection_recall(pool_of(1), d.q, d.k, chosen, block, of_64_rows(n)));
       },
@@ -205,19 +220,22 @@ struct indexed_data : planted_data {
 void register_indexer(index n) {
   const auto choose = [=](indexed_data& d, index count) {
     using D = indexed_data;
-    return heed::indexer_keys(pool_of(1), D::of_heads(d.qi.data(), n, D::index_dim, D::index_heads),
-                              D::of_heads(d.ki.data(), n, D::index_dim, 1), d.weight,
-                              {.count = count, .order = heed::choice_order::ascending});
+    const choices_view chosen = d.choices(count);
+    heed::indexer_keys_into(pool_of(1), chosen,
+                            D::of_heads(d.qi.data(), n, D::index_dim, D::index_heads),
+                            D::of_heads(d.ki.data(), n, D::index_dim, 1), d.weight,
+                            {.count = count, .order = heed::choice_order::ascending});
+    return chosen;
   };
   register_selection(
       "indexer_keys", n, [](index tokens) { return indexed_data(tokens); },
       [=](indexed_data& d) { return choose(d, 1024); },
-      [=](indexed_data& d, const heed::tensor<index, 4>& chosen) {
+      [=](indexed_data& d, const choices_view& chosen) {
         heed::selected_attention_into(pool_of(1), d.outs,
                                       indexed_data::of_heads(d.q.data(), n, head_dim, d.heads), d.k,
                                       d.v, chosen, 1, {.scratch = &d.scratch}, heed::causal());
       },
-      [=](indexed_data& d, const heed::tensor<index, 4>& chosen) {
+      [=](indexed_data& d, const choices_view& chosen) {
         return heed::mean_recall(
             heed::selection_recall(pool_of(1), d.q, d.k, chosen, 1, of_64_rows(n)));
       },

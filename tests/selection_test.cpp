@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <limits>
 #include <random>
 #include <vector>
@@ -344,6 +345,51 @@ TYPED_TEST(Selection, OfEverythingIsAttention) {
                 heed::selected_attention(q, k, k, blocks, 4, {}, heed::causal()), want.output,
                 want.sizes),
             "");
+}
+
+/// What a form that writes into the caller's memory writes, with 32 bits for each choice, or
+/// nothing.
+template <class Into>
+void check_into(const heed::tensor<index, 4>& want, const Into& into) {
+  const auto e = want.extents();
+  heed::tensor<std::int32_t, 4> got(e);
+  into(got);
+  EXPECT_TRUE(std::equal(want.data(), want.data() + want.size(), got.data()));
+  // Rows apart, in memory that holds more.
+  std::vector<index> cells(static_cast<std::size_t>(want.size() * 2 + 1), 7);
+  const heed::view<index, 4> apart(cells.data(), e,
+                                   {2 * e[1] * e[2] * e[3], 2 * e[2] * e[3], 2 * e[3], 1});
+  into(apart);
+  oracle::each_index(e, [&](index b, index h, index i, index c) {
+    EXPECT_EQ(apart(b, h, i, c), want(b, h, i, c));
+  });
+  EXPECT_EQ(std::count(cells.begin(), cells.end(), 7),
+            want.size() + 1 + std::count(want.data(), want.data() + want.size(), 7));
+
+  heed::tensor<index, 4> one_more({e[0], e[1], e[2], e[3] + 1});
+  EXPECT_THROW(into(one_more), heed::shape_error);
+  const heed::view<index, 4> choices_apart(cells.data(), e,
+                                           {2 * e[1] * e[2] * e[3], 2 * e[2] * e[3], 2 * e[3], 2});
+  EXPECT_THROW(into(choices_apart), heed::shape_error);
+}
+
+TEST(Selection, IntoTheCallersMemory) {
+  heed::serial_executor serial;
+  const auto q = small_integers<float, 4>({2, 4, 50, 8}, 1);
+  const auto k = small_integers<float, 4>({2, 2, 53, 8}, 2);
+  for (const auto order : {heed::choice_order::best_first, heed::choice_order::ascending}) {
+    for (const index count : {3, 30}) {
+      const heed::selection_options o{.count = count, .block = 4, .order = order};
+      check_into(heed::top_k_keys(serial, q, k, o),
+                 [&](auto& chosen) { heed::top_k_keys_into(serial, chosen, q, k, o); });
+      check_into(heed::mixture_of_blocks(serial, q, k, o),
+                 [&](auto& chosen) { heed::mixture_of_blocks_into(serial, chosen, q, k, o); });
+      const auto one = small_integers<float, 4>({2, 1, 53, 8}, 3);
+      const auto w = small_integers<float, 3>({2, 4, 50}, 4);
+      check_into(heed::indexer_keys(serial, q, one, w, o),
+                 [&](auto& chosen) { heed::indexer_keys_into(serial, chosen, q, one, w, o); });
+    }
+  }
 }
 
 TEST(SelectionErrors, NameTheArgument) {

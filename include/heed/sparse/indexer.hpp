@@ -39,19 +39,19 @@ HEED_INLINE void weigh_heads(A* scores, const A* weight, index heads) noexcept {
 
 }  // namespace detail
 
-/// indexer_keys(executor, qi, ki, w, options): the `count` keys of largest I_ij in their order, -1
-/// where there are fewer, [batch, 1, queries, count]: one choice, which `selected_attention` with
-/// block 1 takes for all heads. qi [batch, index heads, queries, Di], ki [batch, 1, keys, Di], w
-/// [batch, index heads, queries].
+/// indexer_keys_into(executor, chosen, qi, ki, w, options): the `count` keys of largest I_ij in
+/// their order, -1 where there are fewer, [batch, 1, queries, count]: one choice, which
+/// `selected_attention` with block 1 takes for all heads. qi [batch, index heads, queries, Di], ki
+/// [batch, 1, keys, Di], w [batch, index heads, queries].
 ///
 /// Scores accumulate in float (double for double). A score that is NaN counts as 0; an I_ij that
 /// is, for its weights are, as -inf. Ties to the lower key; the same choices for any number of
 /// threads. Cost 2 N M Di FLOPs an index head; a worker holds the scores of some rows against a
 /// few keys, and O(count) numbers for each of their queries. Throws shape_error, option_error,
 /// std::bad_alloc.
-template <executor E, tensor_like Q, tensor_like K, tensor_like W>
-[[nodiscard]] tensor<index, 4> indexer_keys(E& exec, const Q& qi, const K& ki, const W& w,
-                                            const selection_options& o = {}) {
+template <executor E, tensor_like C, tensor_like Q, tensor_like K, tensor_like W>
+void indexer_keys_into(E& exec, C&& chosen, const Q& qi, const K& ki, const W& w,
+                       const selection_options& o = {}) {
   const auto q4 = detail::selection_input(qi);
   const auto k4 = detail::selection_input(ki);
   detail::check_selection_call(q4.extents(), k4.extents(), o);
@@ -69,8 +69,8 @@ template <executor E, tensor_like Q, tensor_like K, tensor_like W>
   const index n = q4.extent(2);
   const index heads = q4.extent(1);
   const index d = q4.extent(3);
-  tensor<index, 4> chosen({q4.extent(0), 1, n, o.count});
-  if (q4.extent(0) * n == 0) return chosen;
+  const auto to = detail::selection_output(chosen, q4.extents(), 1, o);
+  if (q4.extent(0) * n == 0) return;
 
   // All heads of some queries meet the keys together.
   const index queries = std::min(
@@ -123,8 +123,17 @@ template <executor E, tensor_like Q, tensor_like K, tensor_like W>
                     }
                   });
             },
-            [&](index row) { return detail::choices_of(chosen, b, 0, row); });
+            [&](index row) { return detail::choices_of(to, b, 0, row); });
       });
+}
+/// indexer_keys(executor, qi, ki, w, options)
+template <executor E, tensor_like Q, tensor_like K, tensor_like W>
+[[nodiscard]] tensor<index, 4> indexer_keys(E& exec, const Q& qi, const K& ki, const W& w,
+                                            const selection_options& o = {}) {
+  std::array<index, 4> of_one_head = detail::selection_input(qi).extents();
+  of_one_head[1] = 1;
+  auto chosen = detail::new_selection(of_one_head, o);
+  indexer_keys_into(exec, chosen, qi, ki, w, o);
   return chosen;
 }
 

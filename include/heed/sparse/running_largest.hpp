@@ -149,11 +149,13 @@ class running_largest {
   }
 
   /// Row r's keys in `order`, and -1 in what is left of the `count`.
-  void list(index r, choice_order order, index* to) noexcept {
+  template <class I>
+  void list(index r, choice_order order, I* to) noexcept {
     order == choice_order::ascending ? ascending(r, to) : descending(r, to);
   }
   /// The same, ascending.
-  void ascending(index r, index* to) noexcept {
+  template <class I>
+  void ascending(index r, I* to) noexcept {
     if (count_ <= handful) {
       descending(r, to);
       std::sort(to, to + held_[r]);
@@ -161,13 +163,15 @@ class running_largest {
     }
     finish(r);
     std::copy_n(keys_ + r * capacity_, held_[r], to);
-    std::fill(to + held_[r], to + count_, index{-1});
+    std::fill(to + held_[r], to + count_, I{-1});
   }
   /// The same, best first.
-  void descending(index r, index* to) noexcept {
+  template <class I>
+  void descending(index r, I* to) noexcept {
     if (count_ <= handful) {
-      for (index i = 0; i < count_; ++i)
-        to[i] = sorted_few<A>::key_of(few_keys_[r * capacity_ + i]);
+      for (index i = 0; i < count_; ++i) {
+        to[i] = static_cast<I>(sorted_few<A>::key_of(few_keys_[r * capacity_ + i]));
+      }
       return;
     }
     finish(r);
@@ -177,7 +181,7 @@ class running_largest {
     for (index i = 0; i < n; ++i) sorted_[i] = {sized_entry<A>::falling(v[i]), k[i]};
     const sized_entry<A>* const e = sort_by_size(sorted_, sorted_ + capacity_, n);
     for (index i = 0; i < n; ++i) to[i] = e[i].key;
-    std::fill(to + n, to + count_, index{-1});
+    std::fill(to + n, to + count_, I{-1});
   }
 
  private:

@@ -106,6 +106,7 @@ template <executor E, tensor_like Q, class T, class Bound>
     std::fill_n(chosen.data(), chosen.size(), index{-1});
     return chosen;
   }
+  const auto places = as_view(chosen);
   // The newest page is chosen without a look at its bound.
   const index newest = o.newest && o.count > 0 ? 1 : 0;
   // All heads of a KV head, and some of their rows, while its bounds pass by.
@@ -162,7 +163,7 @@ template <executor E, tensor_like Q, class T, class Bound>
         }
         for (index row = 0; row < i.size(); ++row) {
           for (index g = 0; g < lists; ++g) {
-            index* const to = detail::choices_of(chosen, b, h * lists + g, i.begin + row);
+            index* const to = detail::choices_of(places, b, h * lists + g, i.begin + row);
             if (newest > 0) to[0] = pages(i.begin + row) - 1;
             s.largest.descending(row * lists + g, to + newest);
           }
