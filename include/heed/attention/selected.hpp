@@ -41,10 +41,10 @@ namespace heed {
 
 namespace detail {
 
-/// Whether to run block by block. With r rows a block, measured at 64 channels of float: row by row
-/// a key costs a row 13 ns over the heads that share it, and 1 ns more; block by block 1 ns, but a
-/// part is 100 ns, and a task 3,000 ns over its rows:
-///   13 block / heads > 100 + 3000 / r
+/// Whether to run block by block. Measured at 64 channels of float, in ns for a choice that `heads`
+/// heads share, r rows choosing each block:
+///   row by row       90 + 21 heads + (2.8 + 3.2 heads) block
+///   block by block   (215 + 1.9 block + 3000 / r) heads
 template <class Call, class I>
 [[nodiscard]] bool by_blocks(const Call& call, const view<const I, 4>& selection,
                              index block) noexcept {
@@ -54,7 +54,7 @@ template <class Call, class I>
   if (blocks == 0 || e.queries > most || e.keys > most) return false;
   const index rows = passes_of(call, selection, block).rows * selection.extent(3) / blocks;
   const index heads = sharing_heads(call, selection);
-  return rows >= 4 && (block - 8 * heads) * rows > 240 * heads;
+  return rows >= 4 && ((2 + heads) * block + 67 - 144 * heads) * rows > 2200 * heads;
 }
 
 template <class E, class Call, class I>
