@@ -223,14 +223,17 @@ class running_largest {
     A* v = values_ + r * capacity_ + held_[r];
     std::int32_t* k = keys_ + r * capacity_ + held_[r];
     held_[r] += std::popcount(bits);
-    for (index i = 0; bits != 0; i += plan::lanes, bits >>= plan::lanes) {
-      const auto chosen = static_cast<unsigned>(bits & ((std::uint64_t{1} << plan::lanes) - 1));
+    // Packets of which none is kept are no rarer than others, and not to be guessed.
+    simd::unroll<plan::packets>([&](auto p) HEED_INLINE_LAMBDA {
+      constexpr index i = p * plan::lanes;
+      const auto chosen = static_cast<unsigned>(bits >> i) &
+                          static_cast<unsigned>((std::uint64_t{1} << plan::lanes) - 1);
       const int count = std::popcount(chosen);
       simd::store_chosen<A>(v, s + i, chosen);
       simd::store_chosen<A>(k, places.data() + i, chosen, static_cast<std::int32_t>(first));
       v += count;
       k += count;
-    }
+    });
     if (held_[r] > capacity_ - step - plan::lanes) cut(r);
   }
   void append(index r, A x, index key) noexcept {
