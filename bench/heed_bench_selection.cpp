@@ -52,7 +52,7 @@ struct planted_data {
     fill(k, 2);
   }
   [[nodiscard]] index tokens() const { return q.extent(2); }
-  /// Where one head's choices go, call after call.
+  /// Where one head's choices go, call after call: memory that is there before the first.
   [[nodiscard]] choices_view choices(index count) {
     const index n = tokens();
     memory.resize(std::max(memory.size(), static_cast<std::size_t>(n * count)));
@@ -171,7 +171,12 @@ void register_chosen_blocks(const std::string& method, index n, index block, boo
     return chosen;
   };
   register_selection(
-      method, n, [](index tokens) { return topics(tokens); },
+      method, n,
+      [=](index tokens) {
+        planted_data d = topics(tokens);
+        (void)d.choices(count);
+        return d;
+      },
       [=](planted_data& d) { return choose(d, count); },
       [=](planted_data& d, const choices_view& chosen) {
         heed::selected_attention_into(pool_of(1), d.out, d.q, d.k, d.v, chosen, block,
@@ -228,7 +233,12 @@ void register_indexer(index n) {
     return chosen;
   };
   register_selection(
-      "indexer_keys", n, [](index tokens) { return indexed_data(tokens); },
+      "indexer_keys", n,
+      [](index tokens) {
+        indexed_data d(tokens);
+        (void)d.choices(1024);
+        return d;
+      },
       [=](indexed_data& d) { return choose(d, 1024); },
       [=](indexed_data& d, const choices_view& chosen) {
         heed::selected_attention_into(pool_of(1), d.outs,

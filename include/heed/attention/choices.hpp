@@ -21,6 +21,12 @@ template <class S>
 }
 
 template <class I>
+[[nodiscard]] const I* row_of_choices(const view<const I, 4>& s, index b, index h,
+                                      index i) noexcept {
+  return s.data() + (s.extent(0) == 1 ? 0 : b) * s.stride(0) + h * s.stride(1) + i * s.stride(2);
+}
+
+template <class I>
 void check_selection(const view<const I, 4>& s, index block, const score_extents& e) {
   if (block < 1) fail<option_error>("block is " + std::to_string(block) + ", must be at least 1");
   const bool heads = s.extent(1) == 1 || s.extent(1) == e.kv_heads || s.extent(1) == e.heads;
@@ -31,24 +37,20 @@ void check_selection(const view<const I, 4>& s, index block, const score_extents
                       " and " + std::to_string(e.kv_heads) + " kv heads");
   }
   const index blocks = ceil_div(e.keys, block);
-  for (index b = 0; b < s.extent(0); ++b) {
-    for (index h = 0; h < s.extent(1); ++h) {
-      for (index i = 0; i < s.extent(2); ++i) {
-        for (index c = 0; c < s.extent(3); ++c) {
-          if (static_cast<index>(s(b, h, i, c)) < blocks) continue;
-          fail<shape_error>("selection names block " +
-                            std::to_string(static_cast<index>(s(b, h, i, c))) + ", k has " +
-                            std::to_string(blocks) + " blocks of " + std::to_string(block));
-        }
-      }
+  const index step = s.stride(3);
+  for (index row = 0; row < s.extent(0) * s.extent(1) * s.extent(2); ++row) {
+    const index i = row % s.extent(2);
+    const index h = row / s.extent(2) % s.extent(1);
+    const I* const choice = row_of_choices(s, row / s.extent(2) / s.extent(1), h, i);
+    index most = -1;
+    for (index c = 0; c < s.extent(3); ++c) {
+      most = std::max(most, static_cast<index>(choice[c * step]));
+    }
+    if (most >= blocks) {
+      fail<shape_error>("selection names block " + std::to_string(most) + ", k has " +
+                        std::to_string(blocks) + " blocks of " + std::to_string(block));
     }
   }
-}
-
-template <class I>
-[[nodiscard]] const I* row_of_choices(const view<const I, 4>& s, index b, index h,
-                                      index i) noexcept {
-  return s.data() + (s.extent(0) == 1 ? 0 : b) * s.stride(0) + h * s.stride(1) + i * s.stride(2);
 }
 
 /// Each of the row's choices among `blocks` blocks, as it comes.
@@ -67,12 +69,23 @@ HEED_INLINE void each_choice(const view<const I, 4>& s, index b, index h, index 
 template <class I, class To>
 [[nodiscard]] index ascending_choices(const view<const I, 4>& s, index b, index h, index i,
                                       index blocks, To* to) noexcept {
+  const index count = s.extent(3);
+  const index step = s.stride(3);
+  const I* const choice = row_of_choices(s, b, h, i);
+  if (step == 1 && count > 0 && static_cast<index>(choice[0]) >= 0 &&
+      static_cast<index>(choice[count - 1]) < blocks) {
+    // A whole row of choices is copied as one.
+    index c = 1;
+    while (c < count && choice[c - 1] < choice[c]) ++c;
+    if (c == count) {
+      std::transform(choice, choice + count, to, [](I x) { return static_cast<To>(x); });
+      return count;
+    }
+  }
   index n = 0;
   index last = -1;
-  const index step = s.stride(3);
-  const I* choice = row_of_choices(s, b, h, i);
-  for (index c = 0; c < s.extent(3); ++c, choice += step) {
-    const auto block = static_cast<index>(*choice);
+  for (index c = 0; c < count; ++c) {
+    const auto block = static_cast<index>(choice[c * step]);
     if (block < 0 || block >= blocks) continue;
     if (block <= last) return -1;
     to[n++] = static_cast<To>(block);
