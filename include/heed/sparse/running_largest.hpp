@@ -11,6 +11,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 #include <string>
@@ -52,10 +53,11 @@ template <class A>
   return count;
 }
 
-/// A bound that exactly `k` of v[0 .. n) are above, if halving their interval finds one, or else
+/// A bound that exactly `k` of v[0 .. n) are above, if narrowing their interval finds one, or else
 /// the k-th largest, k >= 1: what is above it and the first of those that equal it are the k
 /// largest. v holds no NaN, has room for whole packets, and is reordered. A pass over the packets
-/// for each halving: some ten are soon done, and mispredict nothing.
+/// for each narrowing, where a straight line between the counts at both ends would have it, every
+/// third time in the middle: a few are soon done, and mispredict nothing.
 template <class A>
 [[nodiscard]] A largest_bound(A* v, index n, index k) noexcept {
   constexpr index lanes = simd::lanes<A>;
@@ -70,12 +72,18 @@ template <class A>
   std::fill(v + n, v + whole, -std::numeric_limits<A>::infinity());
   A high = simd::largest(most);
   A low = -simd::largest(least);
+  index above_high = 0;
+  index above_low = n;
   for (int step = 0; step < 40; ++step) {
-    const A middle = low + (high - low) / 2;
+    const bool halves = step % 3 == 2 || !std::isfinite(high - low);
+    const A part =
+        halves ? A(0.5) : static_cast<A>(above_low - k) / static_cast<A>(above_low - above_high);
+    const A middle = low + (high - low) * part;
     if (!(middle > low && middle < high)) break;
     const index count = count_above(v, whole, middle);
     if (count == k) return middle;
     (count > k ? low : high) = middle;
+    (count > k ? above_low : above_high) = count;
   }
   std::nth_element(v, v + k - 1, v + n, [](A a, A b) { return a > b; });
   return v[k - 1];
@@ -196,13 +204,10 @@ class running_largest {
   /// Where a row has less than it takes: whatever comes, until it has.
   HEED_NOINLINE void take_any(index r, const A* s, index first, index n) noexcept {
     const index any = std::min(n, count_ - held_[r]);
-    for (index i = 0; i < any; ++i) {
-      const A x = s[i] == s[i] ? s[i] : lowest;
-      if (count_ <= handful) {
-        insert(r, x, first + i);
-      } else {
-        append(r, x, first + i);
-      }
+    if (count_ <= handful) {
+      for (index i = 0; i < any; ++i) insert(r, s[i] == s[i] ? s[i] : lowest, first + i);
+    } else {
+      append(r, s, first, any);
     }
     std::uint64_t bits = 0;
     for (index i = any; i < n; ++i) bits |= std::uint64_t{s[i] > least_[r]} << i;
@@ -236,10 +241,17 @@ class running_largest {
     });
     if (held_[r] > capacity_ - step - plan::lanes) cut(r);
   }
-  void append(index r, A x, index key) noexcept {
-    values_[r * capacity_ + held_[r]] = x;
-    keys_[r * capacity_ + held_[r]] = static_cast<std::int32_t>(key);
-    ++held_[r];
+  /// All of s[0 .. n), NaN as -inf; whole packets are written.
+  void append(index r, const A* s, index first, index n) noexcept {
+    constexpr unsigned all = (1U << static_cast<unsigned>(plan::lanes)) - 1;
+    A* const v = values_ + r * capacity_ + held_[r];
+    std::int32_t* const k = keys_ + r * capacity_ + held_[r];
+    for (index i = 0; i < n; i += plan::lanes) {
+      const auto x = simd::load(s + i);
+      simd::store(v + i, simd::select(simd::equal(x, x), x, simd::broadcast(lowest)));
+      simd::store_chosen<A>(k + i, places.data() + i, all, static_cast<std::int32_t>(first));
+    }
+    held_[r] += n;
   }
   /// Where fewer than `count` are in order yet: even -inf stands before none.
   void insert(index r, A x, index key) noexcept {
