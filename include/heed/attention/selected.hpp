@@ -21,9 +21,9 @@
 //   Large blocks that many rows choose (`by_blocks`, by the shape alone) run as dense tiles: the
 //   rows of each block against its keys. Parallel over blocks and their rows; memory beside the
 //   result up to 32 MiB, or what one row's parts need, and scratch a worker as in `attention`.
-//   Others run row by row: keys and values of a row's choices are read once for all heads that
-//   share them. Parallel over rows; scratch a worker: some 500 rows of keys and values, and the
-//   choices of one row, up to 9 words each.
+//   Others run row by row: keys and values of a row's choices are read where they lie, once for all
+//   heads that share them. Parallel over strips of rows; scratch a worker: some 500 rows of keys
+//   and values, and up to 4 MiB of a strip's choices, queries and outputs, or what one row needs.
 // The same bits for any number of threads. Throws shape_error, option_error, std::bad_alloc before
 // anything is written.
 #pragma once
