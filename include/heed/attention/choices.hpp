@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <bit>
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <type_traits>
 
@@ -37,6 +38,11 @@ void check_selection(const view<const I, 4>& s, index block, const score_extents
                       " and " + std::to_string(e.kv_heads) + " kv heads");
   }
   const index blocks = ceil_div(e.keys, block);
+  constexpr index listed = std::numeric_limits<std::int32_t>::max();
+  if (blocks > listed) {
+    fail<shape_error>("k has " + std::to_string(blocks) + " blocks of " + std::to_string(block) +
+                      ", a selection may be of " + std::to_string(listed));
+  }
   const index step = s.stride(3);
   for (index row = 0; row < s.extent(0) * s.extent(1) * s.extent(2); ++row) {
     const index i = row % s.extent(2);
@@ -163,14 +169,6 @@ template <class I>
                                    index h) noexcept {
   if (s.extent(1) == 1) return 0;
   return s.extent(1) == e.heads ? h : h / (e.heads / e.kv_heads);
-}
-
-/// Rows that lie apart are asked for this many ahead: the processor does not guess where they are.
-inline constexpr index asked_ahead = 12;
-template <class T>
-HEED_INLINE void ask_for(const T* row, index channels) noexcept {
-  constexpr auto line = static_cast<index>(cache_line / sizeof(T));
-  for (index c = 0; c < channels; c += line) simd::prefetch<1>(row + c);
 }
 
 }  // namespace heed::detail

@@ -247,8 +247,8 @@ void run_lsh(E& exec, const Call& call, const view<const I, 4>& query_buckets,
       for (index r = 0; r < of.size(); ++r) {
         const index row = head * e.queries + s.rule.lists.rows[r];
         const index later = s.rule.lists.rows[std::min(r + 8, of.size() - 1)];
-        prefetch_row(out + (head * e.queries + later) * d.value_dim, d.value_dim);
-        prefetch_row(state + head * e.queries + later, 1);
+        prefetch_row<2>(out + (head * e.queries + later) * d.value_dim, d.value_dim);
+        prefetch_row<2>(state + head * e.queries + later, 1);
         join_part(state[row], out + row * d.value_dim, s.lse[r], s.out + r * d.value_dim,
                   d.value_dim);
       }

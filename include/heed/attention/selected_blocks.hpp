@@ -117,8 +117,9 @@ void attend_block(const Call& call, index b, index h, const rows_of_block& lists
                   index keys, listed_scratch<Call>& s, A* out, A* lse) noexcept {
   using TQ = typename Call::query_scalar;
   const head_dims d{call.q.extent(3), call.out.extent(3)};
+  constexpr index asked_ahead = 12;  // rows lie apart: the processor does not guess where
   const auto ask = [&](index r) noexcept {
-    if (r < rows) ask_for(call.query_rows(b, h, lists.rows[r]).data, d.head_dim);
+    if (r < rows) prefetch_row<1>(call.query_rows(b, h, lists.rows[r]).data, d.head_dim);
   };
   for (index r = 0; r < asked_ahead; ++r) ask(r);
   for (index r = 0; r < rows; ++r) {
@@ -251,7 +252,7 @@ void run_selected_blocks(E& exec, const Call& call, const view<const I, 4>& sele
       for (index i = r.begin; i < r.end; ++i) {
         const listed_token* const place = lists[n].place + (i - rows.begin) * choices;
         for (index c = choices; i + 1 < r.end && c < 2 * choices && place[c] >= 0; ++c) {
-          ask_for(parts + place[c] * d.value_dim, d.value_dim);
+          prefetch_row<1>(parts + place[c] * d.value_dim, d.value_dim);
         }
         index count = 0;
         while (count < choices && place[count] >= 0) ++count;

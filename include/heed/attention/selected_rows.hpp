@@ -163,13 +163,14 @@ struct strip_plan {
   index band = 1;  // blocks
 
   strip_plan(index keys, index block, index choices, index token_bytes, index row_bytes,
-             index all_rows, index workers) noexcept {
+             index queries, index shares, index workers) noexcept {
     const index blocks = ceil_div(keys, block);
     const index near = band_bytes / (std::max<index>(token_bytes, 1) * block);
     const index often = ceil_div(band_choices * blocks, std::max<index>(choices * block, 1));
     band = std::clamp<index>(std::max(near, often), 1, std::max<index>(blocks, 1));
     const index fit = strip_bytes / std::max<index>(row_bytes, 1);
-    rows = std::clamp<index>(std::min(fit, all_rows / (8 * workers)), 1, most_rows);
+    const index even = queries * shares / (8 * workers);
+    rows = std::clamp<index>(std::min({fit, even, queries}), 1, most_rows);
   }
 };
 
@@ -192,8 +193,8 @@ void run_selected_rows(E& exec, const Call& call, const view<const I, 4>& select
       e.keys, block, choices,
       d.head_dim * static_cast<index>(sizeof(typename Call::source_type::key_scalar)) +
           d.value_dim * static_cast<index>(sizeof(typename Call::source_type::value_scalar)),
-      choices * static_cast<index>(sizeof(listed_token)) + (q_size + out_size) * size,
-      e.batch * shares * e.queries, worker_count(exec, e.batch * shares * e.queries));
+      choices * static_cast<index>(sizeof(listed_token)) + (q_size + out_size) * size, e.queries,
+      e.batch * shares, worker_count(exec, e.batch * shares * e.queries));
   const index strips = ceil_div(e.queries, strip.rows);
   const index tasks = e.batch * shares * strips;
 

@@ -21,7 +21,7 @@
 
 #include "heed/attention/call.hpp"
 #include "heed/kernel/exact_task.hpp"
-#include "heed/simd/packet.hpp"
+#include "heed/kernel/placed_rows.hpp"
 
 namespace heed {
 
@@ -58,16 +58,6 @@ struct token_lists {
   return {low, index{high} + 1};
 }
 
-/// Asks for a row of `channels` numbers. Rows of a list lie anywhere, so that nothing but the list
-/// knows which ones come next.
-template <class T>
-HEED_INLINE void prefetch_row(const T* row, index channels) noexcept {
-  const auto* const bytes = reinterpret_cast<const std::byte*>(row);
-  for (index i = 0; i < channels * static_cast<index>(sizeof(T)); i += 64) {
-    simd::prefetch<2>(bytes + i);
-  }
-}
-
 /// Reads listed keys of a source, a row at a time, and asks for those that come some rows later.
 template <class Source>
 class listed_source {
@@ -76,11 +66,11 @@ class listed_source {
   using value_scalar = typename Source::value_scalar;
   listed_source(const Source& s, const token_lists& l) noexcept : source_(&s), lists_(l) {}
   [[nodiscard]] row_run<key_scalar> keys(index b, index h, index j) const noexcept {
-    prefetch_row(source_->keys(b, h, later(j)).data, source_->head_dim());
+    prefetch_row<2>(source_->keys(b, h, later(j)).data, source_->head_dim());
     return one(source_->keys(b, h, lists_.keys[j]));
   }
   [[nodiscard]] row_run<value_scalar> values(index b, index h, index j) const noexcept {
-    prefetch_row(source_->values(b, h, later(j)).data, source_->value_dim());
+    prefetch_row<2>(source_->values(b, h, later(j)).data, source_->value_dim());
     return one(source_->values(b, h, lists_.keys[j]));
   }
   [[nodiscard]] index key_channel_stride() const noexcept { return source_->key_channel_stride(); }
@@ -219,8 +209,8 @@ void attend_lists(const Call& call, const Rule& rule, index b, index h, const to
   using TQ = typename Call::query_scalar;
   const head_dims d{call.q.extent(3), call.out.extent(3)};
   for (index r = 0; r < lists.row_count; ++r) {
-    prefetch_row(call.query_rows(b, h, lists.rows[std::min(r + 16, lists.row_count - 1)]).data,
-                 d.head_dim);
+    prefetch_row<2>(call.query_rows(b, h, lists.rows[std::min(r + 16, lists.row_count - 1)]).data,
+                    d.head_dim);
     const rectangle<const TQ> from = call.query_rows(b, h, lists.rows[r]);
     copy_tile<TQ, TQ>(from, {s.q + r * d.head_dim, d.head_dim, 1}, 1, d.head_dim);
   }

@@ -3,23 +3,23 @@
 // each where a list says. A row's channels are next to each other.
 #pragma once
 
+#include <cstddef>
+
 #include "heed/core/config.hpp"
 #include "heed/core/types.hpp"
 #include "heed/simd/packet.hpp"
 
 namespace heed {
 
-namespace detail {
-
-template <class T>
-HEED_INLINE void prefetch_lines(const T* row, index channels) noexcept {
-  const auto* const bytes = reinterpret_cast<const char*>(row);
+/// Asks for a row of `channels` numbers to come into the cache of `Level` 1 or 2. Of rows that lie
+/// anywhere nothing but a list knows which ones come next.
+template <int Level, class T>
+HEED_INLINE void prefetch_row(const T* row, index channels) noexcept {
+  const auto* const bytes = reinterpret_cast<const std::byte*>(row);
   for (index at = 0; at < channels * static_cast<index>(sizeof(T)); at += 64) {
-    simd::prefetch(bytes + at);
+    simd::prefetch<Level>(bytes + at);
   }
 }
-
-}  // namespace detail
 
 /// Rows of a run, of which `left` begin at `data`: those may be asked for.
 template <class T>
@@ -42,7 +42,7 @@ struct strided_rows {
     if (rows + ahead > left) return data;
     const T* const next = data + ahead * stride;
     if (stride == channels) return next;
-    for (index r = 0; r < rows; ++r) detail::prefetch_lines(next + r * stride, channels);
+    for (index r = 0; r < rows; ++r) prefetch_row<1>(next + r * stride, channels);
     return data;
   }
 };
