@@ -10,12 +10,11 @@
 // where there are fewer, for `selected_attention` (heed/attention.hpp), which takes them in any
 // order, and ascending at the least cost. It is new memory, or with `_into` the caller's, of 32- or
 // 64-bit integers: a prompt's choices may be gigabytes, and to be given them by the system may take
-// longer than to choose. Ties go to
-// the lower index, so that a selection is the same on every run and for any number of threads.
-// Scores accumulate in float (double for double); a NaN is never preferred. Causal rows choose
-// among keys j <= offset + i alone. Cost 2 N M D FLOPs a head for keys, 1 / block of that for
-// blocks; beside the result a worker holds O(count) numbers for each of some rows, and O(M) for few
-// queries. Throws shape_error, option_error, std::bad_alloc.
+// longer than to choose. Ties go to the lower index, so that a selection is the same on every run
+// and for any number of threads. Scores accumulate in float (double for double); a NaN is never
+// preferred. Causal rows choose among keys j <= offset + i alone. Cost 2 N M D FLOPs a head for
+// keys, 1 / block of that for blocks; beside the result a worker holds O(count) numbers for each of
+// some rows, and O(M) for few queries. Throws shape_error, option_error, std::bad_alloc.
 //
 // Sources: 1 Gupta et al. 2021, arXiv 2106.06899; 2 Lu et al. 2025, arXiv 2502.13189 (MoBA), eq. 4
 // to 6.
