@@ -46,7 +46,7 @@ TYPED_TEST_SUITE(Selected, scalars);
 
 TYPED_TEST(Selected, IsAttentionUnderItsMask) {
   for (const index selection_heads : {1, 2, 4}) {
-    for (const index block : {1, 2, 16, 17, 83, 200}) {
+    for (const index block : {1, 2, 16, 17, 64, 83, 200}) {
       shapes s;
       s.selection_heads = selection_heads;
       s.block = block;
