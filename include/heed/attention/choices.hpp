@@ -78,8 +78,10 @@ template <class I, class To>
   const index count = s.extent(3);
   const index step = s.stride(3);
   const I* const choice = row_of_choices(s, b, h, i);
-  if (step == 1 && count > 0 && static_cast<index>(choice[0]) >= 0 &&
-      static_cast<index>(choice[count - 1]) < blocks) {
+  const auto names_one = [=](I x) {
+    return static_cast<index>(x) >= 0 && static_cast<index>(x) < blocks;
+  };
+  if (step == 1 && count > 0 && names_one(choice[0]) && names_one(choice[count - 1])) {
     // A whole row of choices is copied as one.
     index c = 1;
     while (c < count && choice[c - 1] < choice[c]) ++c;
@@ -91,8 +93,8 @@ template <class I, class To>
   index n = 0;
   index last = -1;
   for (index c = 0; c < count; ++c) {
+    if (!names_one(choice[c * step])) continue;
     const auto block = static_cast<index>(choice[c * step]);
-    if (block < 0 || block >= blocks) continue;
     if (block <= last) return -1;
     to[n++] = static_cast<To>(block);
     last = block;

@@ -157,6 +157,8 @@ struct strip_plan {
   /// Fewest choices a row makes within a band: each costs what a visit does.
   static constexpr index band_choices = 32;
   static constexpr index most_rows = 1024;
+  /// Where all keys are one band, rows gain nothing by waiting for each other.
+  static constexpr index rows_of_one_band = 16;
   static constexpr index strip_bytes = index{1} << 22;  // of choices, queries and outputs
 
   index rows = 1;
@@ -170,7 +172,8 @@ struct strip_plan {
     band = std::clamp<index>(std::max(near, often), 1, std::max<index>(blocks, 1));
     const index fit = strip_bytes / std::max<index>(row_bytes, 1);
     const index even = queries * shares / (8 * workers);
-    rows = std::clamp<index>(std::min({fit, even, queries}), 1, most_rows);
+    const index most = band >= blocks ? rows_of_one_band : most_rows;
+    rows = std::clamp<index>(std::min({fit, even, queries}), 1, most);
   }
 };
 
