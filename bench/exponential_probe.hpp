@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <cstddef>
 
+#include "bench/probes.hpp"
 #include "heed/simd.hpp"
 #include "heed/simd/exponential.hpp"
-#include "probes.hpp"
 
 namespace probes {
 

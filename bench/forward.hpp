@@ -6,7 +6,7 @@
 #include <string>
 #include <tuple>
 
-#include "harness.hpp"
+#include "bench/harness.hpp"
 #include "heed/attention.hpp"
 #include "heed/cost.hpp"
 

@@ -20,9 +20,9 @@
 #include <string>
 #include <vector>
 
+#include "bench/probes.hpp"
 #include "heed/parallel.hpp"
 #include "heed/tensor.hpp"
-#include "probes.hpp"
 
 namespace bench {
 
@@ -177,8 +177,8 @@ template <class Call>
 template <class A, class Call>
 void measure_flops(benchmark::State& state, index threads, double flops,
                    const heed::workspace& scratch, const Call& call) {
-  const measured m = run_segments(
-      state, [=] { return probes::fma_peak<A>(pool_of(threads), threads); }, call);
+  const measured m =
+      run_segments(state, [=] { return probes::fma_peak<A>(pool_of(threads), threads); }, call);
   state.counters["seconds"] = m.seconds;
   state.counters["GFLOPS"] = flops / m.seconds * 1e-9;
   state.counters["peak"] = flops / m.seconds / m.probe;
@@ -190,8 +190,7 @@ void measure_flops(benchmark::State& state, index threads, double flops,
 template <class Call>
 void measure_bytes(benchmark::State& state, index threads, double bytes,
                    const heed::workspace& scratch, const Call& call) {
-  const measured m = run_segments(
-      state, [=] { return bandwidth_of(threads); }, call);
+  const measured m = run_segments(state, [=] { return bandwidth_of(threads); }, call);
   state.counters["GBps"] = bytes / m.seconds * 1e-9;
   state.counters["bandwidth"] = bytes / m.seconds / m.probe;
   state.counters["tokens"] = 1 / m.seconds;

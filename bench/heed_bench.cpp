@@ -22,7 +22,7 @@
 #include <string>
 #include <vector>
 
-#include "families.hpp"
+#include "bench/families.hpp"
 
 int main(int argc, char** argv) {
   // A fifth of a second a benchmark is two segments between probes; the default would be slower.

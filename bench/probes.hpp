@@ -168,7 +168,7 @@ class read_probe {
   }
   read_probe(const read_probe&) = delete;
   read_probe& operator=(const read_probe&) = delete;
-  ~read_probe() { ::operator delete (data_, std::align_val_t{4096}); }
+  ~read_probe() { ::operator delete(data_, std::align_val_t{4096}); }
 
   /// Bytes per second, the best of `passes` passes over the buffer. A pass takes longer than a
   /// scheduler's slice: that of one thread is timed without what other processes took.
@@ -207,7 +207,7 @@ class read_probe {
 
  private:
   static float* new_floats(std::size_t bytes) {
-    return static_cast<float*>(::operator new (bytes, std::align_val_t{4096}));
+    return static_cast<float*>(::operator new(bytes, std::align_val_t{4096}));
   }
 
   index size_;

@@ -6,7 +6,7 @@
 #include <string>
 #include <vector>
 
-#include "forward.hpp"
+#include "bench/forward.hpp"
 #include "heed/linear/options.hpp"
 
 namespace bench {

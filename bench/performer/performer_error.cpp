@@ -19,8 +19,8 @@
 #include <string>
 #include <vector>
 
-#include "../wall/fit.hpp"
-#include "../wall/plot.hpp"
+#include "bench/wall/fit.hpp"
+#include "bench/wall/plot.hpp"
 #include "heed/attention.hpp"
 #include "heed/linear.hpp"
 

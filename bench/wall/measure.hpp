@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "../probes.hpp"
+#include "bench/probes.hpp"
 #include "fit.hpp"
 #include "memory_meter.hpp"
 #include "method.hpp"

@@ -5,7 +5,7 @@
 // oracle of the tests) and on Eigen's matrix products, as most code has it.
 #include <algorithm>
 
-#include "../baselines.hpp"
+#include "bench/baselines.hpp"
 #include "heed/attention.hpp"
 #include "heed/sparse.hpp"
 #include "method.hpp"
@@ -16,7 +16,7 @@ namespace {
 
 /// What heed::attention does in float, as the cost model's tiling.
 [[nodiscard]] cost::tiling heed_tiling(const settings& s, double cache) {
-  using plan = heed::tile_plan<float>;
+  using plan = heed::kernel::tile_plan<float>;
   return {.query_block = plan::group * plan::groups_per_task,
           .key_block = plan::keys,
           .score_rows = plan::group,

@@ -16,7 +16,7 @@
 #include <utility>
 #include <vector>
 
-#include "../probes.hpp"
+#include "bench/probes.hpp"
 #include "measure.hpp"
 #include "method.hpp"
 #include "plot.hpp"

@@ -3,4 +3,4 @@
 #pragma once
 
 #include "heed/cache/contiguous.hpp"
-#include "heed/kernel/source.hpp"
+#include "heed/kernel/kv_source.hpp"

@@ -4,7 +4,6 @@
 
 #include "heed/attention.hpp"
 #include "heed/cache.hpp"
-#include "heed/composed.hpp"
 #include "heed/core.hpp"
 #include "heed/cost.hpp"
 #include "heed/linear.hpp"

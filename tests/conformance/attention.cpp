@@ -11,7 +11,7 @@
 #include <string>
 #include <vector>
 
-#include "case.hpp"
+#include "conformance/case.hpp"
 
 namespace conformance {
 

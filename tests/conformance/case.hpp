@@ -12,8 +12,8 @@
 #include <utility>
 #include <vector>
 
+#include "conformance/npy.hpp"
 #include "heed/tensor.hpp"
-#include "npy.hpp"
 
 namespace conformance {
 

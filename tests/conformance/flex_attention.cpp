@@ -4,8 +4,8 @@
 #include <heed/score.hpp>
 #include <optional>
 
-#include "case.hpp"
-#include "graph.hpp"
+#include "conformance/case.hpp"
+#include "conformance/graph.hpp"
 
 namespace conformance {
 

@@ -16,7 +16,7 @@
 #include <utility>
 #include <vector>
 
-#include "graph_ops.hpp"
+#include "conformance/graph_ops.hpp"
 
 namespace conformance {
 

@@ -11,7 +11,7 @@
 #include <utility>
 #include <vector>
 
-#include "case.hpp"
+#include "conformance/case.hpp"
 
 namespace conformance {
 

@@ -8,7 +8,7 @@
 #include <heed/linear.hpp>
 #include <string>
 
-#include "case.hpp"
+#include "conformance/case.hpp"
 
 namespace conformance {
 

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "case.hpp"
+#include "conformance/case.hpp"
 
 namespace {
 

@@ -6,14 +6,13 @@
 #include <algorithm>
 #include <cmath>
 #include <heed/attention.hpp>
-#include <heed/composed.hpp>
 #include <heed/score.hpp>
 #include <heed/sparse.hpp>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "case.hpp"
+#include "conformance/case.hpp"
 
 namespace conformance {
 

@@ -6,7 +6,7 @@
 #include <span>
 #include <string>
 
-#include "case.hpp"
+#include "conformance/case.hpp"
 
 namespace conformance {
 

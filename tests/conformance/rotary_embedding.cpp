@@ -2,7 +2,7 @@
 // RotaryEmbedding: explicit tables, looked up by position ids or already gathered.
 #include <heed/rotary.hpp>
 
-#include "case.hpp"
+#include "conformance/case.hpp"
 
 namespace conformance {
 

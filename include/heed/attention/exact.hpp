@@ -26,10 +26,11 @@
 
 #include <algorithm>
 
-#include "heed/attention/split.hpp"
+#include "heed/attention/split_kv.hpp"
 #include "heed/attention/tiled.hpp"
+#include "heed/core/target.hpp"
 
-namespace heed {
+namespace heed::inline HEED_TARGET {
 
 namespace detail {
 
@@ -60,10 +61,10 @@ struct exact_kernel {
 }  // namespace detail
 
 /// attention([executor,] q, k, v, options = {}, modifiers...) -> a tensor of q's family
-inline constexpr detail::returning_form<detail::exact_kernel> attention{};
+inline constexpr api::returning_form<detail::exact_kernel> attention{};
 /// attention_into([executor,] out | into(out, lse), q, k, v, options = {}, modifiers...)
-inline constexpr detail::writing_form<detail::exact_kernel> attention_into{};
+inline constexpr api::writing_form<detail::exact_kernel> attention_into{};
 /// attention_with_lse([executor,] q, k, v, options = {}, modifiers...) -> attention_result
-inline constexpr detail::lse_form<detail::exact_kernel> attention_with_lse{};
+inline constexpr api::lse_form<detail::exact_kernel> attention_with_lse{};
 
-}  // namespace heed
+}  // namespace heed::inline HEED_TARGET

@@ -37,8 +37,9 @@
 #include <utility>
 
 #include "heed/attention/exact.hpp"
+#include "heed/core/target.hpp"
 
-namespace heed {
+namespace heed::inline HEED_TARGET {
 
 /// The score modifier s + G_i - G_j. Owns the sums; keep it alive during the call.
 class forget_gates {
@@ -125,9 +126,9 @@ struct forgetting_writing_form {
     attention_into(exec, std::forward<Out>(out), q, k, v, options, gates, causal(), modifiers...);
   }
   template <class Out, class Q, class K, class V, class G, class... M>
-  requires(!executor<std::remove_reference_t<Out>>) void operator()(
-      Out&& out, const Q& q, const K& k, const V& v, const G& g,
-      const attention_options& options = {}, const M&... modifiers) const {
+    requires(!executor<std::remove_reference_t<Out>>)
+  void operator()(Out&& out, const Q& q, const K& k, const V& v, const G& g,
+                  const attention_options& options = {}, const M&... modifiers) const {
     default_executor exec;
     (*this)(exec, std::forward<Out>(out), q, k, v, g, options, modifiers...);
   }
@@ -143,9 +144,10 @@ struct forgetting_returning_form {
     return attention(exec, q, k, v, options, gates, causal(), modifiers...);
   }
   template <class Q, class K, class V, class G, class... M>
-  requires(!executor<std::remove_reference_t<Q>>) [[nodiscard]] auto operator()(
-      const Q& q, const K& k, const V& v, const G& g, const attention_options& options = {},
-      const M&... modifiers) const {
+    requires(!executor<std::remove_reference_t<Q>>)
+  [[nodiscard]] auto operator()(const Q& q, const K& k, const V& v, const G& g,
+                                const attention_options& options = {},
+                                const M&... modifiers) const {
     default_executor exec;
     return (*this)(exec, q, k, v, g, options, modifiers...);
   }
@@ -156,4 +158,4 @@ struct forgetting_returning_form {
 inline constexpr detail::forgetting_returning_form forgetting_attention{};
 inline constexpr detail::forgetting_writing_form forgetting_attention_into{};
 
-}  // namespace heed
+}  // namespace heed::inline HEED_TARGET

@@ -25,8 +25,9 @@
 #include <utility>
 
 #include "heed/attention/exact.hpp"
+#include "heed/core/target.hpp"
 
-namespace heed {
+namespace heed::inline HEED_TARGET {
 
 namespace detail {
 
@@ -89,9 +90,9 @@ struct linformer_writing_form {
                    modifiers...);
   }
   template <class Out, class Q, class K, class V, class PE, class PF, class... M>
-  requires(!executor<std::remove_reference_t<Out>>) void operator()(
-      Out&& out, const Q& q, const K& k, const V& v, const PE& e, const PF& f,
-      const attention_options& options = {}, const M&... modifiers) const {
+    requires(!executor<std::remove_reference_t<Out>>)
+  void operator()(Out&& out, const Q& q, const K& k, const V& v, const PE& e, const PF& f,
+                  const attention_options& options = {}, const M&... modifiers) const {
     default_executor exec;
     (*this)(exec, std::forward<Out>(out), q, k, v, e, f, options, modifiers...);
   }
@@ -107,8 +108,9 @@ struct linformer_returning_form {
     return out;
   }
   template <class Q, class K, class V, class PE, class... Rest>
-  requires(!executor<std::remove_reference_t<Q>>) [[nodiscard]] auto operator()(
-      const Q& q, const K& k, const V& v, const PE& e, const Rest&... rest) const {
+    requires(!executor<std::remove_reference_t<Q>>)
+  [[nodiscard]] auto operator()(const Q& q, const K& k, const V& v, const PE& e,
+                                const Rest&... rest) const {
     default_executor exec;
     return (*this)(exec, q, k, v, e, rest...);
   }
@@ -119,4 +121,4 @@ struct linformer_returning_form {
 inline constexpr detail::linformer_returning_form linformer_attention{};
 inline constexpr detail::linformer_writing_form linformer_attention_into{};
 
-}  // namespace heed
+}  // namespace heed::inline HEED_TARGET

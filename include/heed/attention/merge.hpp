@@ -8,10 +8,11 @@
 // Throws shape_error before anything is written.
 #pragma once
 
-#include "heed/attention/call.hpp"
-#include "heed/kernel/softmax_state.hpp"
+#include "heed/api/attention_arguments.hpp"
+#include "heed/core/target.hpp"
+#include "heed/kernel/online_softmax.hpp"
 
-namespace heed {
+namespace heed::inline HEED_TARGET {
 
 /// `out`, `lse` become the merge of themselves with `other_out`, `other_lse`.
 template <writable_tensor Out, writable_tensor Lse, tensor_like Other, tensor_like OtherLse>
@@ -20,16 +21,16 @@ void merge_partials(Out&& out, Lse&& lse, const Other& other_out, const OtherLse
                 "heed: the two outputs have different ranks");
   using A = accumulate_t<scalar_of<Out>>;
   const auto a = as_rank4(as_view(out));
-  const auto b = detail::input4(other_out);
+  const auto b = api::input4(other_out);
   if (a.extents() != b.extents()) {
     fail<shape_error>("the other output has extents " + format_extents(b.extents()) +
                       ", the output has " + format_extents(a.extents()));
   }
   constexpr int rank = rank_of<Out>;
-  detail::check_lse<view_of<Lse>, rank>(as_view(lse), as_view(out).extents());
-  detail::check_lse<view_of<const OtherLse&>, rank>(as_view(other_lse), as_view(out).extents());
-  const auto la = detail::lse_as_rank3<A>(as_view(lse));
-  const auto lb = detail::lse_as_rank3<const A>(view<const A, rank - 1>(as_view(other_lse)));
+  api::check_lse<view_of<Lse>, rank>(as_view(lse), as_view(out).extents());
+  api::check_lse<view_of<const OtherLse&>, rank>(as_view(other_lse), as_view(out).extents());
+  const auto la = api::lse_as_rank3<A>(as_view(lse));
+  const auto lb = api::lse_as_rank3<const A>(view<const A, rank - 1>(as_view(other_lse)));
 
   for (index n = 0; n < a.extent(0) * a.extent(1) * a.extent(2); ++n) {
     const index i = n % a.extent(2);
@@ -39,9 +40,10 @@ void merge_partials(Out&& out, Lse&& lse, const Other& other_out, const OtherLse
     const A other = lb(batch, h, i);
     // A normalised result is a state whose sum is 1 at its log-sum-exp.
     const auto state_of = [](A x) {
-      return x == softmax_state<A>::empty_max ? softmax_state<A>{} : softmax_state<A>{x, A(1)};
+      return x == kernel::softmax_state<A>::empty_max ? kernel::softmax_state<A>{}
+                                                      : kernel::softmax_state<A>{x, A(1)};
     };
-    softmax_state<A> state = state_of(l);
+    kernel::softmax_state<A> state = state_of(l);
     const auto w = state.merge(state_of(other));
     const A scale = state.normaliser();
     for (index c = 0; c < a.extent(3); ++c) {
@@ -53,4 +55,4 @@ void merge_partials(Out&& out, Lse&& lse, const Other& other_out, const OtherLse
   }
 }
 
-}  // namespace heed
+}  // namespace heed::inline HEED_TARGET

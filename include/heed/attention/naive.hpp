@@ -14,10 +14,11 @@
 // Throws shape_error, option_error, std::bad_alloc, before anything is written.
 #pragma once
 
-#include "heed/attention/door.hpp"
-#include "heed/kernel/softmax_state.hpp"
+#include "heed/api/attention_overloads.hpp"
+#include "heed/core/target.hpp"
+#include "heed/kernel/online_softmax.hpp"
 
-namespace heed {
+namespace heed::inline HEED_TARGET {
 
 /// The scores of a call at every stage, [batch, heads, queries, keys], and the result.
 template <class A>
@@ -112,19 +113,19 @@ struct naive_kernel {
     const index workers = worker_count(exec, tasks);
     workspace own;
     workspace& memory = call.options.scratch != nullptr ? *call.options.scratch : own;
-    const auto carve = [&](carver c, A*& scores, A*& sums) {
-      scores = c.take<A>(e.queries * e.keys);
-      sums = c.take<A>(call.out.extent(3));
+    const auto allocate = [&](arena c, A*& scores, A*& sums) {
+      scores = c.allocate<A>(e.queries * e.keys);
+      sums = c.allocate<A>(call.out.extent(3));
       return c.used();
     };
     A* scores = nullptr;
     A* sums = nullptr;
-    const std::size_t each = carve(carver(), scores, sums);
+    const std::size_t each = allocate(arena(), scores, sums);
     std::byte* const block = memory.reserve(each * static_cast<std::size_t>(workers));
     for_each_task(exec, workers, tasks, [&](index worker, index t) {
       A* s = nullptr;
       A* row = nullptr;
-      (void)carve(carver(block + static_cast<std::size_t>(worker) * each), s, row);
+      (void)allocate(arena(block + static_cast<std::size_t>(worker) * each), s, row);
       naive_head(call, t / e.heads, t % e.heads, s, row, stages);
     });
   }
@@ -133,11 +134,11 @@ struct naive_kernel {
 }  // namespace detail
 
 /// naive_attention([executor,] q, k, v, options = {}, modifiers...) -> a tensor of q's family
-inline constexpr detail::returning_form<detail::naive_kernel> naive_attention{};
+inline constexpr api::returning_form<detail::naive_kernel> naive_attention{};
 /// naive_attention_into([executor,] out | into(out, lse), q, k, v, options = {}, modifiers...)
-inline constexpr detail::writing_form<detail::naive_kernel> naive_attention_into{};
+inline constexpr api::writing_form<detail::naive_kernel> naive_attention_into{};
 /// naive_attention_with_lse([executor,] q, k, v, options = {}, modifiers...) -> attention_result
-inline constexpr detail::lse_form<detail::naive_kernel> naive_attention_with_lse{};
+inline constexpr api::lse_form<detail::naive_kernel> naive_attention_with_lse{};
 
 /// The same, with every stage of the scores.
 template <class Q, class K, class V, class... M>
@@ -145,9 +146,9 @@ template <class Q, class K, class V, class... M>
                                           const attention_options& options = {},
                                           const M&... modifiers) {
   using A = accumulate_t<scalar_of<const Q&>>;
-  tensor<A, rank_of<const Q&>> out(detail::result_extents(q, v));
-  auto lse = detail::make_lse(q);
-  auto call = detail::open_call(into(out, lse), q, k, v, options, modifiers...);
+  tensor<A, rank_of<const Q&>> out(api::result_extents(q, v));
+  auto lse = api::make_lse(q);
+  auto call = api::open_call(into(out, lse), q, k, v, options, modifiers...);
   const score_extents e = call.extents;
   const std::array<index, 4> scores{e.batch, e.heads, e.queries, e.keys};
   attention_stages<A> stages{tensor<A, 4>(scores),
@@ -163,4 +164,4 @@ template <class Q, class K, class V, class... M>
   return stages;
 }
 
-}  // namespace heed
+}  // namespace heed::inline HEED_TARGET

@@ -2,11 +2,12 @@
 // The tiled kernel over a call: tasks of a few groups of queries, batch by batch, head by head.
 #pragma once
 
-#include "heed/attention/door.hpp"
-#include "heed/kernel/exact_task.hpp"
+#include "heed/api/attention_overloads.hpp"
+#include "heed/core/target.hpp"
+#include "heed/kernel/tiled/task.hpp"
 #include "heed/parallel/scratch_tasks.hpp"
 
-namespace heed::detail {
+namespace heed::inline HEED_TARGET::detail {
 
 /// Rows cut into tasks of at most `most` rows, and at multiples of `block` positions where that is
 /// not 0: the pattern's blocks of queries, which see the same keys.
@@ -54,12 +55,12 @@ struct tiled_kernel {
 
     workspace own;
     workspace& memory = call.options.scratch != nullptr ? *call.options.scratch : own;
-    const auto carve = [&](carver& c) noexcept {
+    const auto allocate = [&](arena& c) noexcept {
       exact_scratch<A> scratch;
-      scratch.carve(c, d);
+      scratch.allocate(c, d);
       return scratch;
     };
-    for_each_with_scratch(exec, tasks, memory, carve, [&](auto& scratch, index t) noexcept {
+    for_each_with_scratch(exec, tasks, memory, allocate, [&](auto& scratch, index t) noexcept {
       const index b = t / (e.heads * blocks);
       const index h = t / blocks % e.heads;
       const index offset = call.options.offset[b];
@@ -79,4 +80,4 @@ struct tiled_kernel {
   }
 };
 
-}  // namespace heed::detail
+}  // namespace heed::inline HEED_TARGET::detail

@@ -14,13 +14,14 @@
 
 #include <optional>
 
-#include "heed/kernel/copy_tile.hpp"
-#include "heed/kernel/source.hpp"
+#include "heed/core/target.hpp"
+#include "heed/kernel/copy_strided.hpp"
+#include "heed/kernel/kv_source.hpp"
 #include "heed/tensor/layout.hpp"
 #include "heed/tensor/scalar.hpp"
 #include "heed/tensor/tensor.hpp"
 
-namespace heed {
+namespace heed::inline HEED_TARGET {
 
 struct cache_extents {
   index batch = 1;
@@ -127,7 +128,7 @@ class contiguous_cache {
     const index channels = to.extent(3);
     for (index b = 0; b < batch(); ++b) {
       for (index h = 0; h < kv_heads(); ++h) {
-        copy_tile<std::remove_const_t<S>, T>(
+        kernel::copy_tile<std::remove_const_t<S>, T>(
             {from.data() + b * from.stride(0) + h * from.stride(1), from.stride(2), from.stride(3)},
             {to.data() + row(b, h, length_) * channels, channels, 1}, from.extent(2), channels);
       }
@@ -141,4 +142,4 @@ class contiguous_cache {
 
 static_assert(key_value_source<contiguous_cache<float>>);
 
-}  // namespace heed
+}  // namespace heed::inline HEED_TARGET

@@ -11,9 +11,10 @@
 #include <string>
 
 #include "heed/core/config.hpp"
+#include "heed/core/target.hpp"
 #include "heed/core/types.hpp"
 
-namespace heed {
+namespace heed::inline HEED_TARGET {
 
 /// Extents that do not fit together. The message names the argument and both extents.
 struct shape_error : std::invalid_argument {
@@ -85,4 +86,4 @@ inline void require_equal(const char* what, const char* name, index extent, cons
   }
 }
 
-}  // namespace heed
+}  // namespace heed::inline HEED_TARGET

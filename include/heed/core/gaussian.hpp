@@ -8,7 +8,9 @@
 #include <numbers>
 #include <random>
 
-namespace heed {
+#include "heed/core/target.hpp"
+
+namespace heed::inline HEED_TARGET {
 
 /// Standard normal numbers, the same on every platform.
 class gaussian_source {
@@ -36,4 +38,4 @@ class gaussian_source {
   bool kept_ = false;
 };
 
-}  // namespace heed
+}  // namespace heed::inline HEED_TARGET

@@ -4,7 +4,9 @@
 
 #include <cstddef>
 
-namespace heed {
+#include "heed/core/target.hpp"
+
+namespace heed::inline HEED_TARGET {
 
 /// Every extent, stride and position. Signed: offsets and strides may be negative.
 using index = std::ptrdiff_t;
@@ -66,4 +68,4 @@ enum class coverage { empty, partial, full };
 [[nodiscard]] constexpr index ceil_div(index a, index b) noexcept { return (a + b - 1) / b; }
 [[nodiscard]] constexpr index round_up(index a, index b) noexcept { return ceil_div(a, b) * b; }
 
-}  // namespace heed
+}  // namespace heed::inline HEED_TARGET

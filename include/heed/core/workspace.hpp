@@ -13,16 +13,17 @@
 #include <utility>
 
 #include "heed/core/config.hpp"
+#include "heed/core/target.hpp"
 #include "heed/core/types.hpp"
 
-namespace heed {
+namespace heed::inline HEED_TARGET {
 
 inline constexpr std::size_t cache_line = 64;
 
 namespace detail {
 struct aligned_delete {
   void operator()(std::byte* p) const noexcept {
-    ::operator delete (p, std::align_val_t{cache_line});
+    ::operator delete(p, std::align_val_t{cache_line});
   }
 };
 }  // namespace detail
@@ -38,7 +39,7 @@ class workspace {
   [[nodiscard]] std::byte* reserve(std::size_t bytes) {
     if (bytes > size_) {
       std::unique_ptr<std::byte, detail::aligned_delete> grown(
-          static_cast<std::byte*>(::operator new (bytes, std::align_val_t{cache_line})));
+          static_cast<std::byte*>(::operator new(bytes, std::align_val_t{cache_line})));
       memory_ = std::move(grown);
       size_ = bytes;
     }
@@ -53,13 +54,13 @@ class workspace {
 };
 
 /// Hands out consecutive aligned pieces of a block. With a null block it only counts, so that the
-/// same code first measures and then carves.
-class carver {
+/// same code first measures and then allocates.
+class arena {
  public:
-  explicit carver(std::byte* block = nullptr) noexcept : block_(block) {}
+  explicit arena(std::byte* block = nullptr) noexcept : block_(block) {}
 
   template <class T>
-  [[nodiscard]] T* take(index count) noexcept {
+  [[nodiscard]] T* allocate(index count) noexcept {
     const std::size_t at = used_;
     const auto bytes = static_cast<std::size_t>(count > 0 ? count : 0) * sizeof(T);
     used_ += (bytes + cache_line - 1) / cache_line * cache_line;
@@ -75,4 +76,4 @@ class carver {
   std::size_t used_ = 0;
 };
 
-}  // namespace heed
+}  // namespace heed::inline HEED_TARGET

@@ -18,11 +18,12 @@
 #include <array>
 #include <optional>
 
+#include "heed/core/target.hpp"
 #include "heed/core/types.hpp"
 #include "heed/cost/band.hpp"
 #include "heed/cost/work.hpp"
 
-namespace heed::cost {
+namespace heed::inline HEED_TARGET::cost {
 
 struct attention_shape {
   index batch = 1;
@@ -154,4 +155,4 @@ struct tiling {
          static_cast<double>(scalar_bytes) * static_cast<double>(batch);
 }
 
-}  // namespace heed::cost
+}  // namespace heed::inline HEED_TARGET::cost

@@ -11,9 +11,10 @@
 
 #include <optional>
 
+#include "heed/core/target.hpp"
 #include "heed/core/types.hpp"
 
-namespace heed::cost {
+namespace heed::inline HEED_TARGET::cost {
 
 namespace detail {
 /// ceil(a / b) for any a and b > 0
@@ -96,4 +97,4 @@ struct band {
   return {.left = width - 1, .right = 0, .offset = offset};
 }
 
-}  // namespace heed::cost
+}  // namespace heed::inline HEED_TARGET::cost

@@ -8,13 +8,14 @@
 
 #include <optional>
 
+#include "heed/core/target.hpp"
 #include "heed/core/types.hpp"
 #include "heed/cost/attention.hpp"
 #include "heed/cost/band.hpp"
 #include "heed/cost/model.hpp"
 #include "heed/cost/work.hpp"
 
-namespace heed::cost {
+namespace heed::inline HEED_TARGET::cost {
 
 /// Searches stop here, where the pairs of one head still fit an index.
 inline constexpr index max_tokens = index{1} << 31;
@@ -114,4 +115,4 @@ template <class Estimate>
       [&](index n) { return estimate(n).extra_memory; }, most);
 }
 
-}  // namespace heed::cost
+}  // namespace heed::inline HEED_TARGET::cost

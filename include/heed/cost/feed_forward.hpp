@@ -8,10 +8,11 @@
 // Source of the gated form: Shazeer, GLU Variants Improve Transformer (2020), arXiv:2002.05202.
 #pragma once
 
+#include "heed/core/target.hpp"
 #include "heed/core/types.hpp"
 #include "heed/cost/work.hpp"
 
-namespace heed::cost {
+namespace heed::inline HEED_TARGET::cost {
 
 struct feed_forward_shape {
   index model_dim = 0;
@@ -37,4 +38,4 @@ struct feed_forward_shape {
       copies * hidden};
 }
 
-}  // namespace heed::cost
+}  // namespace heed::inline HEED_TARGET::cost

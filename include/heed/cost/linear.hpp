@@ -19,12 +19,13 @@
 
 #include <optional>
 
+#include "heed/core/target.hpp"
 #include "heed/core/types.hpp"
 #include "heed/cost/attention.hpp"
 #include "heed/cost/band.hpp"
 #include "heed/cost/work.hpp"
 
-namespace heed::cost {
+namespace heed::inline HEED_TARGET::cost {
 
 /// `features` is what the feature map makes of head_dim channels; the same number unless given.
 struct chunking {
@@ -87,4 +88,4 @@ constexpr double state_products(const attention_shape& s, const chunking& form) 
   return w;
 }
 
-}  // namespace heed::cost
+}  // namespace heed::inline HEED_TARGET::cost

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The cost of recurrences with a matrix state, chunk by chunk: gates, delta rules, low rank updates
-// (heed/linear/matrix_state.hpp).
+// (heed/linear/matrix_state/forward.hpp).
 //
 // One head holds a state of D Dv numbers. FLOPs of one query head over n tokens, P the visible
 // pairs inside the chunks:
@@ -9,19 +9,20 @@
 //   delta      6 n D Dv + 4 P (D + Dv)      and S'k of the correction; products k k', the system
 //   low rank   8 n D Dv + 8 P (D + Dv)      and S'a, b x'; products q b', a k', a b'
 //
-// Decays are element by element, and not counted. Scratch is what the kernel carves for a worker,
+// Decays are element by element, and not counted. Scratch is what the kernel allocates for a worker,
 // its rows rounded up to whole packets, and does not depend on n.
 #pragma once
 
 #include <algorithm>
 
+#include "heed/core/target.hpp"
 #include "heed/core/types.hpp"
 #include "heed/cost/attention.hpp"
 #include "heed/cost/band.hpp"
 #include "heed/cost/linear.hpp"
 #include "heed/cost/work.hpp"
 
-namespace heed::cost {
+namespace heed::inline HEED_TARGET::cost {
 
 /// What a token does to the state beside its decay: k v'; k x' with x corrected by what the state
 /// answers to k; k v' + b x' with x what it answers to a.
@@ -74,4 +75,4 @@ struct matrix_state_form {
   return w;
 }
 
-}  // namespace heed::cost
+}  // namespace heed::inline HEED_TARGET::cost

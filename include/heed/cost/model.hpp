@@ -13,12 +13,13 @@
 
 #include <optional>
 
+#include "heed/core/target.hpp"
 #include "heed/core/types.hpp"
 #include "heed/cost/attention.hpp"
 #include "heed/cost/feed_forward.hpp"
 #include "heed/cost/work.hpp"
 
-namespace heed::cost {
+namespace heed::inline HEED_TARGET::cost {
 
 /// Multi-head latent attention: keys and values are projections of one vector of `rank` channels a
 /// token, which is what the cache holds, next to a rotary key of `rope_dim` shared by all heads.
@@ -215,4 +216,4 @@ constexpr double output_weights(const model& m) noexcept {
           one.extra_memory > logits ? one.extra_memory : logits};
 }
 
-}  // namespace heed::cost
+}  // namespace heed::inline HEED_TARGET::cost

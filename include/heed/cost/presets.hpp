@@ -7,9 +7,10 @@
 // without its multi-token prediction module.
 #pragma once
 
+#include "heed/core/target.hpp"
 #include "heed/cost/model.hpp"
 
-namespace heed::cost::presets {
+namespace heed::inline HEED_TARGET::cost::presets {
 
 inline constexpr model gpt3_175b{.layers = 96,
                                  .model_dim = 12288,
@@ -83,4 +84,4 @@ inline constexpr model deepseek_v3{
     .mixture = mixture_of_experts{
         .experts = 256, .active = 8, .shared = 1, .hidden_dim = 2048, .dense_layers = 3}};
 
-}  // namespace heed::cost::presets
+}  // namespace heed::inline HEED_TARGET::cost::presets

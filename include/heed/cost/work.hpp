@@ -17,7 +17,9 @@
 #include <array>
 #include <cstddef>
 
-namespace heed::cost {
+#include "heed/core/target.hpp"
+
+namespace heed::inline HEED_TARGET::cost {
 
 struct work {
   double flops = 0;
@@ -81,4 +83,4 @@ struct roofline {
   }
 };
 
-}  // namespace heed::cost
+}  // namespace heed::inline HEED_TARGET::cost

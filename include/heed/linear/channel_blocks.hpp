@@ -8,14 +8,15 @@
 #include <algorithm>
 #include <cstddef>
 
+#include "heed/core/target.hpp"
 #include "heed/core/types.hpp"
-#include "heed/kernel/copy_tile.hpp"
+#include "heed/kernel/copy_strided.hpp"
 #include "heed/parallel/executor.hpp"
 #include "heed/simd/exponential.hpp"
 #include "heed/simd/packet.hpp"
 #include "heed/tensor/view.hpp"
 
-namespace heed {
+namespace heed::inline HEED_TARGET::detail {
 
 /// Tokens brought in at a time: a tile of a few inputs stays in the first-level cache.
 inline constexpr index scan_tile = 64;
@@ -152,4 +153,4 @@ template <class A>
   return simd::largest(simd::max(simd::max(m[0], m[1]), simd::max(m[2], m[3]))) > A(0);
 }
 
-}  // namespace heed
+}  // namespace heed::inline HEED_TARGET::detail

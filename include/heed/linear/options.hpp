@@ -5,10 +5,11 @@
 #include <optional>
 #include <span>
 
+#include "heed/core/target.hpp"
 #include "heed/core/types.hpp"
 #include "heed/core/workspace.hpp"
 
-namespace heed {
+namespace heed::inline HEED_TARGET {
 
 /// Ways to compute the same thing. They agree up to rounding; each has the same bits for any number
 /// of threads, which is why none is chosen by their number.
@@ -58,4 +59,4 @@ struct recurrence_options {
   workspace* scratch = nullptr;
 };
 
-}  // namespace heed
+}  // namespace heed::inline HEED_TARGET

@@ -3,7 +3,7 @@
 //
 // Heads (of batch x KV heads) are independent; tokens of one head follow one another. A recurrence
 // says how one token, or a chunk of consecutive tokens, changes the state and is answered from it;
-// the driver says who computes what when. Scratch is carved once a worker; one head is one task,
+// the driver says who computes what when. Scratch is allocated once a worker; one head is one task,
 // computed from its first token to its last, so that the result has the same bits for any number of
 // threads.
 #pragma once
@@ -15,41 +15,35 @@
 #include <string>
 
 #include "heed/core/errors.hpp"
+#include "heed/core/target.hpp"
 #include "heed/core/types.hpp"
 #include "heed/core/workspace.hpp"
 #include "heed/parallel/scratch_tasks.hpp"
 
-namespace heed {
+namespace heed::inline HEED_TARGET {
 
 /// `enter` brings the head's state into the scratch, `leave` takes it home; in between come, in the
-/// order of the tokens, steps of one token or chunks of several. All but `carve` are noexcept.
+/// order of the tokens, steps of one token or chunks of several. All but `allocate` are noexcept.
 template <class R>
-concept recurrence = requires(const R& r, typename R::scratch_type& s, carver& c, index i,
-                              range t) {
+concept recurrence = requires(const R& r, typename R::scratch_type& s, arena& c, index i, range t) {
   { r.heads() } -> std::convertible_to<index>;
   { r.tokens() } -> std::convertible_to<index>;
   { r.chunk_size() } -> std::convertible_to<index>;
-  { r.carve(c) } -> std::same_as<typename R::scratch_type>;
-  { r.enter(i, s) }
-  noexcept;
-  { r.step(i, i, s) }
-  noexcept;
-  { r.chunk(i, t, s) }
-  noexcept;
-  { r.leave(i, s) }
-  noexcept;
+  { r.allocate(c) } -> std::same_as<typename R::scratch_type>;
+  { r.enter(i, s) } noexcept;
+  { r.step(i, i, s) } noexcept;
+  { r.chunk(i, t, s) } noexcept;
+  { r.leave(i, s) } noexcept;
 };
 
 /// One in which the keys may all be taken in before any query is answered.
 template <class R>
-concept separable_recurrence = recurrence<R> &&
-    requires(const R& r, typename R::scratch_type& s, index i, range t) {
-  { r.keys() } -> std::convertible_to<index>;
-  { r.absorb(i, t, s) }
-  noexcept;
-  { r.answer(i, t, s) }
-  noexcept;
-};
+concept separable_recurrence =
+    recurrence<R> && requires(const R& r, typename R::scratch_type& s, index i, range t) {
+      { r.keys() } -> std::convertible_to<index>;
+      { r.absorb(i, t, s) } noexcept;
+      { r.answer(i, t, s) } noexcept;
+    };
 
 namespace detail {
 
@@ -90,7 +84,7 @@ void for_each_chunk(index tokens, index step, F&& f) noexcept {
 template <class E, class R, class Body>
 void for_each_state(E& exec, const R& r, workspace& memory, Body&& body) {
   for_each_with_scratch(
-      exec, static_cast<index>(r.heads()), memory, [&](carver& c) noexcept { return r.carve(c); },
+      exec, static_cast<index>(r.heads()), memory, [&](arena& c) noexcept { return r.allocate(c); },
       [&](auto& scratch, index head) noexcept {
         r.enter(head, scratch);
         body(head, scratch);
@@ -126,4 +120,4 @@ void run_separately(E& exec, const R& r, index step, workspace& memory) {
   });
 }
 
-}  // namespace heed
+}  // namespace heed::inline HEED_TARGET

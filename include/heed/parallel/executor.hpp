@@ -11,9 +11,10 @@
 #include <concepts>
 
 #include "heed/core/config.hpp"
+#include "heed/core/target.hpp"
 #include "heed/core/types.hpp"
 
-namespace heed {
+namespace heed::inline HEED_TARGET {
 
 namespace detail {
 struct probe_body {
@@ -57,4 +58,4 @@ void for_each_task(E& e, index workers, index tasks, Task&& task, index grain = 
   });
 }
 
-}  // namespace heed
+}  // namespace heed::inline HEED_TARGET

@@ -6,12 +6,13 @@
 // none: the linker keeps one of two functions of the same name, whichever way it was compiled.
 #pragma once
 
+#include "heed/core/target.hpp"
 #include "heed/parallel/executor.hpp"
 
 #if defined(_OPENMP)
 #include <omp.h>
 
-namespace heed {
+namespace heed::inline HEED_TARGET {
 
 struct openmp_executor {
   [[nodiscard]] static index concurrency() noexcept {
@@ -27,9 +28,9 @@ struct openmp_executor {
 
 using default_executor = openmp_executor;
 
-}  // namespace heed
+}  // namespace heed::inline HEED_TARGET
 #else
-namespace heed {
+namespace heed::inline HEED_TARGET {
 using default_executor = serial_executor;
-}  // namespace heed
+}  // namespace heed::inline HEED_TARGET
 #endif

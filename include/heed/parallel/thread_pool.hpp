@@ -10,9 +10,10 @@
 #include <unsupported/Eigen/CXX11/ThreadPool>
 
 #include "heed/core/errors.hpp"
+#include "heed/core/target.hpp"
 #include "heed/parallel/executor.hpp"
 
-namespace heed {
+namespace heed::inline HEED_TARGET {
 
 /// `threads` threads in all, the caller's included: `thread_pool pool(4)` starts three.
 /// Calls from several threads at once are safe; a call from inside a task of the same pool is too,
@@ -74,4 +75,4 @@ class thread_pool {
   Eigen::ThreadPool pool_;
 };
 
-}  // namespace heed
+}  // namespace heed::inline HEED_TARGET

@@ -32,6 +32,7 @@
 #include <utility>
 
 #include "heed/core/errors.hpp"
+#include "heed/core/target.hpp"
 #include "heed/core/types.hpp"
 #include "heed/rotary/embedding.hpp"
 #include "heed/rotary/positions.hpp"
@@ -40,48 +41,46 @@
 #include "heed/tensor/scalar.hpp"
 #include "heed/tensor/tensor_like.hpp"
 
-namespace heed {
+namespace heed::inline HEED_TARGET {
 
 /// A tensor that may be rotated: rank 2 to 4 of a heed scalar.
 template <class X>
 concept rotary_tensor = tensor_like<X> && requires {
   requires attention_scalar<scalar_of<X>>;
-  requires rank_of<X>
-  >= 2 && rank_of<X> <= 4;
+  requires rank_of<X> >= 2 && rank_of<X> <= 4;
 };
 
 /// A table looked up by position (rank 2) or gathered (rank 3).
 template <class C, int Rank>
 concept rotary_table = tensor_like<C> && requires {
   requires attention_scalar<scalar_of<C>>;
-  requires rank_of<C>
-  == Rank;
+  requires rank_of<C> == Rank;
 };
 
 template <rotary_tensor X, token_positions P = index>
-requires writable_tensor<X>
+  requires writable_tensor<X>
 void apply_rotary(X&& x, const rotary_embedding& rope, const P& positions = P{});
 
 template <rotary_tensor Out, rotary_tensor X, token_positions P = index>
-requires writable_tensor<Out>
+  requires writable_tensor<Out>
 void apply_rotary_into(Out&& out, X&& x, const rotary_embedding& rope, const P& positions = P{});
 
 template <rotary_tensor X, rotary_table<2> Cos, rotary_table<2> Sin, token_positions P = index>
-requires writable_tensor<X>
+  requires writable_tensor<X>
 void apply_rotary(X&& x, rotary_layout layout, Cos&& cos, Sin&& sin, const P& positions = P{});
 
 template <rotary_tensor Out, rotary_tensor X, rotary_table<2> Cos, rotary_table<2> Sin,
           token_positions P = index>
-requires writable_tensor<Out>
+  requires writable_tensor<Out>
 void apply_rotary_into(Out&& out, X&& x, rotary_layout layout, Cos&& cos, Sin&& sin,
                        const P& positions = P{});
 
 template <rotary_tensor X, rotary_table<3> Cos, rotary_table<3> Sin>
-requires writable_tensor<X>
+  requires writable_tensor<X>
 void apply_rotary(X&& x, rotary_layout layout, Cos&& cos, Sin&& sin);
 
 template <rotary_tensor Out, rotary_tensor X, rotary_table<3> Cos, rotary_table<3> Sin>
-requires writable_tensor<Out>
+  requires writable_tensor<Out>
 void apply_rotary_into(Out&& out, X&& x, rotary_layout layout, Cos&& cos, Sin&& sin);
 
 namespace detail {
@@ -129,7 +128,7 @@ void require_rows(const Positions& position, index batch, index tokens, index ro
 }  // namespace detail
 
 template <rotary_tensor Out, rotary_tensor X, token_positions P>
-requires writable_tensor<Out>
+  requires writable_tensor<Out>
 void apply_rotary_into(Out&& out, X&& x, const rotary_embedding& rope, const P& positions) {
   using T = scalar_of<X>;
   static_assert(std::is_same_v<scalar_of<Out>, T>, "heed: out and x have the same scalar");
@@ -145,7 +144,7 @@ void apply_rotary_into(Out&& out, X&& x, const rotary_embedding& rope, const P& 
 
 template <rotary_tensor Out, rotary_tensor X, rotary_table<2> Cos, rotary_table<2> Sin,
           token_positions P>
-requires writable_tensor<Out>
+  requires writable_tensor<Out>
 void apply_rotary_into(Out&& out, X&& x, rotary_layout layout, Cos&& cos, Sin&& sin,
                        const P& positions) {
   using T = scalar_of<X>;
@@ -165,7 +164,7 @@ void apply_rotary_into(Out&& out, X&& x, rotary_layout layout, Cos&& cos, Sin&& 
 }
 
 template <rotary_tensor Out, rotary_tensor X, rotary_table<3> Cos, rotary_table<3> Sin>
-requires writable_tensor<Out>
+  requires writable_tensor<Out>
 void apply_rotary_into(Out&& out, X&& x, rotary_layout layout, Cos&& cos, Sin&& sin) {
   using T = scalar_of<X>;
   static_assert(std::is_same_v<scalar_of<Out>, T>, "heed: out and x have the same scalar");
@@ -183,24 +182,24 @@ void apply_rotary_into(Out&& out, X&& x, rotary_layout layout, Cos&& cos, Sin&& 
 }
 
 template <rotary_tensor X, token_positions P>
-requires writable_tensor<X>
+  requires writable_tensor<X>
 void apply_rotary(X&& x, const rotary_embedding& rope, const P& positions) {
   const auto v = as_view(std::forward<X>(x));
   apply_rotary_into(v, v, rope, positions);
 }
 
 template <rotary_tensor X, rotary_table<2> Cos, rotary_table<2> Sin, token_positions P>
-requires writable_tensor<X>
+  requires writable_tensor<X>
 void apply_rotary(X&& x, rotary_layout layout, Cos&& cos, Sin&& sin, const P& positions) {
   const auto v = as_view(std::forward<X>(x));
   apply_rotary_into(v, v, layout, std::forward<Cos>(cos), std::forward<Sin>(sin), positions);
 }
 
 template <rotary_tensor X, rotary_table<3> Cos, rotary_table<3> Sin>
-requires writable_tensor<X>
+  requires writable_tensor<X>
 void apply_rotary(X&& x, rotary_layout layout, Cos&& cos, Sin&& sin) {
   const auto v = as_view(std::forward<X>(x));
   apply_rotary_into(v, v, layout, std::forward<Cos>(cos), std::forward<Sin>(sin));
 }
 
-}  // namespace heed
+}  // namespace heed::inline HEED_TARGET

@@ -26,10 +26,11 @@
 #include <vector>
 
 #include "heed/core/errors.hpp"
+#include "heed/core/target.hpp"
 #include "heed/core/types.hpp"
 #include "heed/rotary/scaling.hpp"
 
-namespace heed {
+namespace heed::inline HEED_TARGET {
 
 enum class rotary_layout { interleaved, half_split };
 
@@ -77,4 +78,4 @@ class rotary_embedding {
   double magnitude_ = 1.0;
 };
 
-}  // namespace heed
+}  // namespace heed::inline HEED_TARGET

@@ -17,10 +17,11 @@
 #include <type_traits>
 
 #include "heed/core/errors.hpp"
+#include "heed/core/target.hpp"
 #include "heed/core/types.hpp"
 #include "heed/tensor/tensor_like.hpp"
 
-namespace heed {
+namespace heed::inline HEED_TARGET {
 
 /// One offset an element of the batch. (A bare span means one position a token.)
 struct batch_offsets {
@@ -34,13 +35,12 @@ concept position_integer = std::integral<I> && !std::same_as<I, bool>;
 
 template <class P>
 concept position_range = std::ranges::contiguous_range<P> && std::ranges::sized_range<P> &&
-    position_integer<std::ranges::range_value_t<P>>;
+                         position_integer<std::ranges::range_value_t<P>>;
 
 template <class P>
 concept position_tensor = tensor_like<P> && requires {
   requires position_integer<scalar_of<P>>;
-  requires rank_of<P>
-  == 1 || rank_of<P> == 2;
+  requires rank_of<P> == 1 || rank_of<P> == 2;
 };
 
 /// offset + n, the same for the whole batch.
@@ -104,8 +104,9 @@ template <class P>
 
 /// What rotary functions take as positions. See the top of this file.
 template <class P>
-concept token_positions = detail::position_integer<std::remove_cvref_t<P>> ||
+concept token_positions =
+    detail::position_integer<std::remove_cvref_t<P>> ||
     std::same_as<std::remove_cvref_t<P>, batch_offsets> || detail::position_tensor<P> ||
     detail::position_range<std::remove_cvref_t<P>>;
 
-}  // namespace heed
+}  // namespace heed::inline HEED_TARGET

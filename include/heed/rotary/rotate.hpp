@@ -6,16 +6,16 @@
 // heads.
 #pragma once
 
-#include <Eigen/Core>
 #include <algorithm>
 #include <cmath>
 
+#include "heed/core/target.hpp"
 #include "heed/core/types.hpp"
 #include "heed/rotary/embedding.hpp"
 #include "heed/tensor/scalar.hpp"
 #include "heed/tensor/view.hpp"
 
-namespace heed::detail {
+namespace heed::inline HEED_TARGET::detail {
 
 /// Cosines and sines are produced for this many pairs at a time, on the stack.
 inline constexpr index rotary_block = 64;
@@ -141,4 +141,4 @@ void rotate_tokens(const view<T, 4>& out, const view<const T, 4>& x, rotary_layo
   }
 }
 
-}  // namespace heed::detail
+}  // namespace heed::inline HEED_TARGET::detail

@@ -35,9 +35,10 @@
 #include <variant>
 
 #include "heed/core/errors.hpp"
+#include "heed/core/target.hpp"
 #include "heed/core/types.hpp"
 
-namespace heed {
+namespace heed::inline HEED_TARGET {
 
 struct no_scaling {};
 
@@ -184,4 +185,4 @@ class scaled_frequency {
 };
 
 }  // namespace detail
-}  // namespace heed
+}  // namespace heed::inline HEED_TARGET

@@ -9,12 +9,13 @@
 #include <string>
 
 #include "heed/core/errors.hpp"
+#include "heed/core/target.hpp"
 #include "heed/core/types.hpp"
 #include "heed/rotary/embedding.hpp"
 #include "heed/tensor/scalar.hpp"
 #include "heed/tensor/tensor.hpp"
 
-namespace heed {
+namespace heed::inline HEED_TARGET {
 
 template <attention_scalar T>
 struct rotary_tables {
@@ -43,4 +44,4 @@ template <attention_scalar T>
   return t;
 }
 
-}  // namespace heed
+}  // namespace heed::inline HEED_TARGET

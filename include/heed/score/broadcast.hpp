@@ -8,10 +8,11 @@
 
 #include <limits>
 
+#include "heed/core/target.hpp"
 #include "heed/score/concepts.hpp"
 #include "heed/tensor/tensor_like.hpp"
 
-namespace heed {
+namespace heed::inline HEED_TARGET {
 
 namespace detail {
 
@@ -131,4 +132,4 @@ template <tensor_like T>
   return keep_mask<scalar_of<T>>{{"mask", detail::as_const_view(as_view(std::forward<T>(values)))}};
 }
 
-}  // namespace heed
+}  // namespace heed::inline HEED_TARGET

@@ -10,15 +10,14 @@
 
 #include <utility>
 
+#include "heed/core/target.hpp"
 #include "heed/score/concepts.hpp"
 
-namespace heed {
+namespace heed::inline HEED_TARGET {
 
 /// A mask that says so itself (`static constexpr stage when = stage::mask`), as heed's own do.
 template <class M>
-concept heed_mask = mask_function<M> && requires {
-  requires M::when == stage::mask;
-};
+concept heed_mask = mask_function<M> && requires { requires M::when == stage::mask; };
 
 template <class A, class B>
 concept mask_pair = (heed_mask<A> && mask_function<B>) || (mask_function<A> && heed_mask<B>);
@@ -116,16 +115,20 @@ struct mask_not {
 };
 
 template <class A, class B>
-requires mask_pair<A, B>
-[[nodiscard]] constexpr mask_and<A, B> operator&&(A a, B b) { return {std::move(a), std::move(b)}; }
+  requires mask_pair<A, B>
+[[nodiscard]] constexpr mask_and<A, B> operator&&(A a, B b) {
+  return {std::move(a), std::move(b)};
+}
 
 template <class A, class B>
-requires mask_pair<A, B>
-[[nodiscard]] constexpr mask_or<A, B> operator||(A a, B b) { return {std::move(a), std::move(b)}; }
+  requires mask_pair<A, B>
+[[nodiscard]] constexpr mask_or<A, B> operator||(A a, B b) {
+  return {std::move(a), std::move(b)};
+}
 
 template <heed_mask A>
 [[nodiscard]] constexpr mask_not<A> operator!(A a) {
   return mask_not<A>(std::move(a));
 }
 
-}  // namespace heed
+}  // namespace heed::inline HEED_TARGET

@@ -25,9 +25,10 @@
 #include <type_traits>
 
 #include "heed/core/errors.hpp"
+#include "heed/core/target.hpp"
 #include "heed/core/types.hpp"
 
-namespace heed {
+namespace heed::inline HEED_TARGET {
 
 /// The extents of a call: scores are [batch, heads, queries, keys].
 struct score_extents {
@@ -49,7 +50,7 @@ concept mask_function = std::predicate<const M&, const position&>;
 /// A f(A, position)
 template <class M, class A>
 concept score_function = std::invocable<const M&, A, const position&> &&
-    std::convertible_to<std::invoke_result_t<const M&, A, const position&>, A>;
+                         std::convertible_to<std::invoke_result_t<const M&, A, const position&>, A>;
 
 namespace detail {
 
@@ -81,8 +82,7 @@ template <class M, class A>
 /// Calls a score modifier. One that takes float where A is double gets the score as a float.
 template <class A, class M>
 [[nodiscard]] constexpr A invoke_score(const M& f, A s, const position& p) noexcept {
-  if constexpr (
-      !requires { f({s}, p); } && requires(float narrow) { f({narrow}, p); }) {
+  if constexpr (!requires { f({s}, p); } && requires(float narrow) { f({narrow}, p); }) {
     return static_cast<A>(f(static_cast<float>(s), p));
   } else {
     return static_cast<A>(f(s, p));
@@ -130,4 +130,4 @@ void check_modifier(const M& m, const score_extents& e) {
   if constexpr (requires { m.check(e); }) m.check(e);
 }
 
-}  // namespace heed
+}  // namespace heed::inline HEED_TARGET

@@ -7,9 +7,10 @@
 #include <optional>
 #include <span>
 
+#include "heed/core/target.hpp"
 #include "heed/score/concepts.hpp"
 
-namespace heed {
+namespace heed::inline HEED_TARGET {
 
 /// Key j is visible iff j <= p.
 struct causal_mask {
@@ -161,4 +162,4 @@ class documents {
   mutable bool sorted_ = false;
 };
 
-}  // namespace heed
+}  // namespace heed::inline HEED_TARGET

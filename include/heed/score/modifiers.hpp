@@ -9,9 +9,10 @@
 #include <string>
 #include <utility>
 
+#include "heed/core/target.hpp"
 #include "heed/score/concepts.hpp"
 
-namespace heed {
+namespace heed::inline HEED_TARGET {
 
 /// c tanh(s / c): bounds scores to (-c, c). Acts before every other modifier, wherever it is
 /// written.
@@ -150,4 +151,4 @@ template <class F>
   return {std::move(f)};
 }
 
-}  // namespace heed
+}  // namespace heed::inline HEED_TARGET

@@ -9,13 +9,14 @@
 #include <limits>
 #include <tuple>
 
+#include "heed/core/target.hpp"
 #include "heed/score/broadcast.hpp"
 #include "heed/score/combine.hpp"
 #include "heed/score/concepts.hpp"
 #include "heed/score/masks.hpp"
 #include "heed/score/modifiers.hpp"
 
-namespace heed {
+namespace heed::inline HEED_TARGET {
 
 /// A is the accumulator type.
 template <class A, class... Mods>
@@ -116,4 +117,4 @@ class score_program {
   std::tuple<Mods...> mods_;
 };
 
-}  // namespace heed
+}  // namespace heed::inline HEED_TARGET

@@ -8,9 +8,10 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "heed/core/target.hpp"
 #include "heed/simd/packet.hpp"
 
-namespace heed::simd {
+namespace heed::inline HEED_TARGET::simd {
 
 /// The numbers of `from` whose bit is set.
 template <class A>
@@ -41,4 +42,4 @@ HEED_INLINE void store_chosen(std::int32_t* to, const std::int32_t* from, unsign
   for (; bits != 0; bits &= bits - 1) *to++ = from[std::countr_zero(bits)] + addend;
 }
 
-}  // namespace heed::simd
+}  // namespace heed::inline HEED_TARGET::simd

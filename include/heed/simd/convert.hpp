@@ -4,9 +4,10 @@
 
 #include <type_traits>
 
+#include "heed/core/target.hpp"
 #include "heed/simd/packet.hpp"
 
-namespace heed::simd {
+namespace heed::inline HEED_TARGET::simd {
 
 /// A packet of consecutive stored numbers, widened. Exact.
 template <class A, class T>
@@ -64,4 +65,4 @@ HEED_INLINE void narrow_row(const A* src, T* dst, index count) noexcept {
   }
 }
 
-}  // namespace heed::simd
+}  // namespace heed::inline HEED_TARGET::simd

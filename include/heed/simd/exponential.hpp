@@ -20,9 +20,10 @@
 #include <iterator>
 #include <type_traits>
 
+#include "heed/core/target.hpp"
 #include "heed/simd/packet.hpp"
 
-namespace heed::simd {
+namespace heed::inline HEED_TARGET::simd {
 
 namespace detail {
 
@@ -224,4 +225,4 @@ HEED_INLINE packet<A> tanh(packet<A> x) noexcept {
   }
 }
 
-}  // namespace heed::simd
+}  // namespace heed::inline HEED_TARGET::simd

@@ -6,19 +6,15 @@
 // each kernel runs on all of them. Loads and stores take any alignment.
 #pragma once
 
-#include <Eigen/Core>
 #include <bit>
 #include <type_traits>
 #include <utility>
 
 #include "heed/core/config.hpp"
+#include "heed/core/target.hpp"
 #include "heed/core/types.hpp"
 
-#if defined(__AVX512F__)
-#include <immintrin.h>
-#endif
-
-namespace heed::simd {
+namespace heed::inline HEED_TARGET::simd {
 
 template <class A>
 using packet = typename Eigen::internal::packet_traits<A>::type;
@@ -149,8 +145,7 @@ template <int N, class F>
 HEED_INLINE void unroll(F&& f) noexcept {
   [&]<int... I>(std::integer_sequence<int, I...>) HEED_INLINE_LAMBDA {
     (f(std::integral_constant<int, I>{}), ...);
-  }
-  (std::make_integer_sequence<int, N>{});
+  }(std::make_integer_sequence<int, N>{});
 }
 
 /// The largest lane; NaNs may be passed over.
@@ -205,9 +200,9 @@ HEED_INLINE void transpose(const A* src, index src_stride, A* dst, index dst_str
 namespace detail {
 /// Numbers of the 128 bits that a register's shuffles stay within where they cost least.
 template <class A>
-inline constexpr int block = lanes<A> < static_cast<index>(16 / sizeof(A))
-                                 ? static_cast<int>(lanes<A>)
-                                 : static_cast<int>(16 / sizeof(A));
+inline constexpr int block =
+    lanes<A> < static_cast<index>(16 / sizeof(A)) ? static_cast<int>(lanes<A>)
+                                                  : static_cast<int>(16 / sizeof(A));
 
 /// a0 b0 a1 b1 ... of the lower (Half = 0) or upper half of each block.
 template <class A, int Half, class P, int... I>
@@ -253,4 +248,4 @@ HEED_INLINE packet<A> sum_each(packet<A>* x) noexcept {
   return x[0];
 }
 
-}  // namespace heed::simd
+}  // namespace heed::inline HEED_TARGET::simd

@@ -5,19 +5,19 @@
 // An expression that owns no memory (q * 2, q.transpose() * k) is no tensor: call .eval() first.
 #pragma once
 
-#include <Eigen/Core>
 #include <type_traits>
 
+#include "heed/core/target.hpp"
 #include "heed/tensor/traits.hpp"
 
-namespace heed {
+namespace heed::inline HEED_TARGET {
 
 namespace detail {
 template <class T>
 concept eigen_dense = std::is_base_of_v<Eigen::DenseBase<T>, T>;
 
 template <class T>
-concept eigen_direct = eigen_dense<T> &&(int(T::Flags) & int(Eigen::DirectAccessBit)) != 0;
+concept eigen_direct = eigen_dense<T> && (int(T::Flags) & int(Eigen::DirectAccessBit)) != 0;
 
 template <class T>
 concept eigen_plain = eigen_direct<T> && std::is_base_of_v<Eigen::PlainObjectBase<T>, T>;
@@ -44,4 +44,4 @@ struct tensor_traits<M> {
   }
 };
 
-}  // namespace heed
+}  // namespace heed::inline HEED_TARGET

@@ -4,9 +4,9 @@
 // Eigen's tensor module is heavy, so it is only named here; include it where you use it.
 #pragma once
 
-#include <Eigen/Core>
 #include <array>
 
+#include "heed/core/target.hpp"
 #include "heed/tensor/traits.hpp"
 
 namespace Eigen {
@@ -16,7 +16,7 @@ template <typename PlainObjectType, int Options, template <class> class MakePoin
 class TensorMap;
 }  // namespace Eigen
 
-namespace heed {
+namespace heed::inline HEED_TARGET {
 
 namespace detail {
 template <int Rank, bool RowMajor, class Tensor>
@@ -60,7 +60,7 @@ struct tensor_traits<Eigen::TensorMap<Eigen::Tensor<Scalar, Rank, Options, I>, M
   using self = Eigen::TensorMap<Eigen::Tensor<Scalar, Rank, Options, I>, MapOptions, P>;
   static constexpr bool owns_memory = false;
   static auto to_view(const self& t) {
-    return detail::eigen_tensor_view<Rank, (Options & Eigen::RowMajorBit) != 0>(t);
+    return detail::eigen_tensor_view < Rank, (Options & Eigen::RowMajorBit) != 0 > (t);
   }
   static auto make_owning(const std::array<index, static_cast<std::size_t>(Rank)>& extents) {
     return tensor_traits<Eigen::Tensor<Scalar, Rank, Options, I>>::make(extents);
@@ -73,11 +73,11 @@ struct tensor_traits<
   using self = Eigen::TensorMap<const Eigen::Tensor<Scalar, Rank, Options, I>, MapOptions, P>;
   static constexpr bool owns_memory = false;
   static auto to_view(const self& t) {
-    return detail::eigen_tensor_view<Rank, (Options & Eigen::RowMajorBit) != 0>(t);
+    return detail::eigen_tensor_view < Rank, (Options & Eigen::RowMajorBit) != 0 > (t);
   }
   static auto make_owning(const std::array<index, static_cast<std::size_t>(Rank)>& extents) {
     return tensor_traits<Eigen::Tensor<Scalar, Rank, Options, I>>::make(extents);
   }
 };
 
-}  // namespace heed
+}  // namespace heed::inline HEED_TARGET

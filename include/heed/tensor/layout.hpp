@@ -2,9 +2,10 @@
 // Layouts that other libraries use, brought to batch x heads x tokens x channels by strides alone.
 #pragma once
 
+#include "heed/core/target.hpp"
 #include "heed/tensor/tensor_like.hpp"
 
-namespace heed {
+namespace heed::inline HEED_TARGET {
 
 /// Any tensor of rank 2, 3 or 4 as batch x heads x tokens x channels; missing axes have extent 1.
 template <class T, int R>
@@ -25,8 +26,8 @@ template <class T, int R>
 /// or tokens x (heads * channels) as heads x tokens x channels. Throws shape_error when the last
 /// axis is not a multiple of `heads`.
 template <tensor_like T>
-requires(rank_of<T> == 2 || rank_of<T> == 3)
-    [[nodiscard]] constexpr auto split_heads(T&& t, index heads) {
+  requires(rank_of<T> == 2 || rank_of<T> == 3)
+[[nodiscard]] constexpr auto split_heads(T&& t, index heads) {
   const auto v = as_view(std::forward<T>(t));
   constexpr int tokens = rank_of<T> - 2;
   constexpr int packed = rank_of<T> - 1;
@@ -49,9 +50,10 @@ requires(rank_of<T> == 2 || rank_of<T> == 3)
 /// Token-major batch x tokens x heads x channels as batch x heads x tokens x channels, or
 /// tokens x heads x channels as heads x tokens x channels.
 template <tensor_like T>
-requires(rank_of<T> == 3 || rank_of<T> == 4) [[nodiscard]] constexpr auto heads_first(T&& t) {
+  requires(rank_of<T> == 3 || rank_of<T> == 4)
+[[nodiscard]] constexpr auto heads_first(T&& t) {
   constexpr int axis = rank_of<T> - 3;
   return as_view(std::forward<T>(t)).swap_axes(axis, axis + 1);
 }
 
-}  // namespace heed
+}  // namespace heed::inline HEED_TARGET

@@ -21,8 +21,9 @@
 #include <utility>
 
 #include "heed/core/errors.hpp"
+#include "heed/core/target.hpp"
 
-namespace heed {
+namespace heed::inline HEED_TARGET {
 
 /// Maps the bytes of `path` from `offset` (a multiple of alignof(T)) to the end. Moves, does not
 /// copy. Throws std::system_error naming the file when it cannot be opened or mapped, shape_error
@@ -35,7 +36,7 @@ class mapped_file {
   explicit mapped_file(const std::string& path, std::size_t offset = 0) {
     const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
     if (file < 0) throw_errno("cannot open " + path);
-    struct ::stat info {};
+    struct ::stat info{};
     if (::fstat(file, &info) != 0) {
       const int error = errno;
       ::close(file);
@@ -103,5 +104,5 @@ class mapped_file {
   std::size_t offset_ = 0;
 };
 
-}  // namespace heed
+}  // namespace heed::inline HEED_TARGET
 #endif

@@ -9,9 +9,10 @@
 #include <concepts>
 #include <cstddef>
 
+#include "heed/core/target.hpp"
 #include "heed/tensor/traits.hpp"
 
-namespace heed {
+namespace heed::inline HEED_TARGET {
 
 /// Has std::mdspan's members, always strides, and plain memory.
 template <class M>
@@ -44,4 +45,4 @@ struct tensor_traits<M> {
   }
 };
 
-}  // namespace heed
+}  // namespace heed::inline HEED_TARGET

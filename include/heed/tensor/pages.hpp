@@ -10,9 +10,11 @@
 
 #if __has_include(<sys/mman.h>)
 #include <sys/mman.h>
+
+#include "heed/core/target.hpp"
 #endif
 
-namespace heed {
+namespace heed::inline HEED_TARGET {
 
 /// Asks that fresh memory be backed by large pages. A hint: without the system's help, or for less
 /// than a few large pages, nothing happens.
@@ -30,4 +32,4 @@ inline void prefer_large_pages(void* data, std::size_t bytes) noexcept {
 #endif
 }
 
-}  // namespace heed
+}  // namespace heed::inline HEED_TARGET

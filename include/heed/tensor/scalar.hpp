@@ -9,10 +9,11 @@
 // | Eigen::bfloat16  | float          |
 #pragma once
 
-#include <Eigen/Core>
 #include <type_traits>
 
-namespace heed {
+#include "heed/core/target.hpp"
+
+namespace heed::inline HEED_TARGET {
 
 using half = Eigen::half;
 using bfloat16 = Eigen::bfloat16;
@@ -42,8 +43,6 @@ using accumulate_t = typename accumulator<std::remove_cv_t<T>>::type;
 
 /// A scalar that queries, keys and values may have.
 template <class T>
-concept attention_scalar = requires {
-  typename accumulator<std::remove_cv_t<T>>::type;
-};
+concept attention_scalar = requires { typename accumulator<std::remove_cv_t<T>>::type; };
 
-}  // namespace heed
+}  // namespace heed::inline HEED_TARGET

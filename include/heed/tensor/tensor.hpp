@@ -5,7 +5,6 @@
 // (Eigen-backed, 64-byte aligned) here, and `mapped_file` in heed/tensor/mapped_file.hpp.
 #pragma once
 
-#include <Eigen/Core>
 #include <array>
 #include <concepts>
 #include <cstdint>
@@ -13,11 +12,12 @@
 #include <type_traits>
 #include <utility>
 
+#include "heed/core/target.hpp"
 #include "heed/core/workspace.hpp"
 #include "heed/tensor/pages.hpp"
 #include "heed/tensor/tensor_like.hpp"
 
-namespace heed {
+namespace heed::inline HEED_TARGET {
 
 template <class S, class T>
 concept tensor_storage = requires(S& s) {
@@ -92,7 +92,8 @@ class tensor {
   }
 
   /// Zeros.
-  explicit tensor(const extents_type& extents) requires std::constructible_from<Storage, index>
+  explicit tensor(const extents_type& extents)
+    requires std::constructible_from<Storage, index>
       : tensor(extents, Storage(view<T, Rank>(nullptr, extents).size())) {}
 
   /// Takes the storage. Throws shape_error when it holds fewer elements than the extents ask for.
@@ -140,8 +141,9 @@ struct tensor_traits<tensor<T, R, S>> {
     using pointee = std::remove_pointer_t<decltype(t.data())>;
     return view<pointee, R>(t.data(), t.extents());
   }
-  static tensor<T, R, S> make(const std::array<index, static_cast<std::size_t>(R)>&
-                                  extents) requires std::constructible_from<S, index> {
+  static tensor<T, R, S> make(const std::array<index, static_cast<std::size_t>(R)>& extents)
+    requires std::constructible_from<S, index>
+  {
     return tensor<T, R, S>(extents);
   }
 };
@@ -161,4 +163,4 @@ template <tensor_like T>
   }
 }
 
-}  // namespace heed
+}  // namespace heed::inline HEED_TARGET

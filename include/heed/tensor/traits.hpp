@@ -17,9 +17,10 @@
 #include <concepts>
 #include <type_traits>
 
+#include "heed/core/target.hpp"
 #include "heed/tensor/view.hpp"
 
-namespace heed {
+namespace heed::inline HEED_TARGET {
 
 /// The customisation point. See the top of this file.
 template <class T>
@@ -74,4 +75,4 @@ struct tensor_traits<view<T, R>> {
   static constexpr view<T, R> to_view(const view<T, R>& v) noexcept { return v; }
 };
 
-}  // namespace heed
+}  // namespace heed::inline HEED_TARGET

@@ -15,9 +15,10 @@
 
 #include "heed/core/config.hpp"
 #include "heed/core/errors.hpp"
+#include "heed/core/target.hpp"
 #include "heed/core/types.hpp"
 
-namespace heed {
+namespace heed::inline HEED_TARGET {
 
 template <class T, int Rank>
 class view {
@@ -43,8 +44,8 @@ class view {
 
   /// A view of mutable data reads as a view of constant data.
   template <class U>
-  requires(std::is_same_v<const U, T> && !std::is_const_v<U>) constexpr view(
-      const view<U, Rank>& other) noexcept  // NOLINT(google-explicit-constructor)
+    requires(std::is_same_v<const U, T> && !std::is_const_v<U>)
+  constexpr view(const view<U, Rank>& other) noexcept  // NOLINT(google-explicit-constructor)
       : data_(other.data()), extents_(other.extents()), strides_(other.strides()) {}
 
   [[nodiscard]] constexpr T* data() const noexcept { return data_; }
@@ -64,8 +65,8 @@ class view {
   [[nodiscard]] constexpr bool empty() const noexcept { return size() == 0; }
 
   template <class... I>
-  requires(sizeof...(I) == static_cast<std::size_t>(Rank)) [[nodiscard]] constexpr T& operator()(
-      I... at) const noexcept {
+    requires(sizeof...(I) == static_cast<std::size_t>(Rank))
+  [[nodiscard]] constexpr T& operator()(I... at) const noexcept {
     index offset = 0;
     int axis = 0;
     ((offset += static_cast<index>(at) * stride(axis++)), ...);
@@ -73,7 +74,9 @@ class view {
   }
 
   /// The view with the first axis fixed at `i`.
-  [[nodiscard]] constexpr auto operator[](index i) const noexcept requires(Rank > 1) {
+  [[nodiscard]] constexpr auto operator[](index i) const noexcept
+    requires(Rank > 1)
+  {
     view<T, Rank - 1> out;
     out.data_ = data_ == nullptr ? nullptr : data_ + i * strides_[0];
     for (std::size_t a = 1; a < static_cast<std::size_t>(Rank); ++a) {
@@ -141,4 +144,4 @@ template <class T, std::size_t Rank>
   return {data, std::to_array(extents), std::to_array(strides)};
 }
 
-}  // namespace heed
+}  // namespace heed::inline HEED_TARGET

@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: MIT
+// Where kernels read keys and values: the source concept, and the plain strided one.
+//
+// A source hands out runs: consecutive tokens whose rows stand a fixed stride apart. A plain tensor
+// is one run per head; a paged cache has one per page. Channels of a row are `channel_stride`
+// apart.
+#pragma once
+
+#include <concepts>
+
+#include "heed/core/target.hpp"
+#include "heed/core/types.hpp"
+
+namespace heed::inline HEED_TARGET {
+
+/// `count` rows, `stride` elements apart, from `data` on.
+template <class T>
+struct row_run {
+  const T* data = nullptr;
+  index stride = 0;
+  index count = 0;
+};
+
+/// `keys(batch, kv_head, j)` and `values(...)`: the run that begins at token j and ends where the
+/// source's memory does, at least one token for j < length(batch).
+template <class S>
+concept key_value_source = requires(const S& s, index i) {
+  typename S::key_scalar;
+  typename S::value_scalar;
+  { s.batch() } -> std::convertible_to<index>;
+  { s.kv_heads() } -> std::convertible_to<index>;
+  { s.head_dim() } -> std::convertible_to<index>;
+  { s.value_dim() } -> std::convertible_to<index>;
+  { s.length(i) } -> std::convertible_to<index>;
+  { s.keys(i, i, i) } -> std::same_as<row_run<typename S::key_scalar>>;
+  { s.values(i, i, i) } -> std::same_as<row_run<typename S::value_scalar>>;
+  { s.key_channel_stride() } -> std::convertible_to<index>;
+  { s.value_channel_stride() } -> std::convertible_to<index>;
+};
+
+}  // namespace heed::inline HEED_TARGET

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: MIT
+// A block of a source's rows as the few-query kernel reads them: run by run or row by row where
+// they lie, or a copy.
+#pragma once
+
+#include <algorithm>
+
+#include "heed/core/target.hpp"
+#include "heed/kernel/split_kv/microkernel.hpp"
+#include "heed/kernel/tiled/kv_block.hpp"
+
+namespace heed::inline HEED_TARGET::kernel {
+
+/// The runs of a head's keys, and of its values, from a token on. Named, so that kernels which read
+/// them are compiled once for a source, whatever the modifiers.
+template <class Source>
+struct key_runs {
+  const Source* source;
+  index batch;
+  index kv_head;
+  [[nodiscard]] auto operator()(index j) const noexcept { return source->keys(batch, kv_head, j); }
+  /// Where each of the rows stands, from a source that knows it of all of them together.
+  [[nodiscard]] bool list(range rows, const void** to) const noexcept
+    requires requires { source->list_keys(batch, kv_head, rows, to); }
+  {
+    return source->list_keys(batch, kv_head, rows, to);
+  }
+};
+template <class Source>
+struct value_runs {
+  const Source* source;
+  index batch;
+  index kv_head;
+  [[nodiscard]] auto operator()(index j) const noexcept {
+    return source->values(batch, kv_head, j);
+  }
+  [[nodiscard]] bool list(range rows, const void** to) const noexcept
+    requires requires { source->list_values(batch, kv_head, rows, to); }
+  {
+    return source->list_values(batch, kv_head, rows, to);
+  }
+};
+
+/// The rows of a block as a kernel reads them: the runs of its source in place, or where those are
+/// too short or oddly cut, each of their rows, if its channels are next to each other, and else a
+/// copy. `run(j)` is the source's run from token j on; `list` has room for the block's rows.
+template <class A, class T, class Run>
+class block_runs {
+ public:
+  using plan = split_plan<A>;
+  /// Fewest rows of a run that are read as one, if the block has several: a piece costs what a call
+  /// does, and fills the stretches of the values badly. With pages of 16 one head is a sixth
+  /// quicker row by row.
+  static constexpr index shortest = 64;
+
+  block_runs(const Run& run, range block, index channels, index channel_stride, A* copy,
+             const void** list) noexcept
+      : run_(&run), block_(block) {
+    if (channel_stride != 1) {
+      copy_ = block_rows<A, T>(run, block, channels, channel_stride, copy, stride_);
+      return;
+    }
+    if constexpr (requires { run.list(block, list); }) {
+      if (run.list(block, list)) {
+        list_ = list;
+        return;
+      }
+    }
+    if (!in_place()) {
+      for (index j = block.begin; j < block.end;) {
+        const row_run<T> r = run(j);
+        const index end = j + std::min(r.count, block.end - j);
+        for (const T* row = r.data; j < end; ++j, row += r.stride) list[j - block.begin] = row;
+      }
+      list_ = list;
+    }
+  }
+
+  /// use(rows, first row within the block, count of rows) for each piece.
+  template <class Use>
+  void each(Use&& use) const noexcept {
+    if (list_ != nullptr) return use(listed_rows<T>{list_}, index{0}, block_.size());
+    if (copy_ != nullptr) {
+      return use(strided_rows<A>{copy_, stride_, index{0}}, index{0}, block_.size());
+    }
+    for (index j = block_.begin; j < block_.end;) {
+      const row_run<T> r = (*run_)(j);
+      const index n = std::min(r.count, block_.end - j);
+      use(strided_rows<T>{r.data, r.stride, r.count}, j - block_.begin, n);
+      j += n;
+    }
+  }
+
+ private:
+  /// Probabilities are made in whole packets: only the last piece may end within one.
+  [[nodiscard]] bool in_place() const noexcept {
+    for (index j = block_.begin; j < block_.end;) {
+      const index n = (*run_)(j).count;
+      if (n >= block_.end - j) return true;
+      if (n < shortest || n % plan::lanes != 0) return false;
+      j += n;
+    }
+    return true;
+  }
+
+  const Run* run_;
+  range block_;
+  const void* const* list_ = nullptr;
+  const A* copy_ = nullptr;
+  index stride_ = 0;
+};
+
+}  // namespace heed::inline HEED_TARGET::kernel

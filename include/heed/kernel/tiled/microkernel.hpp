@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: MIT
+// The two products of attention on registers: scores of a block of keys, and their values' sum.
+//
+//   scores   s[j][i] = sum_c k[j][c] q[c][i]          j: Keys rows, i: Packets packets of queries
+//   values   o[c][i] = w[i] o[c][i] + sum_j v[j][c] p[j][i]
+//
+// q, s, p and o are held transposed, queries consecutive, `tile_plan::group` apart; k and v are
+// read as they lie, one broadcast number at a time, so that neither is ever packed. 2 FLOPs a term;
+// every sum runs in the order of its index, in the accumulator type.
+#pragma once
+
+#include <type_traits>
+
+#include "heed/core/target.hpp"
+#include "heed/kernel/prefetch_stream.hpp"
+#include "heed/kernel/tiled/tuning.hpp"
+#include "heed/simd/exponential.hpp"
+
+namespace heed::inline HEED_TARGET::kernel {
+
+/// Scores of `Keys` keys; `maximum` takes in what they reach.
+template <class A, int Keys, int Packets>
+HEED_INLINE void score_register_tile(const A* q, const A* k, index k_stride, index channels, A* s,
+                                     simd::packet<A>* maximum) noexcept {
+  using simd::unroll;
+  using P = simd::packet<A>;
+  constexpr index lanes = tile_plan<A>::lanes;
+  constexpr index group = tile_plan<A>::group;
+  P sum[std::size_t{Keys}][std::size_t{Packets}];
+  const A* row[std::size_t{Keys}];
+  unroll<Keys>([&](auto j) HEED_INLINE_LAMBDA {
+    row[j] = k + j * k_stride;
+    unroll<Packets>([&](auto p) HEED_INLINE_LAMBDA { sum[j][p] = simd::zero<A>(); });
+  });
+  for (index c = 0; c < channels; ++c) {
+    P query[std::size_t{Packets}];
+    unroll<Packets>(
+        [&](auto p) HEED_INLINE_LAMBDA { query[p] = simd::load_once(q + c * group + p * lanes); });
+    unroll<Keys>([&](auto j) HEED_INLINE_LAMBDA {
+      const P key = simd::broadcast(row[j][c]);
+      unroll<Packets>(
+          [&](auto p) HEED_INLINE_LAMBDA { sum[j][p] = simd::fmadd(key, query[p], sum[j][p]); });
+    });
+  }
+  unroll<Packets>([&](auto p) HEED_INLINE_LAMBDA {
+    P m = maximum[p];
+    unroll<Keys>([&](auto j) HEED_INLINE_LAMBDA {
+      simd::store(s + j * group + p * lanes, sum[j][p]);
+      m = simd::max(m, sum[j][p]);
+    });
+    maximum[p] = m;
+  });
+}
+
+/// `Channels` channels of the output.
+template <class A, int Channels, int Packets>
+HEED_INLINE void value_register_tile(const A* p, const A* v, index v_stride, index keys,
+                                     const simd::packet<A>* rescale, A* o) noexcept {
+  using simd::unroll;
+  using P = simd::packet<A>;
+  constexpr index lanes = tile_plan<A>::lanes;
+  constexpr index group = tile_plan<A>::group;
+  P sum[std::size_t{Channels}][std::size_t{Packets}];
+  unroll<Channels>([&](auto c) HEED_INLINE_LAMBDA {
+    unroll<Packets>([&](auto r) HEED_INLINE_LAMBDA {
+      sum[c][r] = simd::mul(simd::load(o + c * group + r * lanes), rescale[r]);
+    });
+  });
+  for (index j = 0; j < keys; ++j) {
+    P weight[std::size_t{Packets}];
+    unroll<Packets>(
+        [&](auto r) HEED_INLINE_LAMBDA { weight[r] = simd::load_once(p + j * group + r * lanes); });
+    const A* row = v + j * v_stride;
+    unroll<Channels>([&](auto c) HEED_INLINE_LAMBDA {
+      const P value = simd::broadcast(row[c]);
+      unroll<Packets>(
+          [&](auto r) HEED_INLINE_LAMBDA { sum[c][r] = simd::fmadd(value, weight[r], sum[c][r]); });
+    });
+  }
+  unroll<Channels>([&](auto c) HEED_INLINE_LAMBDA {
+    unroll<Packets>([&](auto r)
+                        HEED_INLINE_LAMBDA { simd::store(o + c * group + r * lanes, sum[c][r]); });
+  });
+}
+
+/// Calls f(integral_constant step, at) over [0, count) in the widest steps of Step, Step/2, ... 1.
+template <int Step, class F>
+HEED_INLINE void in_steps(index count, F&& f) noexcept {
+  index at = 0;
+  for (; at + Step <= count; at += Step) f(std::integral_constant<int, Step>{}, at);
+  if constexpr (Step > 1) {
+    if (at < count) {
+      in_steps<Step / 2>(count - at, [&](auto step, index i) { f(step, at + i); });
+    }
+  }
+}
+
+/// f(integral_constant) of the fewest packets that hold `rows` rows of a group. What depends on
+/// their number is compiled so often, but for all modifiers once.
+template <class A, class F>
+HEED_INLINE void in_packets(index rows, F&& f) noexcept {
+  switch (ceil_div(rows, tile_plan<A>::lanes)) {
+    case 1:
+      return f(std::integral_constant<int, 1>{});
+    case 2:
+      return f(std::integral_constant<int, 2>{});
+    default:
+      return f(std::integral_constant<int, 3>{});
+  }
+}
+
+/// Scores of any number of keys; `ahead` is asked for on the way.
+template <class A, int Packets>
+HEED_NOINLINE void score_tile(const A* q, const A* k, index k_stride, index channels, index keys,
+                              A* s, simd::packet<A>* maximum, read_ahead& ahead) noexcept {
+  constexpr index group = tile_plan<A>::group;
+  in_steps<static_cast<int>(tile_plan<A>::key_step)>(keys, [&](auto step, index j) {
+    ahead.issue();
+    score_register_tile<A, decltype(step)::value, Packets>(q, k + j * k_stride, k_stride, channels,
+                                                           s + j * group, maximum);
+  });
+}
+
+/// Any number of channels of the output; `ahead` is asked for on the way.
+template <class A, int Packets>
+HEED_NOINLINE void value_tile(const A* p, const A* v, index v_stride, index keys, index channels,
+                              const simd::packet<A>* rescale, A* o, read_ahead& ahead) noexcept {
+  constexpr index group = tile_plan<A>::group;
+  in_steps<static_cast<int>(tile_plan<A>::key_step)>(channels, [&](auto step, index c) {
+    ahead.issue();
+    value_register_tile<A, decltype(step)::value, Packets>(p, v + c, v_stride, keys, rescale,
+                                                           o + c * group);
+  });
+}
+
+/// Scores become probabilities, not yet divided by their sum: p = exp(s - shift), sum += p.
+template <class A, int Packets>
+HEED_NOINLINE void exponential_tile(A* s, index keys, const simd::packet<A>* shift,
+                                    simd::packet<A>* sum) noexcept {
+  using P = simd::packet<A>;
+  constexpr index lanes = tile_plan<A>::lanes;
+  constexpr index group = tile_plan<A>::group;
+  P total[std::size_t{Packets}];
+  simd::unroll<Packets>([&](auto p) HEED_INLINE_LAMBDA { total[p] = sum[p]; });
+  in_steps<tile_plan<A>::exponential_step>(keys, [&](auto step, index j) HEED_INLINE_LAMBDA {
+    constexpr int count = decltype(step)::value * Packets;
+    A* const at = s + j * group;
+    P e[std::size_t{count}];
+    simd::unroll<count>([&](auto i) HEED_INLINE_LAMBDA {
+      e[i] =
+          simd::sub(simd::load(at + i / Packets * group + i % Packets * lanes), shift[i % Packets]);
+    });
+    simd::exp_nonpositive<A, count>(e);
+    simd::unroll<count>([&](auto i) HEED_INLINE_LAMBDA {
+      total[i % Packets] = simd::add(total[i % Packets], e[i]);
+      simd::store(at + i / Packets * group + i % Packets * lanes, e[i]);
+    });
+  });
+  simd::unroll<Packets>([&](auto p) HEED_INLINE_LAMBDA { sum[p] = total[p]; });
+}
+
+}  // namespace heed::inline HEED_TARGET::kernel

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: MIT
+// Kernelised attention by segments: what tokens do to S and z is to add their own.
+#pragma once
+
+#include <algorithm>
+#include <utility>
+
+#include "heed/core/target.hpp"
+#include "heed/linear/kernelised/forward.hpp"
+#include "heed/linear/parallel_scan.hpp"
+#include "heed/linear/recurrence.hpp"
+
+namespace heed::inline HEED_TARGET::detail {
+
+template <class R>
+class kernelised_segments {
+ public:
+  using scalar = typename decltype(R::state)::scalar;
+  using scratch_type = typename R::scratch_type;
+
+  /// The caller's state is read by one pass and written by another: never worked on where it lies.
+  explicit kernelised_segments(const R& r) noexcept : r_(r) { r_.in_place = false; }
+
+  [[nodiscard]] index heads() const noexcept { return r_.heads(); }
+  [[nodiscard]] range span_of(index) const noexcept { return {0, r_.tokens()}; }
+  [[nodiscard]] scratch_type allocate(arena& c) const noexcept { return r_.allocate(c); }
+  void enter(index head, scratch_type& s) const noexcept { r_.enter(head, s); }
+  void leave(index head, scratch_type& s) const noexcept { r_.leave(head, s); }
+  void answer_span(index head, range t, scratch_type& s) const noexcept {
+    each_chunk(t, [&](range c) noexcept { r_.chunk(head, c, s); });
+  }
+
+  [[nodiscard]] index kept_size() const noexcept {
+    return r_.features * columns() + padded(r_.features);
+  }
+  void summarise(index head, range t, scratch_type& s, scalar* kept) const noexcept {
+    each_number(s, kept, [](scalar* own, scalar*, index n) { std::fill_n(own, n, scalar(0)); });
+    each_chunk(t, [&](range c) noexcept { r_.absorb(head, c, s); });
+    each_number(s, kept, [](scalar* own, scalar* to, index n) { std::copy_n(own, n, to); });
+  }
+  void carry(scalar* kept, scratch_type& s) const noexcept {
+    each_number(s, kept, [](scalar* own, scalar* to, index n) {
+      for (index i = 0; i < n; ++i) to[i] = std::exchange(own[i], own[i] + to[i]);
+    });
+  }
+  void resume(index, scalar* kept, scratch_type& s) const noexcept {
+    each_number(s, kept, [](scalar* own, scalar* from, index n) { std::copy_n(from, n, own); });
+  }
+
+ private:
+  [[nodiscard]] static index padded(index n) noexcept { return round_up(n, simd::lanes<scalar>); }
+  [[nodiscard]] index columns() const noexcept { return padded(r_.v.extent(3)); }
+
+  template <class F>
+  void each_chunk(range t, F&& f) const noexcept {
+    for_each_chunk(t.size(), r_.chunk_size(),
+                   [&](range c) noexcept { f(range{t.begin + c.begin, t.begin + c.end}); });
+  }
+  /// f(the scratch's numbers, those kept, how many): the rows of S, then z.
+  template <class F>
+  void each_number(scratch_type& s, scalar* kept, F&& f) const noexcept {
+    s.sum = s.own_sum;
+    s.normaliser = s.own_normaliser;
+    for (index i = 0; i < r_.features; ++i) f(s.sum[i], kept + i * columns(), columns());
+    f(s.normaliser, kept + r_.features * columns(), padded(r_.features));
+  }
+
+  R r_;
+};
+
+}  // namespace heed::inline HEED_TARGET::detail

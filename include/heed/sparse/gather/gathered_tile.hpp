@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: MIT
+// Exact attention among tokens that lists put together: a task whose rows and keys are any tokens.
+//
+// The tiled kernel runs on the lists as if their tokens stood side by side: its source reads each
+// key where it lies, its program answers about the tokens' own positions, so that causal masks,
+// biases, ALiBi and lambdas mean what they mean everywhere. A `rule` says which pairs of the lists
+// belong together:
+//
+//   f(mask) for each mask in `each(f)`     masks by place in the lists
+//   coverage(tile), visible_keys(tile)     of those masks, as a mask's own
+//
+// A task leaves normalised rows and their log-sum-exps, in the accumulator type, without sinks,
+// which join once a row is complete. Scratch: the task's rows, and the kernel's own.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <type_traits>
+
+#include "heed/api/attention_arguments.hpp"
+#include "heed/core/target.hpp"
+#include "heed/kernel/row_pointers.hpp"
+#include "heed/kernel/tiled/task.hpp"
+
+namespace heed::inline HEED_TARGET::detail {
+
+/// A row or key of a list. Half as wide as an index: lists are as many as tokens, times rounds.
+using listed_token = std::int32_t;
+
+/// The rows and keys of a task; `offset` is the call's, position minus row.
+struct token_lists {
+  const listed_token* rows = nullptr;
+  const listed_token* keys = nullptr;
+  index row_count = 0;
+  index key_count = 0;
+  index offset = 0;
+
+  [[nodiscard]] HEED_INLINE position moved(position p) const noexcept {
+    p.row = rows[p.row];
+    p.query = offset + p.row;
+    p.key = keys[p.key];
+    return p;
+  }
+};
+
+/// The smallest range that holds the tokens.
+[[nodiscard]] inline range hull_of(const listed_token* tokens, range of) noexcept {
+  if (of.empty()) return {0, 0};
+  listed_token low = tokens[of.begin];
+  listed_token high = low;
+  for (index i = of.begin + 1; i < of.end; ++i) {
+    low = std::min(low, tokens[i]);
+    high = std::max(high, tokens[i]);
+  }
+  return {low, index{high} + 1};
+}
+
+/// Reads listed keys of a source, a row at a time, and asks for those that come some rows later.
+template <class Source>
+class listed_source {
+ public:
+  using key_scalar = typename Source::key_scalar;
+  using value_scalar = typename Source::value_scalar;
+  listed_source(const Source& s, const token_lists& l) noexcept : source_(&s), lists_(l) {}
+  [[nodiscard]] row_run<key_scalar> keys(index b, index h, index j) const noexcept {
+    prefetch_row<2>(source_->keys(b, h, later(j)).data, source_->head_dim());
+    return one(source_->keys(b, h, lists_.keys[j]));
+  }
+  [[nodiscard]] row_run<value_scalar> values(index b, index h, index j) const noexcept {
+    prefetch_row<2>(source_->values(b, h, later(j)).data, source_->value_dim());
+    return one(source_->values(b, h, lists_.keys[j]));
+  }
+  [[nodiscard]] index key_channel_stride() const noexcept { return source_->key_channel_stride(); }
+  [[nodiscard]] index value_channel_stride() const noexcept {
+    return source_->value_channel_stride();
+  }
+
+ private:
+  static constexpr index rows_ahead = 16;
+
+  [[nodiscard]] index later(index j) const noexcept {
+    return lists_.keys[std::min(j + rows_ahead, lists_.key_count - 1)];
+  }
+  template <class T>
+  [[nodiscard]] static row_run<T> one(row_run<T> r) noexcept {
+    r.count = 1;
+    return r;
+  }
+  const Source* source_;
+  token_lists lists_;
+};
+
+/// A score modifier, bias or mask asked about places in the lists, which answers about the tokens.
+template <class M, class Lists = token_lists>
+struct listed_modifier {
+  M modifier;
+  Lists lists;
+
+  HEED_INLINE bool operator()(const position& p) const noexcept
+    requires mask_function<M>
+  {
+    return modifier(lists.moved(p));
+  }
+  template <class A>
+  HEED_INLINE A operator()(A s, const position& p) const noexcept
+    requires(!mask_function<M>)
+  {
+    return invoke_score<A>(modifier, s, lists.moved(p));
+  }
+  template <class A>
+  [[nodiscard]] auto for_head([[maybe_unused]] index head) const noexcept {
+    if constexpr (requires { modifier.template for_head<A>(head); }) {
+      return [f = modifier.template for_head<A>(head), l = lists](A s, const position& p)
+                 HEED_INLINE_LAMBDA { return f(s, l.moved(p)); };
+    } else {
+      return [m = *this](A s, const position& p) HEED_INLINE_LAMBDA { return m(s, p); };
+    }
+  }
+};
+
+/// A program over lists, and the rule of which pairs belong together.
+template <class Program, class Rule>
+class listed_program {
+ public:
+  template <stage S>
+  static constexpr bool has = S == stage::mask || Program::template has<S>;
+  static constexpr bool changes_scores = Program::changes_scores;
+  static constexpr bool hides = true;
+
+  listed_program(const Program& p, const Rule& r, const token_lists& l) noexcept
+      : program_(&p), rule_(&r), lists_(l) {}
+
+  template <stage S, class F>
+  HEED_INLINE void each(F&& f) const {
+    if constexpr (S == stage::mask) rule_->each(f);
+    program_->template each<S>([&](const auto& m) {
+      if constexpr (S == stage::softcap) {
+        f(m);
+      } else {
+        f(listed_modifier<std::remove_cvref_t<decltype(m)>>{m, lists_});
+      }
+    });
+  }
+
+  /// What is visible in the rectangle around the tokens decides where it is all or nothing.
+  [[nodiscard]] coverage coverage_in(const tile& t) const noexcept {
+    const coverage c = rule_->coverage(t);
+    if (c == coverage::empty || !limits) return c;
+    const coverage around = program_->coverage_in(rectangle_around(t));
+    return around == coverage::full ? c : around;
+  }
+  [[nodiscard]] range visible_keys(const tile& t) const noexcept {
+    range r = rule_->visible_keys(t);
+    if (!limits || r.empty()) return r;
+    tile part = t;
+    part.keys = r;
+    const range seen = program_->visible_keys(rectangle_around(part));
+    const auto outside = [&](index j) {
+      return lists_.keys[j] < seen.begin || lists_.keys[j] >= seen.end;
+    };
+    while (!r.empty() && outside(r.end - 1)) --r.end;
+    while (!r.empty() && outside(r.begin)) ++r.begin;
+    return r;
+  }
+  /// Sinks join a row when it is complete.
+  [[nodiscard]] auto sink_logit(index head) const noexcept {
+    return -std::numeric_limits<decltype(program_->sink_logit(head))>::infinity();
+  }
+  [[nodiscard]] auto dropout_factor(const position& p) const noexcept {
+    return program_->dropout_factor(lists_.moved(p));
+  }
+
+ private:
+  static constexpr bool limits =
+      Program::template has<stage::mask> || Program::template has<stage::bias>;
+
+  [[nodiscard]] tile rectangle_around(tile t) const noexcept {
+    const range rows = hull_of(lists_.rows, t.queries);
+    t.queries = {lists_.offset + rows.begin, lists_.offset + rows.end};
+    t.keys = hull_of(lists_.keys, t.keys);
+    t.offset = lists_.offset;
+    return t;
+  }
+
+  const Program* program_;
+  const Rule* rule_;
+  token_lists lists_;
+};
+
+/// The scratch of one worker.
+template <class Call>
+struct listed_scratch {
+  using A = typename Call::A;
+  static constexpr index most_rows = tile_plan<A>::group * tile_plan<A>::groups_per_task;
+
+  exact_scratch<A> kernel;
+  typename Call::query_scalar* q = nullptr;  // a task's rows, gathered: [most rows][head dim]
+
+  void allocate(arena& c, head_dims d) noexcept {
+    kernel.allocate(c, d);
+    q = c.allocate<typename Call::query_scalar>(most_rows * d.head_dim);
+  }
+};
+
+/// The listed rows (most_rows at the most) of head h against the listed keys: `out` gets
+/// [rows][value dim], `lse` [rows].
+template <class Call, class Rule, class A>
+void attend_lists(const Call& call, const Rule& rule, index b, index h, const token_lists& lists,
+                  listed_scratch<Call>& s, A* out, A* lse) noexcept {
+  using TQ = typename Call::query_scalar;
+  const head_dims d{call.q.extent(3), call.out.extent(3)};
+  for (index r = 0; r < lists.row_count; ++r) {
+    prefetch_row<2>(call.query_rows(b, h, lists.rows[std::min(r + 16, lists.row_count - 1)]).data,
+                    d.head_dim);
+    const rectangle<const TQ> from = call.query_rows(b, h, lists.rows[r]);
+    copy_tile<TQ, TQ>(from, {s.q + r * d.head_dim, d.head_dim, 1}, 1, d.head_dim);
+  }
+  const listed_program program(call.program, rule, lists);
+  const listed_source source(call.source, lists);
+  const tile where{b, h, h / call.group(), {0, lists.row_count}, {0, lists.key_count}, 0};
+  exact_task(program, source, where, d, rectangle<const TQ>{s.q, d.head_dim, 1},
+             rectangle<A>{out, d.value_dim, 1}, call.scale, lse, 1, s.kernel);
+}
+
+/// A normalised part of a row joins what the row has so far.
+template <class A>
+void join_part(softmax_state<A>& state, A* out, A lse, const A* part, index channels) noexcept {
+  if (lse == softmax_state<A>::empty_max) return;
+  const auto w = state.merge({lse, A(1)});
+  if (w.self == A(0)) {
+    for (index c = 0; c < channels; ++c) out[c] = w.other * part[c];
+  } else {
+    for (index c = 0; c < channels; ++c) out[c] = w.self * out[c] + w.other * part[c];
+  }
+}
+
+/// A complete row goes home: the sink joins, the sum divides.
+template <class Call>
+void write_row(const Call& call, index b, index h, index i, softmax_state<typename Call::A> state,
+               const typename Call::A* out) noexcept {
+  using A = typename Call::A;
+  const A factor = state.join_sink(call.program.sink_logit(h)) * state.normaliser();
+  const bool empty = factor == A(0);
+  const auto to = call.output_rows(b, h, i);
+  for (index c = 0; c < call.out.extent(3); ++c) {
+    *to.at(0, c) = static_cast<typename Call::output_scalar>(empty ? A(0) : out[c] * factor);
+  }
+  if (A* lse = call.lse_rows(b, h, i)) *lse = state.log_sum_exp();
+}
+
+/// Which of a list tensor's heads serves a head of the call.
+struct list_heads {
+  index batch;
+  index heads;
+
+  [[nodiscard]] index operator()(const score_extents& e, index b, index h) const noexcept {
+    const index group = e.kv_heads > 0 ? e.heads / e.kv_heads : 1;
+    return (batch == 1 ? 0 : b) * heads + (heads == 1 ? 0 : heads == e.heads ? h : h / group);
+  }
+  [[nodiscard]] index size() const noexcept { return batch * heads; }
+};
+
+/// Lists have 1 batch or the call's, and 1 head, the KV heads or the query heads.
+inline void check_list_heads(const char* name, const std::array<index, 4>& lists,
+                             const score_extents& e) {
+  const bool heads = lists[1] == 1 || lists[1] == e.kv_heads || lists[1] == e.heads;
+  if ((lists[0] == 1 || lists[0] == e.batch) && heads) return;
+  fail<shape_error>(std::string(name) + " has extents " + format_extents(lists) +
+                    ", the call has batch " + std::to_string(e.batch) + ", heads " +
+                    std::to_string(e.heads) + ", kv heads " + std::to_string(e.kv_heads));
+}
+
+template <class S>
+[[nodiscard]] auto lists4(const S& lists) {
+  using I = std::remove_const_t<scalar_of<const S&>>;
+  static_assert(std::is_integral_v<I>, "heed: lists of tokens are tensors of integers");
+  return view<const I, 4>(as_rank4(as_view(lists)));
+}
+
+/// Rows and keys must be countable by a listed_token.
+inline void check_listable(const score_extents& e) {
+  constexpr index most = std::numeric_limits<listed_token>::max();
+  if (e.queries > most || e.keys > most) {
+    fail<shape_error>("q has " + std::to_string(e.queries) + " tokens, k " +
+                      std::to_string(e.keys) + "; lists hold at most " + std::to_string(most));
+  }
+}
+
+}  // namespace heed::inline HEED_TARGET::detail

@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: MIT
+// Attention to selected blocks, row by row: keys and values of a row's choices are read where they
+// lie, once for all heads that share them.
+//
+//   strip    some hundred rows: their choices ascending, their queries, and what they have seen
+//   band     so many keys that they and their values stay in the second-level cache
+//
+// The rows of a strip meet one band after another, in each of which many of them choose the same
+// keys: read row after row instead, single keys would come from far away each time. A row goes on
+// from band to band as over the blocks of one call, so that strips, which may follow the number of
+// threads, change no bit; bands follow from the shape alone.
+#pragma once
+
+#include <algorithm>
+#include <utility>
+
+#include "heed/attention/split_kv.hpp"
+#include "heed/core/target.hpp"
+#include "heed/sparse/gather/gathered_tile.hpp"
+#include "heed/sparse/gather/selection_view.hpp"
+
+namespace heed::inline HEED_TARGET::detail {
+
+/// The chosen blocks of one row, ascending, laid end to end as keys 0, 1, 2, ...
+struct chosen_blocks {
+  const listed_token* block = nullptr;
+  index count = 0;
+  index size = 1;
+  index tokens = 0;  // of the whole sequence: only its last block may be shorter than `size`
+
+  [[nodiscard]] index keys() const noexcept {
+    return count == 0 ? 0 : (count - 1) * size + std::min(size, tokens - block[count - 1] * size);
+  }
+  /// Where key j stands: in which block, and at which of its keys. Single keys, which ask most
+  /// often, need no division.
+  [[nodiscard]] std::pair<index, index> place(index j) const noexcept {
+    if (size == 1) return {j, 0};
+    return {j / size, j % size};
+  }
+  /// The token that stands at key j.
+  [[nodiscard]] index token(index j) const noexcept {
+    const auto [n, at] = place(j);
+    return block[n] * size + at;
+  }
+};
+
+/// Reads the chosen blocks of a source.
+template <class Source>
+class chosen_source {
+ public:
+  using key_scalar = typename Source::key_scalar;
+  using value_scalar = typename Source::value_scalar;
+  chosen_source(const Source& s, const chosen_blocks& c) noexcept : source_(&s), chosen_(&c) {}
+  [[nodiscard]] row_run<key_scalar> keys(index b, index h, index j) const noexcept {
+    const auto [n, at] = chosen_->place(j);
+    return within(source_->keys(b, h, chosen_->block[n] * chosen_->size + at), at);
+  }
+  [[nodiscard]] row_run<value_scalar> values(index b, index h, index j) const noexcept {
+    const auto [n, at] = chosen_->place(j);
+    return within(source_->values(b, h, chosen_->block[n] * chosen_->size + at), at);
+  }
+  [[nodiscard]] bool list_keys(index b, index h, range of, const void** to) const noexcept {
+    return list(source_->keys(b, h, 0), of, to);
+  }
+  [[nodiscard]] bool list_values(index b, index h, range of, const void** to) const noexcept {
+    return list(source_->values(b, h, 0), of, to);
+  }
+  [[nodiscard]] index key_channel_stride() const noexcept { return source_->key_channel_stride(); }
+  [[nodiscard]] index value_channel_stride() const noexcept {
+    return source_->value_channel_stride();
+  }
+
+ private:
+  /// A run from key `at` of a block on ends where the block does.
+  template <class T>
+  [[nodiscard]] row_run<T> within(row_run<T> r, index at) const noexcept {
+    r.count = std::min(r.count, chosen_->size - at);
+    return r;
+  }
+  /// Single keys of a source that is one run need not be looked for one by one.
+  template <class T>
+  [[nodiscard]] bool list(const row_run<T>& all, range of, const void** to) const noexcept {
+    if (chosen_->size != 1 || all.count < chosen_->tokens) return false;
+    for (index j = of.begin; j < of.end; ++j)
+      to[j - of.begin] = all.data + chosen_->block[j] * all.stride;
+    return true;
+  }
+  const Source* source_;
+  const chosen_blocks* chosen_;
+};
+
+/// A program asked about chosen keys, which answers about the tokens they are.
+template <class Program>
+class chosen_program {
+ public:
+  template <stage S>
+  static constexpr bool has = Program::template has<S>;
+  static constexpr bool changes_scores = Program::changes_scores;
+  static constexpr bool hides = Program::hides;
+
+  chosen_program(const Program& p, const chosen_blocks& c) noexcept : program_(&p), chosen_(&c) {}
+
+  [[nodiscard]] static range visible_keys(const tile& t) noexcept { return t.keys; }
+  [[nodiscard]] coverage coverage_in(const tile& t) const noexcept {
+    // Blocks ascend: of most rows all keys lie on one side of a mask's edge.
+    tile around = t;
+    around.keys = {chosen_->token(t.keys.begin), chosen_->token(t.keys.end - 1) + 1};
+    const coverage of_all = program_->coverage_in(around);
+    if (of_all != coverage::partial) return of_all;
+    bool any = false;
+    bool all = true;
+    for (index j = t.keys.begin; j < t.keys.end;) {
+      const index n = std::min(chosen_->size - j % chosen_->size, t.keys.end - j);
+      tile part = t;
+      part.keys = {chosen_->token(j), chosen_->token(j) + n};
+      const coverage c = program_->coverage_in(part);
+      any = any || c != coverage::empty;
+      all = all && c == coverage::full;
+      if (any && !all) return coverage::partial;
+      j += n;
+    }
+    return !any ? coverage::empty : coverage::full;
+  }
+  template <class A>
+  [[nodiscard]] A softcapped(A s, const position& p) const noexcept {
+    return program_->softcapped(s, moved(p));
+  }
+  template <class A>
+  [[nodiscard]] A modified(A s, const position& p) const noexcept {
+    return program_->modified(s, moved(p));
+  }
+  [[nodiscard]] bool visible(const position& p) const noexcept {
+    return program_->visible(moved(p));
+  }
+  [[nodiscard]] auto dropout_factor(const position& p) const noexcept {
+    return program_->dropout_factor(moved(p));
+  }
+
+ private:
+  [[nodiscard]] position moved(position p) const noexcept {
+    p.key = chosen_->token(p.key);
+    return p;
+  }
+  const Program* program_;
+  const chosen_blocks* chosen_;
+};
+
+/// Heads whose rows share their keys: a whole group, unless each of its heads chooses for itself.
+template <class Call, class I>
+[[nodiscard]] index sharing_heads(const Call& call, const view<const I, 4>& selection) noexcept {
+  const score_extents& e = call.extents;
+  return selection.extent(1) == e.heads && e.heads != e.kv_heads ? 1 : call.group();
+}
+
+/// How rows and keys are cut.
+struct strip_plan {
+  static constexpr index band_bytes = index{1} << 20;  // of keys and values
+  /// Fewest choices a row makes within a band: each costs what a visit does.
+  static constexpr index band_choices = 32;
+  static constexpr index most_rows = 1024;
+  /// Where all keys are one band, rows gain nothing by waiting for each other.
+  static constexpr index rows_of_one_band = 16;
+  static constexpr index strip_bytes = index{1} << 22;  // of choices, queries and outputs
+
+  index rows = 1;
+  index band = 1;  // blocks
+
+  strip_plan(index keys, index block, index choices, index token_bytes, index row_bytes,
+             index queries, index shares, index workers) noexcept {
+    const index blocks = ceil_div(keys, block);
+    const index near = band_bytes / (std::max<index>(token_bytes, 1) * block);
+    const index often = ceil_div(band_choices * blocks, std::max<index>(choices * block, 1));
+    band = std::clamp<index>(std::max(near, often), 1, std::max<index>(blocks, 1));
+    const index fit = strip_bytes / std::max<index>(row_bytes, 1);
+    const index even = queries * shares / (8 * workers);
+    const index most = band >= blocks ? rows_of_one_band : most_rows;
+    rows = std::clamp<index>(std::min({fit, even, queries}), 1, most);
+  }
+};
+
+template <class E, class Call, class I>
+void run_selected_rows(E& exec, const Call& call, const view<const I, 4>& selection, index block) {
+  using A = typename Call::A;
+  using plan = split_plan<A>;
+  const score_extents e = call.extents;
+  const head_dims d{call.q.extent(3), call.out.extent(3)};
+  const index group = sharing_heads(call, selection);
+  const index shares = group > 0 ? e.heads / group : 0;
+  if (e.batch * shares * e.queries == 0) return;
+
+  const index choices = selection.extent(3);
+  const index q_size = plan::padded(group) * d.head_dim;
+  const index out_stride = round_up(d.value_dim, plan::lanes);
+  const index out_size = plan::padded(group) * out_stride;
+  constexpr auto size = static_cast<index>(sizeof(A));
+  const strip_plan strip(
+      e.keys, block, choices,
+      d.head_dim * static_cast<index>(sizeof(typename Call::source_type::key_scalar)) +
+          d.value_dim * static_cast<index>(sizeof(typename Call::source_type::value_scalar)),
+      choices * static_cast<index>(sizeof(listed_token)) + (q_size + out_size) * size, e.queries,
+      e.batch * shares, worker_count(exec, e.batch * shares * e.queries));
+  const index strips = ceil_div(e.queries, strip.rows);
+  const index tasks = e.batch * shares * strips;
+
+  struct scratch_type {
+    split_scratch<A> split;
+    A* q = nullptr;                     // [rows][group, padded][head dim]
+    A* out = nullptr;                   // [rows][group, padded][value dim, whole packets]
+    softmax_state<A>* state = nullptr;  // [rows][group, padded]
+    listed_token* choices = nullptr;    // [rows][choices], ascending
+    range* left = nullptr;              // [rows]: the choices a row has not yet met
+    choice_marks marks;
+  };
+  const auto allocate = [&](arena& c) {
+    scratch_type s;
+    s.split.allocate(c, group, d);
+    s.q = c.allocate<A>(strip.rows * q_size);
+    s.out = c.allocate<A>(strip.rows * out_size);
+    s.state = c.allocate<softmax_state<A>>(strip.rows * plan::padded(group));
+    s.choices = c.allocate<listed_token>(strip.rows * choices);
+    s.left = c.allocate<range>(strip.rows);
+    s.marks.allocate(c, ceil_div(e.keys, block), choices);
+    return s;
+  };
+  const index workers = worker_count(exec, tasks);
+  arena measure;
+  (void)allocate(measure);
+  workspace own;
+  workspace& memory = call.options.scratch != nullptr ? *call.options.scratch : own;
+  std::byte* const memory_block =
+      memory.reserve(measure.used() * static_cast<std::size_t>(workers));
+
+  const auto task = [&](index worker, index t) noexcept {
+    arena c(memory_block + static_cast<std::size_t>(worker) * measure.used());
+    scratch_type s = allocate(c);
+    const index first = t % strips * strip.rows;
+    const index count = std::min(strip.rows, e.queries - first);
+    const index first_head = t / strips % shares * group;
+    const index b = t / strips / shares;
+    const index s_head = selection_head(selection, e, first_head);
+    const index tokens = call.source.length(b);
+    const index blocks = ceil_div(tokens, block);
+    const auto rows_of = [&](index i) {
+      return shared_rows{b, first_head / call.group(), first_head, group, first + i,
+                         1, call.options.offset[b]};
+    };
+    const auto seen_of = [&](index i) {
+      split_scratch<A> seen = s.split;
+      seen.out = s.out + i * out_size;
+      seen.state = s.state + i * plan::padded(group);
+      return seen;
+    };
+    for (index i = 0; i < count; ++i) {
+      s.left[i] = {i * choices, i * choices + s.marks.sort(selection, b, s_head, first + i, blocks,
+                                                           s.choices + i * choices)};
+      pack_queries(call, rows_of(i), s.q + i * q_size);
+      split_scratch<A> seen = seen_of(i);
+      start_split(seen, group, d.value_dim);
+    }
+    for (index band = strip.band; band < blocks + strip.band; band += strip.band) {
+      for (index i = 0; i < count; ++i) {
+        range& left = s.left[i];
+        index end = left.begin;
+        while (end < left.end && s.choices[end] < band) ++end;
+        if (end == left.begin) continue;
+        const chosen_blocks chosen{s.choices + left.begin, end - left.begin, block, tokens};
+        left.begin = end;
+        split_scratch<A> seen = seen_of(i);
+        split_keys(chosen_program(call.program, chosen), chosen_source(call.source, chosen),
+                   rows_of(i), d, s.q + i * q_size, d.head_dim, {0, chosen.keys()}, seen);
+      }
+    }
+    for (index i = 0; i < count; ++i) {
+      const split_scratch<A> seen = seen_of(i);
+      for (index r = 0; r < group; ++r) {
+        finish_row(call, rows_of(i), r, seen.state[r], seen.out + r * out_stride);
+      }
+    }
+  };
+  for_each_task(exec, workers, tasks, task, 1);
+}
+
+}  // namespace heed::inline HEED_TARGET::detail

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: MIT
+// Exact attention of each query row to blocks of keys selected for it: top-k keys, blocks chosen by
+// their means or bounds, an indexer's choice.
+//
+//   selected_attention([executor,] q, k, v, selection, block, options = {}, modifiers...)
+//
+// | argument  | axes                                    | meaning                              |
+// |-----------|-----------------------------------------|--------------------------------------|
+// | q         | [batch, heads, queries, head dim]       |                                      |
+// | k, v      | [batch, kv heads, keys, ...]            |                                      |
+// | selection | [batch, S heads, queries, choices]      | blocks of `block` keys, any order    |
+//
+// S heads are 1 (one choice for all heads), the KV heads (shared in a group) or the query heads; a
+// batch of 1 serves all. A negative choice is none; a block chosen twice counts once; `block` 1
+// selects single keys. The result is that of `attention` under the mask "key / block is among the
+// row's choices": scale, modifiers, masks, sinks, dropout and log-sum-exp mean what they mean
+// there, `causal()` must be asked for, and a row without a visible choice is 0.
+//
+// Accumulator and errors as in `attention`; where blocks run one by one, a row's parts merge in the
+// order of its blocks, at 2 eps each. Cost 2 (D + Dv) FLOPs for each query head and chosen key.
+//   Large blocks that many rows choose (`by_blocks`, by the shape alone) run as dense tiles: the
+//   rows of each block against its keys. Parallel over blocks and their rows; memory beside the
+//   result up to 32 MiB, or what one row's parts need, and scratch a worker as in `attention`.
+//   Others run row by row: keys and values of a row's choices are read where they lie, once for all
+//   heads that share them. Parallel over strips of rows; scratch a worker: some 500 rows of keys
+//   and values, and up to 4 MiB of a strip's choices, queries and outputs, or what one row needs.
+// The same bits for any number of threads. Throws shape_error, option_error, std::bad_alloc before
+// anything is written.
+#pragma once
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include "heed/api/attention_overloads.hpp"
+#include "heed/core/target.hpp"
+#include "heed/sparse/gather/block_major.hpp"
+#include "heed/sparse/gather/row_major.hpp"
+#include "heed/sparse/gather/selection_view.hpp"
+
+namespace heed::inline HEED_TARGET {
+
+namespace detail {
+
+/// Whether to run block by block. Measured at 64 channels of float, in ns for a choice that `heads`
+/// heads share, r rows choosing each block:
+///   row by row       90 + 21 heads + (2.8 + 3.2 heads) block
+///   block by block   (215 + 1.9 block + 3000 / r) heads
+/// Their difference, divided by 1.35, is what is asked about.
+template <class Call, class I>
+[[nodiscard]] bool by_blocks(const Call& call, const view<const I, 4>& selection,
+                             index block) noexcept {
+  constexpr index most = std::numeric_limits<listed_token>::max();
+  const score_extents& e = call.extents;
+  const index blocks = ceil_div(e.keys, block);
+  if (blocks == 0 || e.queries > most || e.keys > most) return false;
+  const index rows = passes_of(call, selection, block).rows * selection.extent(3) / blocks;
+  const index heads = sharing_heads(call, selection);
+  return rows >= 4 && ((2 + heads) * block + 67 - 144 * heads) * rows > 2200 * heads;
+}
+
+template <class E, class Call, class I>
+void run_selected(E& exec, const Call& call, const view<const I, 4>& selection, index block) {
+  check_selection(selection, block, call.extents);
+  if (by_blocks(call, selection, block)) {
+    run_selected_blocks(exec, call, selection, block);
+  } else {
+    run_selected_rows(exec, call, selection, block);
+  }
+}
+
+}  // namespace detail
+
+/// selected_attention_into([executor,] out | into(out, lse), q, k, v, selection, block, ...)
+template <api::an_executor E, class Out, class Q, class K, class V, tensor_like S, class... M>
+void selected_attention_into(E&& exec, Out&& out, const Q& q, const K& k, const V& v,
+                             const S& selection, index block, const attention_options& options = {},
+                             const M&... modifiers) {
+  detail::run_selected(exec, api::open_call(std::forward<Out>(out), q, k, v, options, modifiers...),
+                       detail::selection4(selection), block);
+}
+template <class Out, class Q, class K, class V, tensor_like S, class... M>
+  requires(!api::an_executor<Out>)
+void selected_attention_into(Out&& out, const Q& q, const K& k, const V& v, const S& selection,
+                             index block, const attention_options& options = {},
+                             const M&... modifiers) {
+  default_executor exec;
+  selected_attention_into(exec, std::forward<Out>(out), q, k, v, selection, block, options,
+                          modifiers...);
+}
+
+/// selected_attention([executor,] q, k, v, selection, block, ...) -> a tensor of q's family
+template <api::an_executor E, class Q, class K, class V, tensor_like S, class... M>
+[[nodiscard]] auto selected_attention(E&& exec, const Q& q, const K& k, const V& v,
+                                      const S& selection, index block,
+                                      const attention_options& options = {},
+                                      const M&... modifiers) {
+  api::require_tensors<const Q&, const K&, const V&>();
+  auto out = result_like<const Q&>(api::result_extents(q, v));
+  selected_attention_into(exec, out, q, k, v, selection, block, options, modifiers...);
+  return out;
+}
+template <class Q, class K, class V, tensor_like S, class... M>
+  requires(!api::an_executor<Q>)
+[[nodiscard]] auto selected_attention(const Q& q, const K& k, const V& v, const S& selection,
+                                      index block, const attention_options& options = {},
+                                      const M&... modifiers) {
+  default_executor exec;
+  return selected_attention(exec, q, k, v, selection, block, options, modifiers...);
+}
+
+}  // namespace heed::inline HEED_TARGET

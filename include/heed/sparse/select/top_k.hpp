@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: MIT
+// What each query row selects: the keys, or the blocks of keys, with the largest scores.
+//
+// | function          | a row's choices                                                   | from |
+// |-------------------|-------------------------------------------------------------------|------|
+// | top_k_keys        | the `count` keys of largest q.k                                   | 1    |
+// | mixture_of_blocks | its own block, and the best `count - 1` earlier by q.mean(block)  | 2    |
+//
+// The result is a tensor [batch, heads, queries, count] of indices, best first or ascending, -1
+// where there are fewer, for `selected_attention` (heed/attention.hpp), which takes them in any
+// order, and ascending at the least cost. It is new memory, or with `_into` the caller's, of 32- or
+// 64-bit integers: a prompt's choices may be gigabytes, and to be given them by the system may take
+// longer than to choose. Ties go to the lower index, so that a selection is the same on every run
+// and for any number of threads. Scores accumulate in float (double for double); a NaN is never
+// preferred. Causal rows choose among keys j <= offset + i alone. Cost 2 N M D FLOPs a head for
+// keys, 1 / block of that for blocks; beside the result a worker holds O(count) numbers for each of
+// some rows, and O(M) for few queries. Throws shape_error, option_error, std::bad_alloc.
+//
+// Sources: 1 Gupta et al. 2021, arXiv 2106.06899; 2 Lu et al. 2025, arXiv 2502.13189 (MoBA), eq. 4
+// to 6.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <type_traits>
+
+#include "heed/core/errors.hpp"
+#include "heed/core/target.hpp"
+#include "heed/kernel/top_k/top_k_scores.hpp"
+#include "heed/parallel/openmp.hpp"
+#include "heed/tensor/layout.hpp"
+#include "heed/tensor/tensor.hpp"
+
+namespace heed::inline HEED_TARGET {
+
+struct selection_options {
+  index count = 16;    ///< choices a row
+  index block = 1;     ///< keys a block, where blocks are chosen
+  bool causal = true;  ///< choose among keys up to the row's own position
+  index offset = 0;    ///< position of row 0
+  choice_order order = choice_order::best_first;  ///< of a row's choices
+};
+
+namespace detail {
+
+template <class T>
+[[nodiscard]] auto selection_input(const T& t) {
+  using S = std::remove_const_t<scalar_of<const T&>>;
+  static_assert(attention_scalar<S>,
+                "heed: a selection is made from float, double, half, bfloat16");
+  return view<const S, 4>(as_rank4(as_view(t)));
+}
+
+inline void check_selection_call(const std::array<index, 4>& q, const std::array<index, 4>& k,
+                                 const selection_options& o) {
+  require_equal("k", "batch", k[0], "q", q[0]);
+  require_equal("k", "head dim", k[3], "q", q[3]);
+  if (k[1] == 0 ? q[1] != 0 : q[1] % k[1] != 0) {
+    fail<shape_error>("q has " + std::to_string(q[1]) + " heads, not a multiple of k's " +
+                      std::to_string(k[1]));
+  }
+  if (o.count < 0 || o.block < 1) {
+    fail<option_error>("selection of " + std::to_string(o.count) + " blocks of " +
+                       std::to_string(o.block));
+  }
+}
+
+/// For the choices of all heads, or none where the options will be refused.
+[[nodiscard]] inline tensor<index, 4> new_selection(const std::array<index, 4>& q,
+                                                    const selection_options& o) {
+  return tensor<index, 4>({q[0], q[1], q[2], std::max<index>(o.count, 0)});
+}
+
+/// How many of `keys` keys row i may choose among.
+[[nodiscard]] constexpr index choosable(const selection_options& o, index i, index keys) noexcept {
+  return o.causal ? intersect({0, keys}, {0, o.offset + i + 1}).size() : keys;
+}
+
+/// Where the choices of `heads` heads go, [batch, heads, queries, count], a row's next to each
+/// other.
+template <class Chosen>
+[[nodiscard]] auto selection_output(Chosen& chosen, const std::array<index, 4>& q, index heads,
+                                    const selection_options& o) {
+  const auto view4 = as_rank4(as_view(chosen));
+  using I = typename decltype(view4)::scalar;
+  static_assert(std::is_same_v<I, std::int32_t> || std::is_same_v<I, std::int64_t>,
+                "heed: choices are written to a tensor of 32- or 64-bit signed integers");
+  const std::array<index, 4> expected{q[0], heads, q[2], o.count};
+  if (view4.extents() != expected) {
+    fail<shape_error>("chosen has extents " + format_extents(view4.extents()) +
+                      ", the choices have " + format_extents(expected));
+  }
+  if (view4.stride(3) != 1 && o.count > 1) {
+    fail<shape_error>("chosen has a row's choices " + std::to_string(view4.stride(3)) +
+                      " numbers apart, must have them next to each other");
+  }
+  return view4;
+}
+
+/// Where a row's choices go.
+template <class I>
+[[nodiscard]] I* choices_of(const view<I, 4>& chosen, index b, index h, index i) noexcept {
+  return chosen.data() + b * chosen.stride(0) + h * chosen.stride(1) + i * chosen.stride(2);
+}
+
+}  // namespace detail
+
+/// top_k_keys_into(executor, chosen, q, k, options): for `selected_attention` with block 1.
+template <executor E, tensor_like C, tensor_like Q, tensor_like K>
+void top_k_keys_into(E& exec, C&& chosen, const Q& q, const K& k, const selection_options& o = {}) {
+  const auto q4 = detail::selection_input(q);
+  const auto k4 = detail::selection_input(k);
+  detail::check_selection_call(q4.extents(), k4.extents(), o);
+  const auto to = detail::selection_output(chosen, q4.extents(), q4.extent(1), o);
+  kernel::largest_scores(
+      exec, q4, k4, o.count, o.order,
+      [&](index i) { return detail::choosable(o, i, k4.extent(2)); },
+      [&](index b, index h, index i) { return detail::choices_of(to, b, h, i); });
+}
+/// top_k_keys(executor, q, k, options)
+template <executor E, tensor_like Q, tensor_like K>
+[[nodiscard]] tensor<index, 4> top_k_keys(E& exec, const Q& q, const K& k,
+                                          const selection_options& o = {}) {
+  auto chosen = detail::new_selection(detail::selection_input(q).extents(), o);
+  top_k_keys_into(exec, chosen, q, k, o);
+  return chosen;
+}
+
+/// The means of blocks of keys, [batch, kv heads, blocks, head dim] in the accumulator type; the
+/// last block's is of what it holds.
+template <executor E, tensor_like K>
+[[nodiscard]] auto block_means(E& exec, const K& k, index block) {
+  const auto k4 = detail::selection_input(k);
+  if (block < 1) fail<option_error>("block is " + std::to_string(block) + ", must be at least 1");
+  using A = accumulate_t<scalar_of<const K&>>;
+  const index blocks = ceil_div(k4.extent(2), block);
+  tensor<A, 4> means({k4.extent(0), k4.extent(1), blocks, k4.extent(3)});
+  const index tasks = k4.extent(0) * k4.extent(1) * blocks;
+  if (tasks == 0) return means;
+  const index workers = std::clamp<index>(static_cast<index>(exec.concurrency()), index{1}, tasks);
+  for_each_task(exec, workers, tasks, [&](index, index t) noexcept {
+    const index b = t / blocks / k4.extent(1);
+    const index h = t / blocks % k4.extent(1);
+    const range j = intersect({0, k4.extent(2)}, {t % blocks * block, (t % blocks + 1) * block});
+    A* const to = &means(b, h, t % blocks, 0);
+    std::fill_n(to, k4.extent(3), A(0));
+    const index d = k4.extent(3);
+    const index step = k4.stride(3);
+    for (index i = j.begin; i < j.end; ++i) {
+      const auto* const row = &k4(b, h, i, 0);
+      if (step == 1) {
+        for (index c = 0; c < d; ++c) to[c] += static_cast<A>(row[c]);
+      } else {
+        for (index c = 0; c < d; ++c) to[c] += static_cast<A>(row[c * step]);
+      }
+    }
+    for (index c = 0; c < d; ++c) to[c] /= static_cast<A>(j.size());
+  });
+  return means;
+}
+
+/// mixture_of_blocks_into(executor, chosen, q, k, options): for `selected_attention` with the same
+/// block, and `causal()`. Always causal: a row chooses among blocks that end before its own begins.
+template <executor E, tensor_like C, tensor_like Q, tensor_like K>
+void mixture_of_blocks_into(E& exec, C&& chosen, const Q& q, const K& k,
+                            const selection_options& o) {
+  const auto q4 = detail::selection_input(q);
+  detail::check_selection_call(q4.extents(), detail::selection_input(k).extents(), o);
+  const auto to = detail::selection_output(chosen, q4.extents(), q4.extent(1), o);
+  if (o.count == 0) return;
+  const auto means = block_means(exec, k, o.block);
+  using A = accumulate_t<scalar_of<const Q&>>;
+  const view<const A, 4> m = as_view(means);
+  const auto own = [&](index i) { return std::min((o.offset + i) / o.block, m.extent(2) - 1); };
+  // Each row's own block, and the best before it.
+  kernel::largest_scores(exec, q4, m, o.count - 1, o.order, own, [&](index b, index h, index i) {
+    auto* const row = detail::choices_of(to, b, h, i);
+    *row = static_cast<std::remove_reference_t<decltype(*row)>>(own(i));
+    return row + 1;
+  });
+  if (o.order == choice_order::best_first) return;
+  // Its own is the last of them.
+  for (index row = 0; row < q4.extent(0) * q4.extent(1) * q4.extent(2); ++row) {
+    const index head = row / q4.extent(2);
+    auto* const first =
+        detail::choices_of(to, head / q4.extent(1), head % q4.extent(1), row % q4.extent(2));
+    const index earlier = std::min<index>(o.count - 1, std::max<index>(*first, 0));
+    std::rotate(first, first + 1, first + 1 + earlier);
+  }
+}
+/// mixture_of_blocks(executor, q, k, options)
+template <executor E, tensor_like Q, tensor_like K>
+[[nodiscard]] tensor<index, 4> mixture_of_blocks(E& exec, const Q& q, const K& k,
+                                                 const selection_options& o) {
+  auto chosen = detail::new_selection(detail::selection_input(q).extents(), o);
+  mixture_of_blocks_into(exec, chosen, q, k, o);
+  return chosen;
+}
+
+}  // namespace heed::inline HEED_TARGET
