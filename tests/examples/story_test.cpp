@@ -26,12 +26,8 @@ namespace {
 namespace fs = std::filesystem;
 
 fs::path model_folder() {
-#if defined(HEED_SHARED)
-  return fs::path(HEED_SHARED) / "models" / "stories260K";
-#else
   const char* shared = std::getenv("HEED_SHARED");
   return shared == nullptr ? fs::path() : fs::path(shared) / "models" / "stories260K";
-#endif
 }
 
 class Story : public testing::Test {
