@@ -13,6 +13,7 @@
 #include "heed/core/config.hpp"
 #include "heed/core/target.hpp"
 #include "heed/core/types.hpp"
+#include "heed/simd/flush_denormals.hpp"
 
 namespace heed::inline HEED_TARGET {
 
@@ -41,16 +42,19 @@ struct serial_executor {
 
 /// Runs `task(worker, t)` for t = 0 .. tasks-1 on at most `workers` workers. Tasks start in order;
 /// each runs once. Which worker takes a task must not change its result. Workers take `grain` tasks
-/// at a time, for tasks that read on where the one before ended.
+/// at a time, for tasks that read on where the one before ended. Denormal results become 0 while
+/// tasks run, whichever thread runs them; the thread's own mode is restored.
 template <executor E, class Task>
 void for_each_task(E& e, index workers, index tasks, Task&& task, index grain = 1) {
   if (workers > tasks) workers = tasks;
   if (workers <= 1) {
+    const simd::flush_denormals scope;
     for (index t = 0; t < tasks; ++t) task(index{0}, t);
     return;
   }
   std::atomic<index> next{0};
   e.run(workers, [&](index worker) {
+    const simd::flush_denormals scope;
     for (index t = next.fetch_add(grain, std::memory_order_relaxed); t < tasks;
          t = next.fetch_add(grain, std::memory_order_relaxed)) {
       for (index i = t; i < t + grain && i < tasks; ++i) task(worker, i);
