@@ -35,7 +35,7 @@ void expect_same_bits(F&& f) {
 
 template <class T>
 class ParallelAttention : public testing::Test {};
-using scalars = test_scalars::all;
+using scalars = test_scalars::some;
 TYPED_TEST_SUITE(ParallelAttention, scalars);
 
 TYPED_TEST(ParallelAttention, ManyQueries) {

@@ -113,7 +113,7 @@ void expect_matches_oracle(const heed::view<const T, 4>& out, const heed::view<c
 
 template <class T>
 class RotaryScalar : public testing::Test {};
-using scalars = test_scalars::all;
+using scalars = test_scalars::some;
 TYPED_TEST_SUITE(RotaryScalar, scalars);
 
 TYPED_TEST(RotaryScalar, MatchesComplexMultiplication) {

@@ -72,7 +72,7 @@ void check(const shapes& s, const heed::attention_options& options, const M&... 
 
 template <class T>
 class SelectedBlocks : public testing::Test {};
-using scalars = test_scalars::all;
+using scalars = test_scalars::some;
 TYPED_TEST_SUITE(SelectedBlocks, scalars);
 
 TYPED_TEST(SelectedBlocks, AreAttentionUnderTheirMask) {

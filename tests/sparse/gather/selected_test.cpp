@@ -43,7 +43,7 @@ class Selected : public testing::Test {
     }
   }
 };
-using scalars = test_scalars::all;
+using scalars = test_scalars::some;
 TYPED_TEST_SUITE(Selected, scalars);
 
 TYPED_TEST(Selected, IsAttentionUnderItsMask) {
