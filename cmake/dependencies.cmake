@@ -19,8 +19,17 @@ set(CMAKE_THREAD_PREFER_PTHREAD ON)
 set(THREADS_PREFER_PTHREAD_FLAG ON)
 find_package(Threads REQUIRED)
 
+# Eigen 5 says that it is not compatible with 3, so that one request cannot name both. What the user
+# points at comes before what the system has, whichever it is.
+set(eigen_hint ${Eigen3_DIR})
+foreach(place "NO_CMAKE_SYSTEM_PATH;NO_SYSTEM_ENVIRONMENT_PATH" "")
+  foreach(version 3.4 5)
+    if(NOT TARGET Eigen3::Eigen)
+      find_package(Eigen3 ${version} QUIET NO_MODULE GLOBAL HINTS ${eigen_hint} ${place})
+    endif()
+  endforeach()
+endforeach()
 # Eigen's own build would add its tests, documentation and even a Fortran check: headers suffice.
-find_package(Eigen3 3.4 NO_MODULE QUIET GLOBAL)
 if(NOT TARGET Eigen3::Eigen)
   message(STATUS "heed: Eigen3 is not installed; fetching 3.4.0")
   FetchContent_Declare(
