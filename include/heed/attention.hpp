@@ -8,4 +8,5 @@
 #include "heed/attention/linformer.hpp"
 #include "heed/attention/merge.hpp"
 #include "heed/attention/naive.hpp"
+#include "heed/attention/ragged_decode.hpp"
 #include "heed/attention/varlen.hpp"

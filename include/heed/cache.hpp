@@ -3,4 +3,7 @@
 #pragma once
 
 #include "heed/cache/contiguous.hpp"
+#include "heed/cache/paged.hpp"
+#include "heed/cache/prefix_tree.hpp"
+#include "heed/cache/slots.hpp"
 #include "heed/kernel/kv_source.hpp"

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <algorithm>
+#include <span>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -49,28 +50,38 @@ class kv_source_reference {
 template <class T>
 concept a_cache = key_value_source<std::remove_cvref_t<T>>;
 
-/// Takes back what was appended unless told to keep it.
+/// Takes back the tokens that were appended last, unless told to keep them: as many of every
+/// sequence, or starts[s + 1] - starts[s] of sequence s.
 template <class Cache>
 class append_guard {
  public:
-  explicit append_guard(Cache& c) noexcept : cache_(c), length_(c.length()) {}
+  append_guard(Cache& c, index tokens) noexcept : cache_(c), tokens_(tokens) {}
+  append_guard(Cache& c, std::span<const index> starts) noexcept : cache_(c), starts_(starts) {}
   append_guard(const append_guard&) = delete;
   append_guard& operator=(const append_guard&) = delete;
   ~append_guard() {
-    if (!kept_) cache_.truncate(length_);
+    if (kept_) return;
+    if constexpr (requires { cache_.truncate(index{}, index{}); }) {
+      for (index b = 0; b < cache_.batch(); ++b) cache_.truncate(b, cache_.length(b) - count(b));
+    } else {
+      cache_.truncate(cache_.length() - tokens_);
+    }
   }
   void keep() noexcept { kept_ = true; }
 
  private:
+  [[nodiscard]] index count(index b) const noexcept {
+    const auto s = static_cast<std::size_t>(b);
+    return starts_.empty() ? tokens_ : starts_[s + 1] - starts_[s];
+  }
   Cache& cache_;
-  index length_;
+  index tokens_ = 0;
+  std::span<const index> starts_;
   bool kept_ = false;
 };
 
-template <class Target, class Q, class Cache, class... M>
-[[nodiscard]] auto open_decode(Target&& target, const Q& q, const Cache& cache,
-                               const attention_options& options, std::vector<index>& offset,
-                               const M&... modifiers) {
+template <class Q, class Cache>
+constexpr void check_decode() {
   static_assert(tensor_like<const Q&>,
                 "heed: q is not a tensor; specialise heed::tensor_traits for its type");
   using A = accumulate_t<scalar_of<const Q&>>;
@@ -78,15 +89,29 @@ template <class Target, class Q, class Cache, class... M>
       std::is_same_v<A, accumulate_t<typename Cache::key_scalar>> &&
           std::is_same_v<A, accumulate_t<typename Cache::value_scalar>>,
       "heed: q and the cache accumulate in different types; double goes with double alone");
-  const auto q4 = input4(q);
-  const index batch = static_cast<index>(cache.batch());
-  require_equal("q", "batch", q4.extent(0), "the cache", batch);
+}
+
+/// Throws shape_error unless q's head dim and heads fit the cache's.
+template <class Q4, class Cache>
+void check_decode_heads(const Q4& q4, const Cache& cache) {
   require_equal("q", "head dim", q4.extent(3), "the cache", cache.head_dim());
   const auto kv_heads = static_cast<index>(cache.kv_heads());
   if (kv_heads == 0 ? q4.extent(1) != 0 : q4.extent(1) % kv_heads != 0) {
     fail<shape_error>("q has " + std::to_string(q4.extent(1)) +
                       " heads, not a multiple of the cache's " + std::to_string(kv_heads));
   }
+}
+
+template <class Target, class Q, class Cache, class... M>
+[[nodiscard]] auto open_decode(Target&& target, const Q& q, const Cache& cache,
+                               const attention_options& options, std::vector<index>& offset,
+                               const M&... modifiers) {
+  check_decode<Q, Cache>();
+  const auto q4 = input4(q);
+  const index batch = static_cast<index>(cache.batch());
+  require_equal("q", "batch", q4.extent(0), "the cache", batch);
+  check_decode_heads(q4, cache);
+  const auto kv_heads = static_cast<index>(cache.kv_heads());
   index longest = 0;
   offset.resize(static_cast<std::size_t>(batch));
   for (index b = 0; b < batch; ++b) {

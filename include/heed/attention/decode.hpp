@@ -37,9 +37,10 @@ template <api::an_executor E, class Out, class Q, class K, class V, api::a_cache
   requires tensor_like<const K&>
 void decode_into(E&& exec, Out&& out, const Q& q, const K& k, const V& v, Cache& cache,
                  const attention_options& options = {}, const M&... modifiers) {
-  require_equal("k", "tokens", api::input4(k).extent(2), "q", api::input4(q).extent(2));
-  api::append_guard<Cache> guard(cache);
+  const index tokens = api::input4(q).extent(2);
+  require_equal("k", "tokens", api::input4(k).extent(2), "q", tokens);
   cache.append(k, v);
+  api::append_guard<Cache> guard(cache, tokens);
   decode_into(exec, std::forward<Out>(out), q, std::as_const(cache), options, modifiers...);
   guard.keep();
 }

@@ -66,7 +66,7 @@ class block_runs {
         return;
       }
     }
-    if (!in_place()) {
+    if (!in_place(channels)) {
       for (index j = block.begin; j < block.end;) {
         const row_run<T> r = run(j);
         const index end = j + std::min(r.count, block.end - j);
@@ -92,12 +92,16 @@ class block_runs {
   }
 
  private:
-  /// Probabilities are made in whole packets: only the last piece may end within one.
-  [[nodiscard]] bool in_place() const noexcept {
+  /// Weights are summed by stretches: a run that ends within one, unless it is the last, would
+  /// change the order of their sum, and the bits with it.
+  [[nodiscard]] bool in_place(index channels) const noexcept {
     for (index j = block_.begin; j < block_.end;) {
       const index n = (*run_)(j).count;
       if (n >= block_.end - j) return true;
-      if (n < shortest || n % plan::lanes != 0) return false;
+      if (n < shortest) return false;
+      for (const index tile_rows : {1, 2, plan::tile_rows}) {
+        if (n % stretch_rows<A, T>(tile_rows, channels) != 0) return false;
+      }
       j += n;
     }
     return true;

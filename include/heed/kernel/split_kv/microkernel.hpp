@@ -239,6 +239,14 @@ HEED_INLINE void split_weights(A* s, index count, softmax_state<A>* state) noexc
   simd::unroll<Rows>([&](auto r) HEED_INLINE_LAMBDA { state[r].sum += simd::sum(sum[r]); });
 }
 
+/// Keys of a stretch, whose weights are summed at a time, for a register tile of so many rows.
+template <class A, class T>
+[[nodiscard]] constexpr index stretch_rows(index tile_rows, index channels) noexcept {
+  using plan = split_plan<A>;
+  const index bytes = plan::stretch_bytes * plan::tile_rows / tile_rows;
+  return round_up(rows_of<T>(bytes, channels), plan::lanes);
+}
+
 /// o = rescale o + p v for `rows` rows (padded) and any number of channels (o's rows padded to
 /// whole packets). `weigh(rows of a tile, r, j, n)` is called before p[r .. r + rows of a tile)[j
 /// .. j + n) is read.
@@ -251,8 +259,7 @@ HEED_NOINLINE void split_values(const A* p, index rows, const Values& v, index k
   const index ahead = rows_of<T>(plan::ahead_bytes, channels);
   in_rows<plan::tile_rows>(rows, [&](auto of_tile) HEED_INLINE_LAMBDA {
     constexpr int tile_rows = of_tile();
-    constexpr index bytes = plan::stretch_bytes * plan::tile_rows / tile_rows;
-    const index stretch = round_up(rows_of<T>(bytes, channels), plan::lanes);
+    const index stretch = stretch_rows<A, T>(tile_rows, channels);
     for (index first = 0; first < keys; first += stretch) {
       const index count = keys - first < stretch ? keys - first : stretch;
       const Values at = v.from(first);

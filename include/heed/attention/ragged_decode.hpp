@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: MIT
+// Decode of sequences of different lengths with different counts of new tokens each: a prefill
+// chunk of one beside the single tokens of others.
+//
+// | argument | axes                                                          |
+// |----------|---------------------------------------------------------------|
+// | q, out   | [heads, all new tokens, head dim / value dim]                 |
+// | k, v     | [kv heads, all new tokens, head dim / value dim]              |
+// | starts   | the cache's batch + 1 cumulative counts, from 0 to all tokens |
+//
+// Rows starts[s] .. starts[s+1] are the last tokens of the cache's sequence s, none where the two
+// are equal: row i of n stands at position length(s) - n + i. To modifiers sequence s is batch s.
+// No mask is implied: pass `causal()` where a sequence has more than one new token. The cache is
+// any whose sequences have lengths of their own (slot_cache, paged_cache). The bits of a sequence
+// do not depend on the others. All else is as in `decode`: throws shape_error, option_error,
+// capacity_error, std::bad_alloc; the cache then holds what it held before.
+#pragma once
+
+#include <algorithm>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "heed/api/cache_arguments.hpp"
+#include "heed/attention/varlen.hpp"
+#include "heed/core/target.hpp"
+
+namespace heed::inline HEED_TARGET {
+
+/// ragged_decode_into(executor, out | into(out, lse), q, cache, starts, options = {}, modifiers...)
+template <api::an_executor E, class Out, class Q, api::a_cache Cache, class... M>
+void ragged_decode_into(E&& exec, Out&& out, const Q& q, const Cache& cache,
+                        std::span<const index> starts, const attention_options& options = {},
+                        const M&... modifiers) {
+  api::check_decode<Q, Cache>();
+  static_assert(rank_of<const Q&> == 3 || rank_of<const Q&> == 2,
+                "heed: packed sequences are heads x tokens x channels, or tokens x channels");
+  const auto q4 = api::input4(q);
+  const index batch = cache.batch();
+  api::check_decode_heads(q4, cache);
+  detail::check_starts("starts", starts, "q", q4.extent(2));
+  require_equal("starts", "entries", static_cast<index>(starts.size()), "the cache's batch + 1",
+                batch + 1);
+  index longest = 0;
+  std::vector<index> offset(static_cast<std::size_t>(batch));
+  for (index b = 0; b < batch; ++b) {
+    const auto s = static_cast<std::size_t>(b);
+    const index count = starts[s + 1] - starts[s];
+    const index length = cache.length(b);
+    if (length < count) {
+      fail<shape_error>("q has " + std::to_string(count) + " tokens of sequence " +
+                        std::to_string(b) + ", the cache holds " + std::to_string(length));
+    }
+    offset[s] = length - count;
+    if (count > 0) longest = std::max(longest, length);
+  }
+  attention_options o = options;
+  o.offset = offsets(offset);
+  auto call = api::open_source_call(
+      std::forward<Out>(out), q, api::kv_source_reference<Cache>(cache),
+      {batch, q4.extent(1), cache.kv_heads(), detail::longest(starts), longest}, o, modifiers...);
+  call.starts = starts;
+  detail::exact_kernel::run(exec, call);
+}
+
+/// Appends k and v, then attends q to the cache.
+template <api::an_executor E, class Out, class Q, class K, class V, api::a_cache Cache, class... M>
+  requires tensor_like<const K&>
+void ragged_decode_into(E&& exec, Out&& out, const Q& q, const K& k, const V& v, Cache& cache,
+                        std::span<const index> starts, const attention_options& options = {},
+                        const M&... modifiers) {
+  require_equal("k", "tokens", api::input4(k).extent(2), "q", api::input4(q).extent(2));
+  cache.append(k, v, starts);
+  api::append_guard<Cache> guard(cache, starts);
+  ragged_decode_into(exec, std::forward<Out>(out), q, std::as_const(cache), starts, options,
+                     modifiers...);
+  guard.keep();
+}
+
+/// The same without an executor.
+template <class Out, class Q, api::a_cache Cache, class... M>
+  requires(!api::an_executor<Out>)
+void ragged_decode_into(Out&& out, const Q& q, const Cache& cache, std::span<const index> starts,
+                        const attention_options& options = {}, const M&... modifiers) {
+  default_executor exec;
+  ragged_decode_into(exec, std::forward<Out>(out), q, cache, starts, options, modifiers...);
+}
+
+template <class Out, class Q, class K, class V, api::a_cache Cache, class... M>
+  requires(!api::an_executor<Out> && tensor_like<const K&>)
+void ragged_decode_into(Out&& out, const Q& q, const K& k, const V& v, Cache& cache,
+                        std::span<const index> starts, const attention_options& options = {},
+                        const M&... modifiers) {
+  default_executor exec;
+  ragged_decode_into(exec, std::forward<Out>(out), q, k, v, cache, starts, options, modifiers...);
+}
+
+}  // namespace heed::inline HEED_TARGET

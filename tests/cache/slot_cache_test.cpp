@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: MIT
+// Slots: random operations against vectors of vectors, decode against one contiguous cache a slot.
+#include <gtest/gtest.h>
+#include <rapidcheck/gtest.h>
+
+#include <numeric>
+#include <vector>
+
+#include "cache/cache_model.hpp"
+#include "heed/attention.hpp"
+#include "heed/cache.hpp"
+#include "heed/parallel.hpp"
+#include "heed/score.hpp"
+#include "support/attention_oracle.hpp"
+
+namespace {
+
+using cache_model::sequence;
+using cache_model::tokens;
+using heed::index;
+
+template <class Error, class F>
+void expect_error(const std::string& message, F&& f) {
+  try {
+    f();
+    ADD_FAILURE() << "no exception, expected: " << message;
+  } catch (const Error& error) {
+    EXPECT_EQ(std::string(error.what()), message);
+  }
+}
+
+RC_GTEST_PROP(SlotCache, HoldsWhatVectorsOfVectorsHold, ()) {
+  const cache_model::geometry g;
+  const index slots = *rc::gen::inRange<index>(1, 5);
+  const index capacity = *rc::gen::inRange<index>(1, 20);
+  heed::slot_cache<float> cache({.batch = slots,
+                                 .kv_heads = g.kv_heads,
+                                 .capacity = capacity,
+                                 .head_dim = g.head_dim,
+                                 .value_dim = g.value_dim});
+  std::vector<sequence> model(static_cast<std::size_t>(slots));
+  int next = 1;
+  const auto extend = [&](sequence& s, index count) {
+    for (index i = 0; i < count; ++i) s.push_back(next++);
+  };
+  for (int step = 0; step < 30; ++step) {
+    const auto s = *rc::gen::inRange<std::size_t>(0, model.size());
+    const index room = capacity - static_cast<index>(model[s].size());
+    switch (*rc::gen::inRange(0, 4)) {
+      case 0: {
+        const index count = *rc::gen::inRange<index>(0, 8);
+        const tokens t(g, next, count);
+        RC_ASSERT(cache.try_append(static_cast<index>(s), t.k, t.v) == (count <= room));
+        if (count <= room) extend(model[s], count);
+        break;
+      }
+      case 1: {
+        std::vector<index> starts{0};
+        bool fits = true;
+        for (const sequence& m : model) {
+          const index count = *rc::gen::inRange<index>(0, 4);
+          fits = fits && count <= capacity - static_cast<index>(m.size());
+          starts.push_back(starts.back() + count);
+        }
+        const tokens t(g, next, starts.back());
+        RC_ASSERT(cache.try_append(t.k, t.v, starts) == fits);
+        for (std::size_t i = 0; fits && i < model.size(); ++i) {
+          extend(model[i], starts[i + 1] - starts[i]);
+        }
+        break;
+      }
+      case 2: {
+        const auto kept = *rc::gen::inRange<std::size_t>(0, model[s].size() + 1);
+        cache.truncate(static_cast<index>(s), static_cast<index>(kept));
+        model[s].resize(kept);
+        break;
+      }
+      default:
+        cache.clear(static_cast<index>(s));
+        model[s].clear();
+    }
+    RC_ASSERT(cache_model::difference(cache, model) == "");
+  }
+}
+
+// A prefill chunk in one slot, single tokens in others, nothing in one: the bits of a contiguous
+// cache that holds the sequence alone.
+TEST(SlotCache, RaggedDecodeIsContiguousDecodeBitForBit) {
+  const std::vector<index> before{0, 130, 7, 600, 40};
+  const std::vector<index> fresh{37, 1, 0, 1, 3};
+  std::vector<index> starts{0};
+  for (const index n : fresh) starts.push_back(starts.back() + n);
+  heed::slot_cache<float> cache(
+      {.batch = 5, .kv_heads = 2, .capacity = 640, .head_dim = 24, .value_dim = 20});
+  const auto q = oracle::random_tensor<float, 3>({4, starts.back(), 24}, 1);
+  const auto k = oracle::random_tensor<float, 3>({2, starts.back(), 24}, 2);
+  const auto v = oracle::random_tensor<float, 3>({2, starts.back(), 20}, 3);
+  std::vector<heed::tensor<float, 3>> past_k;
+  std::vector<heed::tensor<float, 3>> past_v;
+  for (std::size_t s = 0; s < before.size(); ++s) {
+    past_k.push_back(
+        oracle::random_tensor<float, 3>({2, before[s], 24}, 10 + static_cast<unsigned>(s)));
+    past_v.push_back(
+        oracle::random_tensor<float, 3>({2, before[s], 20}, 20 + static_cast<unsigned>(s)));
+    cache.append(static_cast<index>(s), past_k.back(), past_v.back());
+  }
+  heed::tensor<float, 3> out({4, starts.back(), 20});
+  heed::thread_pool pool(2);
+  heed::ragged_decode_into(pool, out, q, k, v, cache, starts, {}, heed::causal());
+  for (std::size_t s = 0; s < before.size(); ++s) {
+    if (fresh[s] == 0) continue;
+    const auto part = [&](const auto& t) {
+      return heed::as_view(t).slice(1, starts[s], starts[s + 1]);
+    };
+    heed::contiguous_cache<float> alone(
+        {.kv_heads = 2, .capacity = 640, .head_dim = 24, .value_dim = 20});
+    alone.append(past_k[s], past_v[s]);
+    heed::tensor<float, 3> want({4, fresh[s], 20});
+    heed::decode_into(want, part(q), part(k), part(v), alone, {}, heed::causal());
+    oracle::each_index({1, 4, fresh[s], 20}, [&](index, index h, index i, index c) {
+      ASSERT_EQ(out(h, starts[s] + i, c), want(h, i, c)) << "sequence " << s;
+    });
+    EXPECT_EQ(cache.length(static_cast<index>(s)), before[s] + fresh[s]);
+  }
+}
+
+TEST(SlotCache, AFailedDecodeTakesBackWhatItAppended) {
+  heed::slot_cache<float> cache({.batch = 2, .kv_heads = 1, .capacity = 4, .head_dim = 3});
+  const auto k = oracle::random_tensor<float, 3>({1, 4, 3}, 1);
+  cache.append(0, k, k);
+  const std::vector<index> starts{0, 0, 2};
+  const auto two = oracle::random_tensor<float, 3>({1, 2, 3}, 1);
+  heed::tensor<float, 3> wrong({1, 2, 5});
+  EXPECT_THROW(heed::ragged_decode_into(wrong, two, two, two, cache, starts), heed::shape_error);
+  EXPECT_EQ(cache.length(0), 4);
+  EXPECT_EQ(cache.length(1), 0);
+  heed::tensor<float, 3> out({1, 2, 3});
+  const std::vector<index> full{0, 1, 2};
+  expect_error<heed::capacity_error>("slot 0 holds 4 of 4 tokens, cannot append 1", [&] {
+    heed::ragged_decode_into(out, two, two, two, cache, full);
+  });
+  EXPECT_EQ(cache.length(1), 0);
+  const std::vector<index> short_starts{0, 2};
+  expect_error<heed::shape_error>("starts has entries 2, the cache's batch + 1 has 3", [&] {
+    heed::ragged_decode_into(out, two, two, two, cache, short_starts);
+  });
+  const std::vector<index> decreasing{0, 3, 2};
+  expect_error<heed::shape_error>("starts decreases from 3 to 2",
+                                  [&] { cache.append(two, two, decreasing); });
+  expect_error<heed::shape_error>("sequence is 2, the cache has 2", [&] { cache.clear(2); });
+  expect_error<heed::shape_error>("truncate to 5 tokens, the sequence holds 4",
+                                  [&] { cache.truncate(0, 5); });
+}
+
+}  // namespace
