@@ -562,7 +562,7 @@ class strided_span {
   static constexpr bool is_always_strided() noexcept { return true; }
   [[nodiscard]] int extent(rank_type a) const { return extents_[a]; }
   [[nodiscard]] int stride(rank_type a) const { return strides_[a]; }
-  [[nodiscard]] T* data_handle() const { return data_; }
+  [[nodiscard]] T* const& data_handle() const { return data_; }
 
  private:
   T* data_;

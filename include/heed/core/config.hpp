@@ -9,13 +9,22 @@
 // HEED_HAS_EXCEPTIONS      1 unless compiled with -fno-exceptions.
 #pragma once
 
+// Without these lines an older language gives thousands of errors that name no cause. g++ goes on
+// after #error, but not after a file that is not there.
+#if (!defined(_MSVC_LANG) && __cplusplus < 202002L) || (defined(_MSVC_LANG) && _MSVC_LANG < 202002L)
+#error "heed is written in C++20: compile with -std=c++20 or newer"
+#include "heed_is_written_in_cxx20"
+#endif
+
 #include <cassert>
 
 #define HEED_VERSION_MAJOR 0
 #define HEED_VERSION_MINOR 1
 #define HEED_VERSION_PATCH 0
 
-#ifndef HEED_ASSERT
+#ifdef HEED_ASSERT
+#define HEED_ASSERT_IS_THE_USERS
+#else
 #define HEED_ASSERT(condition) assert(condition)
 #endif
 

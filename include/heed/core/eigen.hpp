@@ -6,6 +6,8 @@
 // intrinsic is written, so it is silenced around the first inclusion of that header.
 #pragma once
 
+#include "heed/core/config.hpp"
+
 #if defined(__GNUC__) && !defined(__clang__)
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wuninitialized"

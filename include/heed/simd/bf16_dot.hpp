@@ -27,14 +27,19 @@ HEED_INLINE packet<float> dot_pairs(packet<float> acc, pairs a, pairs b) noexcep
 HEED_INLINE pairs load_pairs(const std::uint32_t* p) noexcept { return _mm512_loadu_si512(p); }
 HEED_INLINE void store_pairs(std::uint32_t* p, pairs x) noexcept { _mm512_storeu_si512(p, x); }
 
-/// The pair at p, which may be unaligned, in every word.
+/// The pair in every word.
+HEED_INLINE pairs broadcast_pair(std::uint32_t word) noexcept {
+  pairs x = _mm512_set1_epi32(static_cast<int>(word));
+#if defined(__clang__) && __clang_major__ < 18
+  asm("" : "+v"(x));  // clang 16 fails where the product takes a broadcast as its operand
+#endif
+  return x;
+}
+/// The pair at p, which may be unaligned.
 HEED_INLINE pairs broadcast_pair(const Eigen::bfloat16* p) noexcept {
   std::uint32_t word;
   std::memcpy(&word, p, sizeof word);
-  return _mm512_set1_epi32(static_cast<int>(word));
-}
-HEED_INLINE pairs broadcast_pair(std::uint32_t word) noexcept {
-  return _mm512_set1_epi32(static_cast<int>(word));
+  return broadcast_pair(word);
 }
 
 /// Words (even_i, odd_i) of two packets rounded to bfloat16.
@@ -55,7 +60,7 @@ inline constexpr bool has_bfloat16_pairs = false;
 HEED_INLINE void pair_rows(const Eigen::bfloat16* even, const Eigen::bfloat16* odd,
                            std::uint32_t* words, index count) noexcept {
   index c = 0;
-#if defined(__AVX512F__)
+#if defined(EIGEN_VECTORIZE_AVX512)
   const auto widened = [](const Eigen::bfloat16* p) HEED_INLINE_LAMBDA {
     return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   };

@@ -15,13 +15,13 @@ HEED_INLINE packet<A> load_widened(const T* p) noexcept {
   [[maybe_unused]] constexpr bool to_float = std::is_same_v<A, float>;
   if constexpr (std::is_same_v<T, A>) {
     return load(p);
-#if defined(__AVX512F__)
+#if defined(EIGEN_VECTORIZE_AVX512)
   } else if constexpr (to_float && std::is_same_v<T, Eigen::half>) {
     return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
   } else if constexpr (to_float && std::is_same_v<T, Eigen::bfloat16>) {
     const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-#elif defined(__AVX2__)
+#elif defined(EIGEN_VECTORIZE_AVX2)
   } else if constexpr (to_float && std::is_same_v<T, Eigen::bfloat16>) {
     const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
@@ -52,7 +52,7 @@ HEED_INLINE void narrow_row(const A* src, T* dst, index count) noexcept {
     widen_row(src, dst, count);
   } else {
     index c = 0;
-#if defined(__AVX512F__)
+#if defined(EIGEN_VECTORIZE_AVX512)
     if constexpr (std::is_same_v<A, float> && std::is_same_v<T, Eigen::half>) {
       for (; c + 16 <= count; c += 16) {
         const __m256i bits =

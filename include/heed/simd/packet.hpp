@@ -13,6 +13,7 @@
 #include "heed/core/config.hpp"
 #include "heed/core/target.hpp"
 #include "heed/core/types.hpp"
+#include "heed/simd/shuffle.hpp"
 
 namespace heed::inline HEED_TARGET::simd {
 
@@ -24,7 +25,7 @@ inline constexpr index lanes =
     static_cast<index>(Eigen::internal::unpacket_traits<packet<A>>::size);
 
 /// Vector registers a kernel may count on. With 32, a kernel keeps 24 packets of sums; with 16, 12.
-#if defined(__AVX512F__) || defined(__ARM_NEON) || defined(__aarch64__)
+#if defined(EIGEN_VECTORIZE_AVX512) || defined(EIGEN_VECTORIZE_NEON)
 inline constexpr index vector_registers = 32;
 #else
 inline constexpr index vector_registers = 16;
@@ -39,7 +40,8 @@ HEED_INLINE packet<A> load(const A* p) noexcept {
 template <class A>
 HEED_INLINE packet<A> load_once(const A* p) noexcept {
   packet<A> x = load(p);
-#if defined(__FMA__) && !defined(__AVX512F__) && defined(__GNUC__) && !defined(__clang__)
+#if defined(EIGEN_VECTORIZE_FMA) && !defined(EIGEN_VECTORIZE_AVX512) && defined(__GNUC__) && \
+    !defined(__clang__) && (defined(__x86_64__) || defined(__i386__))
   if constexpr (lanes<A> != 1) asm("" : "+x"(x));
 #endif
   return x;
@@ -170,7 +172,7 @@ namespace detail {
 template <int First, class P, int... I>
 HEED_INLINE P interleave(const P& a, const P& b, std::integer_sequence<int, I...>) noexcept {
   constexpr int w = static_cast<int>(sizeof...(I));
-  return __builtin_shufflevector(a, b, (First + I / 2 + (I % 2 == 0 ? 0 : w))...);
+  return shuffle<(First + I / 2 + (I % 2 == 0 ? 0 : w))...>(a, b);
 }
 }  // namespace detail
 
@@ -209,14 +211,13 @@ template <class A, int Half, class P, int... I>
 HEED_INLINE P interleave_blocks(const P& a, const P& b, std::integer_sequence<int, I...>) noexcept {
   constexpr int n = block<A>;
   constexpr int w = static_cast<int>(sizeof...(I));
-  return __builtin_shufflevector(a, b,
-                                 (I / n * n + Half * n / 2 + I % n / 2 + (I % 2 == 0 ? 0 : w))...);
+  return shuffle<(I / n * n + Half * n / 2 + I % n / 2 + (I % 2 == 0 ? 0 : w))...>(a, b);
 }
 /// The even (Odd = 0) or odd blocks of a, then of b.
 template <class A, int Odd, class P, int... I>
 HEED_INLINE P every_other_block(const P& a, const P& b, std::integer_sequence<int, I...>) noexcept {
   constexpr int n = block<A>;
-  return __builtin_shufflevector(a, b, ((2 * (I / n) + Odd) * n + I % n)...);
+  return shuffle<((2 * (I / n) + Odd) * n + I % n)...>(a, b);
 }
 }  // namespace detail
 

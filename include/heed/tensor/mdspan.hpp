@@ -26,7 +26,7 @@ concept strided_mdspan = requires(const M& m, typename M::rank_type axis) {
   { M::rank() } -> std::convertible_to<std::size_t>;
   { m.extent(axis) } -> std::convertible_to<index>;
   { m.stride(axis) } -> std::convertible_to<index>;
-  { m.data_handle() } -> std::same_as<typename M::data_handle_type>;
+  { m.data_handle() } -> std::convertible_to<typename M::data_handle_type>;
 };
 
 template <strided_mdspan M>

@@ -76,8 +76,7 @@ class sorted_few {
       return before;
     } else {
       return [&]<int... I>(std::integer_sequence<int, I...>) HEED_INLINE_LAMBDA {
-        return static_cast<packet>(
-            __builtin_shufflevector(before, x, static_cast<int>(lanes) - 1 + I...));
+        return simd::shuffle<(static_cast<int>(lanes) - 1 + I)...>(before, x);
       }(std::make_integer_sequence<int, static_cast<int>(lanes)>{});
     }
   }

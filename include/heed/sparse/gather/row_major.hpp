@@ -168,9 +168,9 @@ struct strip_plan {
   strip_plan(index keys, index block, index choices, index token_bytes, index row_bytes,
              index queries, index shares, index workers) noexcept {
     const index blocks = ceil_div(keys, block);
-    const index near = band_bytes / (std::max<index>(token_bytes, 1) * block);
+    const index nearest = band_bytes / (std::max<index>(token_bytes, 1) * block);
     const index often = ceil_div(band_choices * blocks, std::max<index>(choices * block, 1));
-    band = std::clamp<index>(std::max(near, often), 1, std::max<index>(blocks, 1));
+    band = std::clamp<index>(std::max(nearest, often), 1, std::max<index>(blocks, 1));
     const index fit = strip_bytes / std::max<index>(row_bytes, 1);
     const index even = queries * shares / (8 * workers);
     const index most = band >= blocks ? rows_of_one_band : most_rows;
