@@ -3,10 +3,12 @@
 // selected, hashed (Reformer), routed (Routing Transformer), native sparse attention.
 #pragma once
 
+#include "heed/sparse/gather/naive.hpp"
 #include "heed/sparse/gather/selected_attention.hpp"
 #include "heed/sparse/gather/selected_decode.hpp"
 #include "heed/sparse/lsh/hash.hpp"
 #include "heed/sparse/lsh/lsh_attention.hpp"
+#include "heed/sparse/lsh/naive.hpp"
 #include "heed/sparse/nsa/compressed.hpp"
 #include "heed/sparse/nsa/compressed_selection.hpp"
 #include "heed/sparse/nsa/native_sparse_attention.hpp"
@@ -19,6 +21,7 @@
 #include "heed/sparse/pattern/vertical_slash.hpp"
 #include "heed/sparse/routing/assign_tokens.hpp"
 #include "heed/sparse/routing/centroids.hpp"
+#include "heed/sparse/routing/naive.hpp"
 #include "heed/sparse/routing/routing_attention.hpp"
 #include "heed/sparse/select/attention_recall.hpp"
 #include "heed/sparse/select/indexer.hpp"

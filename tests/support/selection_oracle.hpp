@@ -6,7 +6,10 @@
 #include <random>
 
 #include "heed/attention.hpp"
+#include "heed/sparse/gather/naive.hpp"
+#include "heed/sparse/gather/selected_attention.hpp"
 #include "support/attention_oracle.hpp"
+#include "support/masked_gather.hpp"
 
 namespace selections {
 
@@ -47,17 +50,35 @@ inline heed::tensor<index, 4> ascending(heed::tensor<index, 4> t) {
 }
 
 /// The selection as a mask.
-struct selected {
+inline auto selected(const heed::tensor<index, 4>& choices, const shapes& s) {
+  return heed::selection_mask<index>{heed::view<const index, 4>(heed::as_view(choices)), s.block,
+                                     s.heads};
+}
+
+/// Attention to selected blocks as a gather under its mask.
+struct selected_gather {
   const heed::tensor<index, 4>& choices;
-  shapes s;
-  bool operator()(const heed::position& p) const {
-    const index b = s.selection_batch == 1 ? 0 : p.batch;
-    const index h = s.selection_heads == 1 ? 0 : s.selection_heads == s.heads ? p.head : p.kv_head;
-    for (index c = 0; c < s.choices; ++c) {
-      if (choices(b, h, p.row, c) == p.key / s.block) return true;
-    }
-    return false;
+  const shapes& s;
+
+  [[nodiscard]] auto mask() const { return selected(choices, s); }
+  [[nodiscard]] index merges() const { return s.choices; }
+  template <class E, class Target, class Q, class K, class V, class... M>
+  void operator()(E& exec, Target&& target, const Q& q, const K& k, const V& v,
+                  const heed::attention_options& options, const M&... mods) const {
+    heed::selected_attention_into(exec, target, q, k, v, choices, s.block, options, mods...);
   }
 };
+
+/// f(tokens, gather) of random choices.
+template <class F>
+void with_selection(const shapes& s, F&& f) {
+  const auto choices = random_selection(s, 4);
+  f(masked_gather::shapes{.batch = s.batch,
+                          .heads = s.heads,
+                          .kv_heads = s.kv_heads,
+                          .queries = s.queries,
+                          .keys = s.keys},
+    selected_gather{choices, s});
+}
 
 }  // namespace selections

@@ -52,7 +52,7 @@ void check(const shapes& s, const heed::attention_options& options, const M&... 
   const auto k = oracle::random_tensor<T, 4>({s.batch, s.kv_heads, s.keys, 19}, 2);
   const auto v = oracle::random_tensor<T, 4>({s.batch, s.kv_heads, s.keys, s.value_dim}, 3);
   const auto selection = random_selection(s, 4);
-  const auto want = oracle::expected(q, k, v, options, mods..., selections::selected{selection, s});
+  const auto want = oracle::expected(q, k, v, options, mods..., selections::selected(selection, s));
   heed::tensor<T, 4> by_block({s.batch, s.heads, s.queries, s.value_dim});
   for (const way w : {way::by_row, way::by_block}) {
     SCOPED_TRACE(w == way::by_row ? "by row" : "by block");
@@ -156,7 +156,7 @@ TEST(SelectedBlocksCalls, ChoicesThatNameNothing) {
     for (index c = 0; c < s.choices; ++c) selection(0, 1, i, c) = 3;
   }
   const auto want =
-      oracle::expected(q, k, v, heed::attention_options{}, selections::selected{selection, s});
+      oracle::expected(q, k, v, heed::attention_options{}, selections::selected(selection, s));
   heed::tensor<float, 4> out({1, 4, 131, 8});
   heed::tensor<float, 3> lse({1, 4, 131});
   ASSERT_TRUE(run_as(way::by_block, heed::into(out, lse), q, k, v, selection, s.block, {}));
@@ -183,7 +183,7 @@ TEST(SelectedBlocksCalls, HiddenNumbersStayHidden) {
   v(1, 1, 149, 7) = std::numeric_limits<float>::quiet_NaN();
   const auto selection = random_selection(s, 4);
   const auto want = oracle::expected(q, k, v, heed::attention_options{}, heed::causal(),
-                                     selections::selected{selection, s});
+                                     selections::selected(selection, s));
   heed::tensor<float, 4> out({2, 4, 131, 8});
   ASSERT_TRUE(run_as(way::by_block, out, q, k, v, selection, s.block, {}, heed::causal()));
   EXPECT_EQ(oracle::difference<float>(out, want.output, want.sizes), "");
@@ -197,7 +197,7 @@ TEST(SelectedBlocksCalls, AnyStrides) {
   const auto v = oracle::random_tensor<float, 4>({2, 2, 150, 21}, 3);
   const auto selection = random_selection(s, 4);
   const auto want = oracle::expected(q, k, v, heed::attention_options{}, heed::causal(),
-                                     selections::selected{selection, s});
+                                     selections::selected(selection, s));
   for (const oracle::layout& l :
        {oracle::layout{{0, 1, 3, 2}, {0, 0, 0, 0}, {}, 0},
         oracle::layout{{2, 0, 1, 3}, {0, 0, 0, 0}, {false, false, true, false}, 3},
@@ -248,7 +248,7 @@ TEST(SelectedBlocksCalls, OfACacheWhoseSequencesHaveTheirOwnLengths) {
   const std::vector<index> offsets{150 - 61, 87 - 61};
   const heed::attention_options options{.offset = offsets};
   const auto want = oracle::expected(q, k, v, options, heed::causal(), heed::lengths(lengths),
-                                     selections::selected{selection, s});
+                                     selections::selected(selection, s));
   for (index j = 87; j < 150; ++j) k(1, 0, j, 3) = heed::bfloat16(oracle::not_a_number);
   const paged_source source{k, v, lengths};
   const auto got = heed::selected_decode(q, source, selection, s.block, {}, heed::causal());

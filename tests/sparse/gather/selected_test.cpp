@@ -25,22 +25,9 @@ class Selected : public testing::Test {
  protected:
   template <class... M>
   static void check(const shapes& s, const heed::attention_options& options, const M&... mods) {
-    const auto q = oracle::random_tensor<T, 4>({s.batch, s.heads, s.queries, 19}, 1);
-    const auto k = oracle::random_tensor<T, 4>({s.batch, s.kv_heads, s.keys, 19}, 2);
-    const auto v = oracle::random_tensor<T, 4>({s.batch, s.kv_heads, s.keys, 21}, 3);
-    const auto selection = random_selection(s, 4);
-    const auto want = oracle::expected(q, k, v, options, mods..., selected{selection, s});
-    heed::tensor<T, 4> out({s.batch, s.heads, s.queries, 21});
-    heed::tensor<heed::accumulate_t<T>, 3> lse({s.batch, s.heads, s.queries});
-    heed::selected_attention_into(heed::into(out, lse), q, k, v, selection, s.block, options,
-                                  mods...);
-    EXPECT_EQ(oracle::difference<T>(out, want.output, want.sizes), "");
-    EXPECT_EQ(oracle::lse_difference<T>(lse, want.log_sum_exp, want.sizes), "");
-    for (const index threads : {2, 7}) {
-      heed::thread_pool pool(threads);
-      EXPECT_TRUE(oracle::same_bits(
-          out, heed::selected_attention(pool, q, k, v, selection, s.block, options, mods...)));
-    }
+    selections::with_selection(s, [&](const auto& tokens, const auto& gather) {
+      masked_gather::check<T>(tokens, gather, options, mods...);
+    });
   }
 };
 using scalars = test_scalars::some;
@@ -60,15 +47,16 @@ TYPED_TEST(Selected, IsAttentionUnderItsMask) {
   }
 }
 
-TYPED_TEST(Selected, ItsOptionsAllApply) {
-  const std::vector<float> sinks{0.5F, -1.0F, 2.0F, 0.0F};
-  shapes s;
-  this->check(s, {.offset = 46}, heed::causal(), heed::softcap(3.0), heed::alibi(),
-              heed::sink(sinks));
-  s.selection_heads = 4;
-  this->check(
-      s, {}, heed::window{.left = 30, .right = 3}, heed::dropout{0.25, 7},
-      [](auto x, const position& p) { return x + decltype(x)(0.1) * decltype(x)(p.key % 5); });
+TEST(SelectedGather, ItsOptionsAllApply) {
+  for (const index selection_heads : {1, 4}) {
+    shapes s;
+    s.selection_heads = selection_heads;
+    selections::with_selection(s, [](const auto&... x) { masked_gather::check_options(x...); });
+  }
+}
+
+TEST(SelectedGather, EveryScalar) {
+  selections::with_selection({}, [](const auto&... x) { masked_gather::check_scalars(x...); });
 }
 
 TYPED_TEST(Selected, AnyCountOfRowsKeysAndChoices) {
@@ -118,7 +106,7 @@ TYPED_TEST(Selected, ChannelsApart) {
     const oracle::laid_out<TypeParam> k_turned(k, {.order = {3, 1, 0, 2}});
     const oracle::laid_out<TypeParam> v_turned(v, {.order = {0, 3, 1, 2}});
     const auto selection = random_selection(s, 4);
-    const auto want = oracle::expected(q, k, v, {}, selected{selection, s});
+    const auto want = oracle::expected(q, k, v, {}, selected(selection, s));
     EXPECT_EQ(oracle::difference<TypeParam>(
                   heed::selected_attention(q, k_turned.cview(), v_turned.cview(), selection, block),
                   want.output, want.sizes),
@@ -140,7 +128,7 @@ TYPED_TEST(Selected, HiddenValuesDoNotMatter) {
   });
   const auto hidden = [](const position& p) { return p.key < 60; };
   const auto selection = random_selection(s, 4);
-  const auto want = oracle::expected(q, k, v, {}, hidden, selected{selection, s});
+  const auto want = oracle::expected(q, k, v, {}, hidden, selected(selection, s));
   EXPECT_EQ(oracle::difference<TypeParam>(
                 heed::selected_attention(q, k, spoilt, selection, 1, {}, hidden), want.output,
                 want.sizes),

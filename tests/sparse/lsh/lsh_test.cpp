@@ -11,7 +11,9 @@
 #include "heed/parallel.hpp"
 #include "heed/score.hpp"
 #include "heed/sparse.hpp"
+#include "heed/sparse/lsh/naive.hpp"
 #include "support/attention_oracle.hpp"
+#include "support/masked_gather.hpp"
 
 namespace {
 
@@ -45,81 +47,47 @@ bucket_tensor random_buckets(index batch, index heads, index rounds, index token
   return t;
 }
 
-/// Which pairs some round puts together, from the buckets alone.
-class reach_mask {
- public:
-  reach_mask(const bucket_tensor& q, const bucket_tensor& k, index chunk, index heads)
-      : q_(&q), k_(&k), chunk_(chunk), heads_(heads) {
-    for (index b = 0; b < k.extent(0); ++b) {
-      for (index h = 0; h < k.extent(1); ++h) {
-        for (index r = 0; r < k.extent(2); ++r) {
-          std::vector<index> order;
-          for (index j = 0; j < k.extent(3); ++j) {
-            if (k(b, h, r, j) >= 0) order.push_back(j);
-          }
-          std::stable_sort(order.begin(), order.end(),
-                           [&](index x, index y) { return k(b, h, r, x) < k(b, h, r, y); });
-          orders_.push_back(order);
-        }
-      }
-    }
-  }
-  bool operator()(const position& p) const {
-    const auto at = [&](const bucket_tensor& t) {
-      return std::pair(t.extent(0) == 1 ? 0 : p.batch, t.extent(1) == 1        ? 0
-                                                       : t.extent(1) == heads_ ? p.head
-                                                                               : p.kv_head);
-    };
-    const auto [qb, qh] = at(*q_);
-    const auto [kb, kh] = at(*k_);
-    for (index r = 0; r < q_->extent(2); ++r) {
-      const index bucket = (*q_)(qb, qh, r, p.row);
-      if (bucket < 0 || bucket != (*k_)(kb, kh, r, p.key)) continue;
-      const auto& order =
-          orders_[static_cast<std::size_t>((kb * k_->extent(1) + kh) * q_->extent(2) + r)];
-      index own = -1;   // rank of the row's stand
-      index rank = -1;  // the key's
-      for (std::size_t n = 0; n < order.size(); ++n) {
-        const index token = order[n];
-        if (token == p.key) rank = static_cast<index>(n);
-        if ((*k_)(kb, kh, r, token) != bucket) continue;
-        if (own < 0 || token <= p.query) own = static_cast<index>(n);
-      }
-      const index apart = own / chunk_ - rank / chunk_;
-      if (apart == 0 || apart == 1) return true;
-    }
-    return false;
-  }
+/// LSH attention as a gather under its mask.
+struct lsh_gather {
+  const bucket_tensor& query_buckets;
+  const bucket_tensor& key_buckets;
+  index chunk;
+  index heads;
 
- private:
-  const bucket_tensor* q_;
-  const bucket_tensor* k_;
-  index chunk_;
-  index heads_;
-  std::vector<std::vector<index>> orders_;
+  [[nodiscard]] auto mask() const {
+    return heed::lsh_mask<index, index>{as_const_view(query_buckets), as_const_view(key_buckets),
+                                        chunk, heads};
+  }
+  [[nodiscard]] index merges() const { return query_buckets.extent(2); }
+  template <class E, class Target, class Q, class K, class V, class... M>
+  void operator()(E& exec, Target&& target, const Q& q, const K& k, const V& v,
+                  const heed::attention_options& options, const M&... mods) const {
+    heed::lsh_attention_into(exec, target, q, k, v, query_buckets, key_buckets, {.chunk = chunk},
+                             options, mods...);
+  }
+  static heed::view<const index, 4> as_const_view(const bucket_tensor& t) {
+    return heed::as_view(t);
+  }
 };
+
+/// f(tokens, gather) of random buckets.
+template <class F>
+void with_buckets(const shapes& s, F&& f) {
+  const auto qb = random_buckets(s.bucket_batch, s.query_heads, s.rounds, s.queries, s.buckets, 4);
+  const auto kb = random_buckets(1, s.key_heads, s.rounds, s.keys, s.buckets, 5);
+  f(masked_gather::shapes{.batch = s.batch,
+                          .heads = s.heads,
+                          .kv_heads = s.kv_heads,
+                          .queries = s.queries,
+                          .keys = s.keys},
+    lsh_gather{qb, kb, s.chunk, s.heads});
+}
 
 template <class T, class... M>
 void check(const shapes& s, const heed::attention_options& options, const M&... mods) {
-  const auto q = oracle::random_tensor<T, 4>({s.batch, s.heads, s.queries, 18}, 1);
-  const auto k = oracle::random_tensor<T, 4>({s.batch, s.kv_heads, s.keys, 18}, 2);
-  const auto v = oracle::random_tensor<T, 4>({s.batch, s.kv_heads, s.keys, 21}, 3);
-  const auto qb = random_buckets(s.bucket_batch, s.query_heads, s.rounds, s.queries, s.buckets, 4);
-  const auto kb = random_buckets(1, s.key_heads, s.rounds, s.keys, s.buckets, 5);
-  auto want = oracle::expected(q, k, v, options, mods..., reach_mask(qb, kb, s.chunk, s.heads));
-  want.sizes.keys += 4 * s.rounds;  // rounds merge: two more roundings each
-  heed::tensor<T, 4> out({s.batch, s.heads, s.queries, 21});
-  heed::tensor<heed::accumulate_t<T>, 3> lse({s.batch, s.heads, s.queries});
-  heed::serial_executor serial;
-  const heed::lsh_attention_options lsh{.chunk = s.chunk};
-  heed::lsh_attention_into(serial, heed::into(out, lse), q, k, v, qb, kb, lsh, options, mods...);
-  EXPECT_EQ(oracle::difference<T>(out, want.output, want.sizes), "");
-  EXPECT_EQ(oracle::lse_difference<T>(lse, want.log_sum_exp, want.sizes), "");
-  for (const index threads : {2, 7}) {
-    heed::thread_pool pool(threads);
-    EXPECT_TRUE(
-        oracle::same_bits(out, heed::lsh_attention(pool, q, k, v, qb, kb, lsh, options, mods...)));
-  }
+  with_buckets(s, [&](const auto& tokens, const auto& gather) {
+    masked_gather::check<T>(tokens, gather, options, mods...);
+  });
 }
 
 TEST(Lsh, IsAttentionUnderItsMask) {
@@ -136,24 +104,11 @@ TEST(Lsh, IsAttentionUnderItsMask) {
 }
 
 TEST(Lsh, EveryScalar) {
-  const shapes s;
-  check<double>(s, {}, heed::causal());
-  check<heed::half>(s, {}, heed::causal());
-  check<heed::bfloat16>(s, {}, heed::causal());
+  with_buckets({}, [](const auto&... x) { masked_gather::check_scalars(x...); });
 }
 
 TEST(Lsh, ItsOptionsAllApply) {
-  const std::vector<float> sinks{0.5F, -1.0F, 2.0F, 0.0F};
-  const shapes s;
-  const std::vector<index> offsets{5, -7};
-  const std::vector<index> lengths{83, 40};
-  const auto bias = oracle::random_tensor<float, 4>({2, 1, 61, 80}, 6);
-  check<float>(s, {.offset = offsets}, heed::causal(), heed::softcap(3.0), heed::alibi(),
-               heed::sink(sinks));
-  check<float>(
-      s, {}, heed::window{.left = 30, .right = 3}, heed::dropout{0.25, 7},
-      [](auto x, const position& p) { return x + decltype(x)(0.1) * decltype(x)(p.key % 5); });
-  check<double>(s, {}, heed::bias(bias), heed::lengths(lengths));
+  with_buckets({}, [](const auto&... x) { masked_gather::check_options(x...); });
 }
 
 TEST(Lsh, AnyCountOfTokensRoundsBucketsAndChunk) {
@@ -185,7 +140,7 @@ void check_shared(index tokens, index buckets, const M&... mods) {
   const auto v = oracle::random_tensor<T, 4>({1, 2, tokens, 21}, 3);
   const auto k = heed::unit_keys(q);
   const auto hashes = random_buckets(1, 2, 2, tokens, buckets, 4);
-  const reach_mask reach(hashes, hashes, 5, 2);
+  const auto reach = lsh_gather{hashes, hashes, 5, 2}.mask();
   // Whether a modifier that is a mask keeps the pair.
   const auto keeps = [](const auto& m, const position& p) {
     if constexpr (heed::mask_function<std::remove_cvref_t<decltype(m)>>) return m(p);

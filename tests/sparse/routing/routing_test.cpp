@@ -14,7 +14,9 @@
 #include "heed/parallel.hpp"
 #include "heed/score.hpp"
 #include "heed/sparse.hpp"
+#include "heed/sparse/routing/naive.hpp"
 #include "support/attention_oracle.hpp"
+#include "support/masked_gather.hpp"
 
 namespace {
 
@@ -49,51 +51,43 @@ lists random_lists(index batch, index heads, index clusters, index window, index
   return t;
 }
 
-/// The clusters as a mask, pair by pair.
-struct clustered {
+/// Routing attention as a gather under its mask.
+struct routing_gather {
   const lists& queries;
   const lists& keys;
-  shapes s;
+  index heads;
 
-  static bool holds(const lists& l, const shapes& s, const position& p, index cluster,
-                    index token) {
-    const index b = l.extent(0) == 1 ? 0 : p.batch;
-    const index h = l.extent(1) == 1 ? 0 : l.extent(1) == s.heads ? p.head : p.kv_head;
-    for (index i = 0; i < l.extent(3); ++i) {
-      if (l(b, h, cluster, i) == token) return true;
-    }
-    return false;
+  [[nodiscard]] auto mask() const {
+    return heed::cluster_mask<index, index>{heed::view<const index, 4>(heed::as_view(queries)),
+                                            heed::view<const index, 4>(heed::as_view(keys)), heads};
   }
-  bool operator()(const position& p) const {
-    for (index c = 0; c < s.clusters; ++c) {
-      if (holds(queries, s, p, c, p.row) && holds(keys, s, p, c, p.key)) return true;
-    }
-    return false;
+  [[nodiscard]] index merges() const { return queries.extent(2); }
+  template <class E, class Target, class Q, class K, class V, class... M>
+  void operator()(E& exec, Target&& target, const Q& q, const K& k, const V& v,
+                  const heed::attention_options& options, const M&... mods) const {
+    heed::routing_attention_into(exec, target, q, k, v, queries, keys, options, mods...);
   }
 };
 
-template <class T, class... M>
-void check(const shapes& s, const heed::attention_options& options, const M&... mods) {
-  const auto q = oracle::random_tensor<T, 4>({s.batch, s.heads, s.queries, 18}, 1);
-  const auto k = oracle::random_tensor<T, 4>({s.batch, s.kv_heads, s.keys, 18}, 2);
-  const auto v = oracle::random_tensor<T, 4>({s.batch, s.kv_heads, s.keys, 21}, 3);
+/// f(tokens, gather) of random clusters.
+template <class F>
+void with_clusters(const shapes& s, F&& f) {
   const lists queries =
       random_lists(s.list_batch, s.query_heads, s.clusters, s.window, s.queries, 4);
   const lists keys = random_lists(1, s.key_heads, s.clusters, s.key_window, s.keys, 5);
-  auto want = oracle::expected(q, k, v, options, mods..., clustered{queries, keys, s});
-  want.sizes.keys += 4 * s.clusters;  // a row's parts merge: two more roundings each
-  heed::tensor<T, 4> out({s.batch, s.heads, s.queries, 21});
-  heed::tensor<heed::accumulate_t<T>, 3> lse({s.batch, s.heads, s.queries});
-  heed::serial_executor serial;
-  heed::routing_attention_into(serial, heed::into(out, lse), q, k, v, queries, keys, options,
-                               mods...);
-  EXPECT_EQ(oracle::difference<T>(out, want.output, want.sizes), "");
-  EXPECT_EQ(oracle::lse_difference<T>(lse, want.log_sum_exp, want.sizes), "");
-  for (const index threads : {2, 7}) {
-    heed::thread_pool pool(threads);
-    EXPECT_TRUE(oracle::same_bits(
-        out, heed::routing_attention(pool, q, k, v, queries, keys, options, mods...)));
-  }
+  f(masked_gather::shapes{.batch = s.batch,
+                          .heads = s.heads,
+                          .kv_heads = s.kv_heads,
+                          .queries = s.queries,
+                          .keys = s.keys},
+    routing_gather{queries, keys, s.heads});
+}
+
+template <class T, class... M>
+void check(const shapes& s, const heed::attention_options& options, const M&... mods) {
+  with_clusters(s, [&](const auto& tokens, const auto& gather) {
+    masked_gather::check<T>(tokens, gather, options, mods...);
+  });
 }
 
 TEST(Routing, IsAttentionUnderItsMask) {
@@ -110,24 +104,11 @@ TEST(Routing, IsAttentionUnderItsMask) {
 }
 
 TEST(Routing, EveryScalar) {
-  const shapes s;
-  check<double>(s, {}, heed::causal());
-  check<heed::half>(s, {}, heed::causal());
-  check<heed::bfloat16>(s, {}, heed::causal());
+  with_clusters({}, [](const auto&... x) { masked_gather::check_scalars(x...); });
 }
 
 TEST(Routing, ItsOptionsAllApply) {
-  const std::vector<float> sinks{0.5F, -1.0F, 2.0F, 0.0F};
-  const shapes s;
-  const std::vector<index> offsets{5, -7};
-  const std::vector<index> lengths{83, 40};
-  const auto bias = oracle::random_tensor<float, 4>({2, 1, 61, 80}, 6);
-  check<float>(s, {.offset = offsets}, heed::causal(), heed::softcap(3.0), heed::alibi(),
-               heed::sink(sinks));
-  check<float>(
-      s, {}, heed::window{.left = 30, .right = 3}, heed::dropout{0.25, 7},
-      [](auto x, const position& p) { return x + decltype(x)(0.1) * decltype(x)(p.key % 5); });
-  check<double>(s, {}, heed::bias(bias), heed::lengths(lengths));
+  with_clusters({}, [](const auto&... x) { masked_gather::check_options(x...); });
 }
 
 TEST(Routing, AnyCountOfTokensClustersAndListed) {
