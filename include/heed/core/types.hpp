@@ -35,6 +35,7 @@ struct range {
   friend constexpr bool operator==(const range&, const range&) = default;
 };
 
+/// What both ranges hold; empty, not reversed, where that is nothing.
 [[nodiscard]] constexpr range intersect(range a, range b) noexcept {
   const range r{a.begin > b.begin ? a.begin : b.begin, a.end < b.end ? a.end : b.end};
   return r.empty() ? range{r.begin, r.begin} : r;
@@ -65,7 +66,9 @@ struct tile {
 /// How much of a tile a mask leaves visible. `partial` is always a correct answer.
 enum class coverage { empty, partial, full };
 
+/// a / b rounded up, for a >= 0 and b > 0.
 [[nodiscard]] constexpr index ceil_div(index a, index b) noexcept { return (a + b - 1) / b; }
+/// The least multiple of b that is not below a.
 [[nodiscard]] constexpr index round_up(index a, index b) noexcept { return ceil_div(a, b) * b; }
 
 }  // namespace heed::inline HEED_TARGET

@@ -18,6 +18,7 @@
 
 namespace heed::inline HEED_TARGET {
 
+/// Bytes at whose multiples scratch memory is aligned.
 inline constexpr std::size_t cache_line = 64;
 
 namespace detail {

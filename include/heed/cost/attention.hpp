@@ -66,6 +66,7 @@ struct attention_shape {
 [[nodiscard]] constexpr double score_count(index n, index m, index heads = 1) noexcept {
   return static_cast<double>(n) * static_cast<double>(m) * static_cast<double>(heads);
 }
+/// Bytes of a score matrix, n x m for each head.
 [[nodiscard]] constexpr double score_bytes(index n, index m, index scalar_bytes,
                                            index heads = 1) noexcept {
   return score_count(n, m, heads) * static_cast<double>(scalar_bytes);

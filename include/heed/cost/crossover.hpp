@@ -86,8 +86,10 @@ struct budget {
   double bytes = 1024.0 * 1024.0 * 1024.0;
 };
 
+/// What runs out first: time, memory, or neither.
 enum class limit { time, memory, none };
 
+/// The most tokens that a budget affords, and what the next one would exceed.
 struct affordable {
   index tokens = 0;  ///< 0 when not even one token fits
   limit by = limit::none;

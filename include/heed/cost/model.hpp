@@ -132,6 +132,7 @@ constexpr double output_weights(const model& m) noexcept {
   return m.latent ? m.latent->rank + m.latent->rope_dim : m.kv_heads * (m.head_dim + m.value_dim);
 }
 
+/// Keys and values, or latent rows, of every layer.
 [[nodiscard]] constexpr double kv_cache_bytes(const model& m, index tokens, index scalar_bytes = 2,
                                               index batch = 1) noexcept {
   return static_cast<double>(m.layers * kv_cache_width(m)) * static_cast<double>(tokens) *

@@ -12,6 +12,7 @@
 
 namespace heed::inline HEED_TARGET::cost::presets {
 
+/// GPT-3 with 175 billion parameters.
 inline constexpr model gpt3_175b{.layers = 96,
                                  .model_dim = 12288,
                                  .query_heads = 96,
@@ -26,6 +27,7 @@ inline constexpr model gpt3_175b{.layers = 96,
                                  .latent = {},
                                  .mixture = {}};
 
+/// Llama 2 with 7 billion parameters.
 inline constexpr model llama2_7b{.layers = 32,
                                  .model_dim = 4096,
                                  .query_heads = 32,
@@ -40,6 +42,7 @@ inline constexpr model llama2_7b{.layers = 32,
                                  .latent = {},
                                  .mixture = {}};
 
+/// Llama 3 with 8 billion parameters: 8 KV heads.
 inline constexpr model llama3_8b{.layers = 32,
                                  .model_dim = 4096,
                                  .query_heads = 32,
@@ -54,6 +57,7 @@ inline constexpr model llama3_8b{.layers = 32,
                                  .latent = {},
                                  .mixture = {}};
 
+/// Llama 3 with 70 billion parameters: 8 KV heads.
 inline constexpr model llama3_70b{.layers = 80,
                                   .model_dim = 8192,
                                   .query_heads = 64,
@@ -68,6 +72,7 @@ inline constexpr model llama3_70b{.layers = 80,
                                   .latent = {},
                                   .mixture = {}};
 
+/// DeepSeek-V3: latent attention, mixture of experts.
 inline constexpr model deepseek_v3{
     .layers = 61,
     .model_dim = 7168,

@@ -26,11 +26,13 @@ struct openmp_executor {
   }
 };
 
+/// Who runs a call that is given no executor: OpenMP's threads where the user compiles with it.
 using default_executor = openmp_executor;
 
 }  // namespace heed::inline HEED_TARGET
 #else
 namespace heed::inline HEED_TARGET {
+/// Who runs a call that is given no executor: the calling thread.
 using default_executor = serial_executor;
 }  // namespace heed::inline HEED_TARGET
 #endif

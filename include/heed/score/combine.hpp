@@ -19,6 +19,7 @@ namespace heed::inline HEED_TARGET {
 template <class M>
 concept heed_mask = mask_function<M> && requires { requires M::when == stage::mask; };
 
+/// Two masks that `&&` or `||` combines: one of them heed's own, so that the operator is found.
 template <class A, class B>
 concept mask_pair = (heed_mask<A> && mask_function<B>) || (mask_function<A> && heed_mask<B>);
 
@@ -42,6 +43,7 @@ struct two_masks {
 };
 }  // namespace detail
 
+/// `a && b`: the pairs that both masks keep.
 template <class A, class B>
 struct mask_and : detail::two_masks<A, B> {
   using detail::two_masks<A, B>::two_masks;
@@ -76,6 +78,7 @@ constexpr void with_hiding(const mask_and<A, B>& m, const tile& t, F&& f) {
   }
 }
 
+/// `a || b`: the pairs that one of the masks keeps.
 template <class A, class B>
 struct mask_or : detail::two_masks<A, B> {
   using detail::two_masks<A, B>::two_masks;
@@ -93,6 +96,7 @@ struct mask_or : detail::two_masks<A, B> {
   }
 };
 
+/// `!a`: the pairs that the mask hides.
 template <class A>
 struct mask_not {
   static constexpr stage when = stage::mask;

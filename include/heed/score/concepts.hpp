@@ -125,6 +125,7 @@ template <class M>
   }
 }
 
+/// Throws where the modifier says that it does not fit the call.
 template <class M>
 void check_modifier(const M& m, const score_extents& e) {
   if constexpr (requires { m.check(e); }) m.check(e);

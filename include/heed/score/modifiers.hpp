@@ -146,6 +146,7 @@ struct probability_modifier {
   static constexpr stage when = stage::probability;
   F f;
 };
+/// `probability(f)`: f changes each probability of naive attention.
 template <class F>
 [[nodiscard]] constexpr probability_modifier<F> probability(F f) {
   return {std::move(f)};

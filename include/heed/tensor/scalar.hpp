@@ -38,6 +38,7 @@ struct accumulator<bfloat16> {
   using type = float;
 };
 
+/// What numbers of type T are summed in: float for half, bfloat16 and float; double for double.
 template <class T>
 using accumulate_t = typename accumulator<std::remove_cv_t<T>>::type;
 

@@ -33,6 +33,7 @@ template <class T, int R>
 struct is_view<view<T, R>> : std::true_type {};
 }  // namespace detail
 
+/// A type of which `tensor_traits` makes a view: heed's, Eigen's, mdspan, or the user's own.
 template <class T>
 concept tensor_like = requires(std::remove_reference_t<T>& t) {
   requires detail::is_view<decltype(tensor_traits<std::remove_cvref_t<T>>::to_view(t))>::value;
@@ -47,6 +48,7 @@ using view_of = decltype(tensor_traits<std::remove_cvref_t<T>>::to_view(
 template <tensor_like T>
 using scalar_of = std::remove_const_t<typename view_of<T>::scalar>;
 
+/// The number of axes of a tensor type.
 template <tensor_like T>
 inline constexpr int rank_of = view_of<T>::rank;
 

@@ -88,6 +88,7 @@ inline vertical_slash_heads vertical_slash_lists::mask() const& noexcept {
   return vertical_slash_heads(*this);
 }
 
+/// How many columns and diagonals are kept, and what they are estimated from.
 struct vertical_slash_options {
   index queries = 64;                          ///< last rows looked at
   index verticals = 256;                       ///< keys a head
