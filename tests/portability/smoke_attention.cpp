@@ -1,0 +1,105 @@
+// SPDX-License-Identifier: MIT
+// Exact attention of every scalar, a cache, threads, rotary embedding, and mdspan where there is
+// one.
+#include <heed/attention.hpp>
+#include <heed/cache.hpp>
+#include <heed/parallel.hpp>
+#include <heed/rotary.hpp>
+#include <version>
+#if defined(__cpp_lib_mdspan)
+#include <mdspan>
+#endif
+
+#include "smoke.hpp"
+
+namespace smoke {
+namespace {
+
+constexpr heed::index n = 70;
+constexpr heed::index d = 40;
+
+template <class T>
+void attention_of() {
+  const auto q = numbers<T, 4>({1, 4, n, d}, 1);
+  const auto k = numbers<T, 4>({1, 2, n, d}, 2);
+  const auto v = numbers<T, 4>({1, 2, n, d}, 3);
+  const auto bias = [](auto s, heed::position p) {
+    return s + static_cast<decltype(s)>(p.query % 3) / 8;
+  };
+  report("attention", name_of<T>(),
+         difference(heed::attention(q, k, v, {}, heed::causal(), bias),
+                    heed::naive_attention(q, k, v, {}, heed::causal(), bias)),
+         allowed<T>(n + d));
+}
+
+/// The last of n tokens, the others in the cache.
+void cached() {
+  using T = heed::bfloat16;
+  const auto q = numbers<T, 4>({1, 4, 1, d}, 4);
+  const auto k = numbers<T, 4>({1, 2, n, d}, 5);
+  const auto v = numbers<T, 4>({1, 2, n, d}, 6);
+  heed::contiguous_cache<T> cache({.batch = 1, .kv_heads = 2, .capacity = n, .head_dim = d});
+  cache.append(heed::as_view(k).slice(2, 0, n - 1), heed::as_view(v).slice(2, 0, n - 1));
+  const auto out = heed::decode(q, heed::as_view(k).slice(2, n - 1, n),
+                                heed::as_view(v).slice(2, n - 1, n), cache);
+  report("decode from a cache", name_of<T>(), difference(out, heed::naive_attention(q, k, v)),
+         allowed<T>(n + d));
+}
+
+void threaded() {
+  const auto q = numbers<float, 4>({2, 4, n, d}, 7);
+  heed::thread_pool pool(3);
+  report(
+      "threads: the same bits", "float",
+      difference(heed::attention(pool, q, q, q), heed::attention(heed::serial_executor{}, q, q, q)),
+      0);
+}
+
+void rotated() {
+  constexpr heed::index tokens = 5;
+  auto x = numbers<float, 4>({1, 2, tokens, d}, 8);
+  auto want = x;
+  for (heed::index h = 0; h < 2; ++h) {
+    for (heed::index t = 0; t < tokens; ++t) {
+      for (heed::index i = 0; i < d / 2; ++i) {
+        const double angle = double(t) * std::pow(10000.0, -2.0 * double(i) / double(d));
+        const double a = double(x(0, h, t, 2 * i));
+        const double b = double(x(0, h, t, 2 * i + 1));
+        want(0, h, t, 2 * i) = static_cast<float>(a * std::cos(angle) - b * std::sin(angle));
+        want(0, h, t, 2 * i + 1) = static_cast<float>(b * std::cos(angle) + a * std::sin(angle));
+      }
+    }
+  }
+  const heed::rotary_embedding rope(heed::rotary_layout::interleaved, d);
+  heed::apply_rotary(x, rope);
+  report("rotary embedding", "float", difference(x, want), allowed<float>(4));
+}
+
+#if defined(__cpp_lib_mdspan)
+void spanned() {
+  const auto q = numbers<float, 2>({n, d}, 9);
+  const std::mdspan<const float, std::dextents<int, 2>> span(q.data(), int{n}, int{d});
+  heed::tensor<float, 2> out({n, d});
+  const std::mdspan<float, std::dextents<int, 2>> to(out.data(), int{n}, int{d});
+  heed::attention_into(to, span, span, span);
+  report("std::mdspan", "float", difference(out, heed::naive_attention(q, q, q)),
+         allowed<float>(n + d));
+}
+#endif
+
+}  // namespace
+
+void attention_family() {
+  attention_of<float>();
+  attention_of<double>();
+  attention_of<heed::half>();
+  attention_of<heed::bfloat16>();
+  cached();
+  threaded();
+  rotated();
+#if defined(__cpp_lib_mdspan)
+  spanned();
+#endif
+}
+
+}  // namespace smoke
