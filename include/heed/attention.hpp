@@ -2,11 +2,13 @@
 // Exact softmax attention: on tensors, on packed sequences, on a cache; its textbook; merges.
 #pragma once
 
+#include "heed/attention/backward.hpp"
 #include "heed/attention/decode.hpp"
 #include "heed/attention/exact.hpp"
 #include "heed/attention/forgetting.hpp"
 #include "heed/attention/linformer.hpp"
 #include "heed/attention/merge.hpp"
 #include "heed/attention/naive.hpp"
+#include "heed/attention/naive_backward.hpp"
 #include "heed/attention/ragged_decode.hpp"
 #include "heed/attention/varlen.hpp"

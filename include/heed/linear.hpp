@@ -15,6 +15,7 @@
 #include "heed/linear/matrix_state/dplr.hpp"
 #include "heed/linear/matrix_state/gla.hpp"
 #include "heed/linear/matrix_state/mamba2.hpp"
+#include "heed/linear/matrix_state/naive_backward.hpp"
 #include "heed/linear/matrix_state/normalised_retention.hpp"
 #include "heed/linear/matrix_state/retention.hpp"
 #include "heed/linear/matrix_state/rwkv6_7.hpp"

@@ -1,0 +1,202 @@
+// SPDX-License-Identifier: MIT
+// Modifiers run backward: from the gradient of a final score to that of the scaled product q.k, and
+// to the gradients of what the modifiers were given.
+//
+// A score modifier f is differentiated
+//
+//   by its member   A derivative(A score, position) const      df / d score, where it offers one,
+//   else by calling it with a dual number                      a generic lambda: (auto s, position)
+//
+// softcap, alibi and bias know theirs. What a modifier reads (a bias, slopes, a relative table, sink
+// logits) gets its gradient through a callback:
+//
+//   with_gradient(modifier, accumulate)    accumulate(d_score, position) for each pair
+//
+// d_score is the gradient of the score behind that modifier. Of a sink it is that of the head's
+// logit, one call a query row, with key -1. Pairs of probability 0 are left out.
+#pragma once
+
+#include <cmath>
+#include <concepts>
+#include <tuple>
+#include <type_traits>
+#include <utility>
+
+#include "heed/core/target.hpp"
+#include "heed/kernel/backward/dual.hpp"
+#include "heed/score/program.hpp"
+
+namespace heed::inline HEED_TARGET {
+
+namespace kernel {
+/// When a modifier acts, as its program sees it.
+template <class M>
+[[nodiscard]] constexpr stage stage_of_modifier() noexcept {
+  if constexpr (requires { M::when; }) {
+    return M::when;
+  } else {
+    return mask_function<M> ? stage::mask : stage::score;
+  }
+}
+}  // namespace kernel
+
+/// Modifier M, which tells `accumulate` the gradients of its scores in a backward pass. In a forward
+/// pass it is M.
+template <class M, class F>
+struct gradient_modifier : M {
+  static constexpr stage when = kernel::stage_of_modifier<M>();
+  F accumulate;
+
+  constexpr gradient_modifier(M m, F f) : M(std::move(m)), accumulate(std::move(f)) {}
+};
+
+/// `with_gradient(heed::bias(b), [&](float d, heed::position p) { db(p.row, p.key) += d; })`.
+/// The callback is called by one thread, in an order that does not depend on the executor.
+template <class M, class F>
+[[nodiscard]] constexpr auto with_gradient(M modifier, F accumulate) {
+  using result = gradient_modifier<M, F>;
+  static_assert(std::is_class_v<M>, "heed: with_gradient takes a modifier, not a pointer to one");
+  static_assert(std::invocable<const F&, float, const position&> ||
+                    std::invocable<const F&, double, const position&>,
+                "heed: with_gradient calls accumulate(d_score, heed::position)");
+  static_assert(
+      result::when == stage::score || result::when == stage::bias || result::when == stage::sink,
+      "heed: with_gradient takes a score modifier, a bias or a sink: nothing else has "
+      "gradients to tell");
+  return result(std::move(modifier), std::move(accumulate));
+}
+
+namespace kernel {
+
+template <class M>
+inline constexpr bool accumulates = false;
+template <class M, class F>
+inline constexpr bool accumulates<gradient_modifier<M, F>> = true;
+
+/// Whether d f / d score is 1 whatever the score.
+template <class M>
+inline constexpr bool adds_only = std::derived_from<M, alibi>;
+template <class M, class F>
+inline constexpr bool adds_only<gradient_modifier<M, F>> = adds_only<M>;
+template <class T>
+inline constexpr bool adds_only<bias_modifier<T>> = true;
+
+/// d f / d score at score s.
+template <class A, class M>
+[[nodiscard]] HEED_INLINE A score_derivative(const M& f, A s, const position& p) noexcept {
+  if constexpr (adds_only<M>) {
+    return A(1);
+  } else if constexpr (requires { f.derivative(s, p); }) {
+    return static_cast<A>(f.derivative(s, p));
+  } else {
+    constexpr bool generic = requires { f(dual<A>(s, A(1)), p); };
+    static_assert(
+        generic,
+        "heed: this score modifier cannot be differentiated: write it as a generic lambda "
+        "(auto score, heed::position), or give it a member derivative(score, position)");
+    if constexpr (generic) {
+      using result = std::remove_cvref_t<decltype(f(dual<A>(s, A(1)), p))>;
+      if constexpr (std::is_arithmetic_v<result>) {
+        return A(0);  // a constant
+      } else {
+        return f(dual<A>(s, A(1)), p).derivative;
+      }
+    } else {
+      return A(0);
+    }
+  }
+}
+
+/// The modifiers of a call in the order in which they act on scores, run backward.
+template <class A, class... Mods>
+class score_gradient {
+  template <class M>
+  static constexpr bool acts(stage s) {
+    return stage_of_modifier<M>() == s;
+  }
+
+ public:
+  static_assert(!((stage_of_modifier<Mods>() == stage::probability) || ... || false),
+                "heed: a change of the probabilities has no backward pass");
+
+  /// Whether anything is told to a callback; then one thread runs the call.
+  static constexpr bool tells = (accumulates<Mods> || ... || false);
+  /// Whether a score modifier or bias has work to do backward.
+  static constexpr bool reverses =
+      ((acts<Mods>(stage::score) && !(adds_only<Mods> && !accumulates<Mods>)) || ... || false) ||
+      ((acts<Mods>(stage::bias) && accumulates<Mods>) || ... || false);
+  static constexpr bool softcaps = (acts<Mods>(stage::softcap) || ... || false);
+
+  /// Copies of the modifiers, which learn the call's extents as those of its program do.
+  score_gradient(const score_extents& e, const Mods&... mods) : mods_(mods...) {
+    std::apply([&](const Mods&... m) { (check_modifier(m, e), ...); }, mods_);
+  }
+
+  /// From d, the gradient of the final score, to that of `s`, the score before the score modifiers
+  /// and behind the softcap. Callbacks are told.
+  [[nodiscard]] HEED_INLINE A reverse(A s, const position& p, A d) const noexcept {
+    return reverse_stage<stage::score>(s, p, d, [&](A t, A g) HEED_INLINE_LAMBDA {
+      return reverse_stage<stage::bias>(t, p, g, [](A, A h) HEED_INLINE_LAMBDA { return h; });
+    });
+  }
+  /// The derivative of the softcaps at the scaled score s.
+  [[nodiscard]] A softcap_derivative(A s) const noexcept {
+    A product = A(1);
+    each<stage::softcap>([&](const auto& m) {
+      const A cap = static_cast<A>(m.cap);
+      const A t = std::tanh(s / cap);
+      product *= A(1) - t * t;
+      s = cap * t;
+    });
+    return product;
+  }
+  /// Sinks that want to know are told the gradient of their logit from one row: -p delta.
+  void tell_sinks(A lse, A delta, const position& p) const noexcept {
+    each<stage::sink>([&](const auto& m) {
+      if constexpr (accumulates<std::remove_cvref_t<decltype(m)>>) {
+        const A logit = static_cast<A>(m.logits[static_cast<std::size_t>(p.head)]);
+        const A share = std::exp(logit - lse);
+        if (share != A(0)) m.accumulate(-share * delta, p);
+      }
+    });
+  }
+
+  template <stage S, class F>
+  HEED_INLINE void each(F&& f) const noexcept {
+    std::apply([&](const Mods&... m) { (visit<S>(m, f), ...); }, mods_);
+  }
+
+ private:
+  template <stage S, class M, class F>
+  HEED_INLINE static void visit(const M& m, F& f) noexcept {
+    if constexpr (stage_of_modifier<M>() == S) f(m);
+  }
+  /// Forward through the stage's modifiers from the I-th on, then `inner`, then back.
+  template <stage S, std::size_t I = 0, class Inner>
+  HEED_INLINE A reverse_stage(A s, const position& p, A d, const Inner& inner) const noexcept {
+    if constexpr (I == sizeof...(Mods)) {
+      return inner(s, d);
+    } else {
+      const auto& m = std::get<I>(mods_);
+      using M = std::remove_cvref_t<decltype(m)>;
+      if constexpr (stage_of_modifier<M>() != S) {
+        return reverse_stage<S, I + 1>(s, p, d, inner);
+      } else {
+        const A next = invoke_score<A>(m, s, p);
+        const A g = reverse_stage<S, I + 1>(next, p, d, inner);
+        if constexpr (accumulates<M>) m.accumulate(g, p);
+        if constexpr (adds_only<M>) {
+          return g;
+        } else {
+          return g * score_derivative<A>(m, s, p);
+        }
+      }
+    }
+  }
+
+  std::tuple<Mods...> mods_;
+};
+
+}  // namespace kernel
+
+}  // namespace heed::inline HEED_TARGET

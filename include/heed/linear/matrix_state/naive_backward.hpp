@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: MIT
+// The textbook gradient of the recurrences with a matrix state, token by token.
+//
+//   forward    D_t = E_t S_(t-1),  u_t = v_t  or, by the delta rule,  beta_t (v_t - D_t' k_t)
+//              S_t = D_t + k_t u_t',  out_t = scale S_t' q_t
+//   backward   G += scale q_t d_out_t'             (G is the gradient of S_t)
+//              dq_t = scale S_t d_out_t,  dk_t = G u_t,  du_t = G' k_t
+//              dv_t = du_t  or  beta_t du_t,  and by the delta rule also
+//              dbeta_t = du_t . (v_t - D_t' k_t),  dk_t -= beta_t D_t du_t,  G -= beta_t k_t du_t'
+//              dg_t = rows of sum(G * D_t),  G = E_t G
+//
+// E_t = diag(exp g_t), g natural logs, of a token or of each of its key channels; absent, 1. Serves
+// unnormalised linear attention, scalar-gated, gated, retention (g that does not change), delta,
+// gated delta and per-channel gated delta; SSD with v = x dt and g = A dt.
+//
+// | tensor           | axes                                              |
+// |------------------|---------------------------------------------------|
+// | q                | [batch, heads, tokens, Dk], heads a multiple of H |
+// | k, v             | [batch, H, tokens, Dk], [batch, H, tokens, Dv]    |
+// | gate             | [batch, H, tokens, 1] or [batch, H, tokens, Dk]   |
+// | beta             | [batch, H, tokens, 1]                             |
+// | states           | [batch, H, Dk, Dv]                                |
+//
+// Accumulates in A. Gates of -inf have gradient 0. Keeps a state every `chunk` tokens and computes
+// those between again: (tokens / chunk + chunk) Dk Dv numbers. Cost about 14 tokens Dk Dv FLOPs a
+// head, 20 by the delta rule. Serial. Throws shape_error, option_error, std::bad_alloc, before
+// anything is written. Yang et al. 2023, arXiv 2312.06635, section 4; 2024, arXiv 2406.06484.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "heed/core/errors.hpp"
+#include "heed/core/target.hpp"
+#include "heed/tensor/view.hpp"
+
+namespace heed::inline HEED_TARGET {
+
+/// What the forward pass read. A view without data is absent: gate, beta, initial_state.
+template <class A>
+struct matrix_state_inputs {
+  view<const A, 4> q;
+  view<const A, 4> k;
+  view<const A, 4> v;
+  view<const A, 4> gate{};
+  view<const A, 4> beta{};  ///< given, the delta rule
+  view<const A, 4> initial_state{};
+  std::optional<double> scale = std::nullopt;  ///< 1 / sqrt(Dk) where absent
+  index chunk = 64;                            ///< tokens from one kept state to the next
+};
+
+/// The gradients of what the forward pass wrote. A view without data is zeros.
+template <class A>
+struct matrix_state_cotangents {
+  view<const A, 4> out{};
+  view<const A, 4> final_state{};
+};
+
+/// Where gradients go. One without data is not wanted.
+template <class A>
+struct matrix_state_gradients {
+  view<A, 4> q{};
+  view<A, 4> k{};
+  view<A, 4> v{};
+  view<A, 4> gate{};
+  view<A, 4> beta{};
+  view<A, 4> initial_state{};
+};
+
+namespace detail {
+
+template <class T>
+void check_gradient_extents(const char* name, const view<T, 4>& x, const std::array<index, 4>& expected) {
+  if (x.data() != nullptr && x.extents() != expected) {
+    fail<shape_error>(std::string(name) + " has extents " + format_extents(x.extents()) +
+                      ", the call needs " + format_extents(expected));
+  }
+}
+
+/// One state head of one batch.
+template <class A>
+class naive_matrix_state {
+ public:
+  naive_matrix_state(const matrix_state_inputs<A>& in, const matrix_state_cotangents<A>& given,
+                     const matrix_state_gradients<A>& to, A scale)
+      : in_(in),
+        given_(given),
+        to_(to),
+        scale_(scale),
+        tokens_(in.k.extent(2)),
+        d_(in.k.extent(3)),
+        dv_(in.v.extent(3)),
+        group_(in.k.extent(1) > 0 ? in.q.extent(1) / in.k.extent(1) : 0),
+        kept_(numbers(ceil_div(tokens_, in.chunk) + 1)),
+        states_(numbers(std::min(in.chunk, tokens_) + 1)),
+        decayed_(numbers(1)),
+        gradient_(numbers(1)),
+        written_(static_cast<std::size_t>(dv_)),
+        error_(static_cast<std::size_t>(dv_)),
+        d_written_(static_cast<std::size_t>(dv_)) {}
+
+  void run(index b, index h) noexcept {
+    b_ = b;
+    h_ = h;
+    const index size = d_ * dv_;
+    copy_in(in_.initial_state, kept_.data());
+    copy_in(given_.final_state, gradient_.data());
+    const index chunks = ceil_div(tokens_, in_.chunk);
+    for (index c = 0; c < chunks; ++c) {
+      std::copy_n(kept_.data() + c * size, size, states_.data());
+      const index end = std::min(tokens_, (c + 1) * in_.chunk);
+      for (index t = c * in_.chunk; t < end; ++t) step(t, states_.data(), states_.data());
+      std::copy_n(states_.data(), size, kept_.data() + (c + 1) * size);
+    }
+    for (index c = chunks; c-- > 0;) {
+      const index first = c * in_.chunk;
+      const index end = std::min(tokens_, first + in_.chunk);
+      std::copy_n(kept_.data() + c * size, size, states_.data());
+      for (index t = first; t < end; ++t) {
+        step(t, states_.data() + (t - first) * size, states_.data() + (t - first + 1) * size);
+      }
+      for (index t = end; t-- > first;) {
+        step(t, states_.data() + (t - first) * size, nullptr);
+        step_back(t, states_.data() + (t - first + 1) * size);
+      }
+    }
+    if (to_.initial_state.data() == nullptr) return;
+    for (index f = 0; f < d_; ++f) {
+      for (index c = 0; c < dv_; ++c) to_.initial_state(b, h, f, c) = gradient_[at(f, c)];
+    }
+  }
+
+ private:
+  [[nodiscard]] std::vector<A> numbers(index states) const {
+    return std::vector<A>(static_cast<std::size_t>(states * d_ * dv_), A(0));
+  }
+  [[nodiscard]] std::size_t at(index f, index c) const noexcept {
+    return static_cast<std::size_t>(f * dv_ + c);
+  }
+  void copy_in(const view<const A, 4>& from, A* state) const noexcept {
+    for (index f = 0; f < d_; ++f) {
+      for (index c = 0; c < dv_; ++c) {
+        state[f * dv_ + c] = from.data() == nullptr ? A(0) : from(b_, h_, f, c);
+      }
+    }
+  }
+  [[nodiscard]] A decay(index t, index f) const noexcept {
+    if (in_.gate.data() == nullptr) return A(1);
+    return std::exp(in_.gate(b_, h_, t, in_.gate.extent(3) == 1 ? 0 : f));
+  }
+
+  /// Token t: the decayed state, what is written, and the next state where it is wanted (`to` may be
+  /// `from`).
+  void step(index t, const A* from, A* to) noexcept {
+    const bool delta = in_.beta.data() != nullptr;
+    for (index f = 0; f < d_; ++f) {
+      const A e = decay(t, f);
+      // A decay of 0 forgets whatever the state holds.
+      for (index c = 0; c < dv_; ++c) {
+        decayed_[at(f, c)] = e == A(0) ? A(0) : e * from[f * dv_ + c];
+      }
+    }
+    for (index c = 0; c < dv_; ++c) {
+      A stored = A(0);
+      if (delta) {
+        for (index f = 0; f < d_; ++f) stored += decayed_[at(f, c)] * in_.k(b_, h_, t, f);
+      }
+      const auto i = static_cast<std::size_t>(c);
+      error_[i] = in_.v(b_, h_, t, c) - stored;
+      written_[i] = delta ? in_.beta(b_, h_, t, 0) * error_[i] : error_[i];
+    }
+    if (to == nullptr) return;
+    for (index f = 0; f < d_; ++f) {
+      for (index c = 0; c < dv_; ++c) {
+        to[f * dv_ + c] =
+            decayed_[at(f, c)] + in_.k(b_, h_, t, f) * written_[static_cast<std::size_t>(c)];
+      }
+    }
+  }
+
+  /// The gradients of token t, whose step was just made anew and led to `state`.
+  void step_back(index t, const A* state) noexcept {
+    const bool delta = in_.beta.data() != nullptr;
+    if (given_.out.data() != nullptr) {
+      for (index q = h_ * group_; q < (h_ + 1) * group_; ++q) {
+        for (index f = 0; f < d_; ++f) {
+          A sum = A(0);
+          for (index c = 0; c < dv_; ++c) {
+            const A d_out = given_.out(b_, q, t, c);
+            sum += state[f * dv_ + c] * d_out;
+            gradient_[at(f, c)] += scale_ * in_.q(b_, q, t, f) * d_out;
+          }
+          if (to_.q.data() != nullptr) to_.q(b_, q, t, f) = scale_ * sum;
+        }
+      }
+    } else if (to_.q.data() != nullptr) {
+      for (index q = h_ * group_; q < (h_ + 1) * group_; ++q) {
+        for (index f = 0; f < d_; ++f) to_.q(b_, q, t, f) = A(0);
+      }
+    }
+
+    const A beta = delta ? in_.beta(b_, h_, t, 0) : A(1);
+    A d_beta = A(0);
+    for (index c = 0; c < dv_; ++c) {
+      A sum = A(0);
+      for (index f = 0; f < d_; ++f) sum += gradient_[at(f, c)] * in_.k(b_, h_, t, f);
+      d_written_[static_cast<std::size_t>(c)] = sum;
+      d_beta += sum * error_[static_cast<std::size_t>(c)];
+      if (to_.v.data() != nullptr) to_.v(b_, h_, t, c) = beta * sum;
+    }
+    if (delta && to_.beta.data() != nullptr) to_.beta(b_, h_, t, 0) = d_beta;
+
+    const bool by_token = in_.gate.data() != nullptr && in_.gate.extent(3) == 1;
+    A d_token = A(0);
+    for (index f = 0; f < d_; ++f) {
+      const A k = in_.k(b_, h_, t, f);
+      const A e = decay(t, f);
+      A dk = A(0);
+      A d_gate = A(0);
+      for (index c = 0; c < dv_; ++c) {
+        const auto i = static_cast<std::size_t>(c);
+        A& g = gradient_[at(f, c)];
+        dk += g * written_[i];
+        if (delta) {
+          dk -= beta * decayed_[at(f, c)] * d_written_[i];
+          g -= beta * k * d_written_[i];
+        }
+        d_gate += g * decayed_[at(f, c)];
+        g = e == A(0) ? A(0) : g * e;
+      }
+      if (to_.k.data() != nullptr) to_.k(b_, h_, t, f) = dk;
+      d_token += d_gate;
+      if (!by_token && to_.gate.data() != nullptr) to_.gate(b_, h_, t, f) = d_gate;
+    }
+    if (by_token && to_.gate.data() != nullptr) to_.gate(b_, h_, t, 0) = d_token;
+  }
+
+  const matrix_state_inputs<A>& in_;
+  const matrix_state_cotangents<A>& given_;
+  const matrix_state_gradients<A>& to_;
+  A scale_;
+  index tokens_, d_, dv_, group_;
+  index b_ = 0, h_ = 0;
+  std::vector<A> kept_, states_, decayed_, gradient_, written_, error_, d_written_;
+};
+
+}  // namespace detail
+
+template <class A>
+void naive_matrix_state_backward(const matrix_state_inputs<A>& in,
+                                 const matrix_state_cotangents<A>& given,
+                                 const matrix_state_gradients<A>& to) {
+  const std::array<index, 4> q = in.q.extents();
+  const std::array<index, 4> k = in.k.extents();
+  const std::array<index, 4> v{k[0], k[1], k[2], in.v.extent(3)};
+  const std::array<index, 4> state{k[0], k[1], k[3], v[3]};
+  const index rows = in.gate.extent(3) == 1 ? 1 : k[3];
+  if (in.chunk < 1) {
+    fail<option_error>("chunk is " + std::to_string(in.chunk) + ", must be at least 1");
+  }
+  require_equal("k", "batch", k[0], "q", q[0]);
+  require_equal("k", "tokens", k[2], "q", q[2]);
+  require_equal("k", "head dim", k[3], "q", q[3]);
+  if (k[1] == 0 ? q[1] != 0 : q[1] % k[1] != 0) {
+    fail<shape_error>("q has " + std::to_string(q[1]) + " heads, not a multiple of k's " +
+                      std::to_string(k[1]));
+  }
+  if (in.v.extents() != v) {
+    fail<shape_error>("v has extents " + format_extents(in.v.extents()) + ", the call needs " +
+                      format_extents(v));
+  }
+  detail::check_gradient_extents("gate", in.gate, {k[0], k[1], k[2], rows});
+  detail::check_gradient_extents("beta", in.beta, {k[0], k[1], k[2], 1});
+  detail::check_gradient_extents("initial_state", in.initial_state, state);
+  detail::check_gradient_extents("d_out", given.out, {q[0], q[1], q[2], v[3]});
+  detail::check_gradient_extents("d_state", given.final_state, state);
+  detail::check_gradient_extents("dq", to.q, q);
+  detail::check_gradient_extents("dk", to.k, k);
+  detail::check_gradient_extents("dv", to.v, v);
+  detail::check_gradient_extents("d_gate", to.gate, in.gate.extents());
+  detail::check_gradient_extents("d_beta", to.beta, in.beta.extents());
+  detail::check_gradient_extents("d_initial_state", to.initial_state, state);
+
+  const double scale = in.scale.value_or(k[3] > 0 ? 1 / std::sqrt(static_cast<double>(k[3])) : 1.0);
+  detail::naive_matrix_state<A> head(in, given, to, static_cast<A>(scale));
+  for (index b = 0; b < k[0]; ++b) {
+    for (index h = 0; h < k[1]; ++h) head.run(b, h);
+  }
+}
+
+}  // namespace heed::inline HEED_TARGET
