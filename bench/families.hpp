@@ -5,6 +5,7 @@
 namespace bench {
 
 void register_forward();        ///< exact attention in float and double, and the naive baselines
+void register_backward();       ///< gradients of exact attention
 void register_narrow();         ///< exact attention on half and bfloat16 tensors
 void register_modified();       ///< windows, score modifiers, lambdas
 void register_decode();         ///< one query against a cache

@@ -6,7 +6,7 @@
 // Names are family/method/dtype/d:D/n:N/causal:C/threads:T. One head unless the method says
 // otherwise. Counters:
 //   seconds    the median call
-//   GFLOPS     operations on visible pairs (4 pairs d), median call
+//   GFLOPS     operations on visible pairs (4 pairs d, backward 10), median call
 //   peak       GFLOPS in the multiply-add peak measured right beside
 //   GBps       bytes that must be read and written, median call
 //   bandwidth  GBps in the read bandwidth measured right beside
@@ -34,6 +34,7 @@ int main(int argc, char** argv) {
   benchmark::Initialize(&count, arguments.data());
   if (benchmark::ReportUnrecognizedArguments(count, arguments.data())) return 1;
   bench::register_forward();
+  bench::register_backward();
   bench::register_narrow();
   bench::register_modified();
   bench::register_decode();

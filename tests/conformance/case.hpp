@@ -2,6 +2,7 @@
 // One conformance case: its description, inputs and expected outputs, and how results are compared.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <filesystem>
 #include <fstream>
@@ -34,7 +35,7 @@ class test_case {
   explicit test_case(std::filesystem::path folder) : folder_(std::move(folder)) {
     std::ifstream file(folder_ / "meta.json");
     meta_ = nlohmann::json::parse(file);
-    if (meta_.contains("op")) {
+    if (is_operator()) {
       for (const auto& in : meta_.at("inputs")) {
         inputs_.push_back({in.at("slot").get<int>(), in.at("name").get<std::string>(),
                            npy::load(folder_ / in.at("file").get<std::string>())});
@@ -63,7 +64,17 @@ class test_case {
     const std::string source = meta_.value("source", "");
     return source.substr(source.find_last_of(':') + 1);
   }
-  [[nodiscard]] bool is_operator() const { return meta_.contains("op"); }
+  [[nodiscard]] bool is_operator() const {
+    return meta_.contains("op") && meta_.at("inputs").is_array();
+  }
+  /// Gradients of a method: inputs by name, with files `cot_NAME` and `grad_NAME` beside theirs.
+  [[nodiscard]] bool is_gradient() const { return op() == "Gradient"; }
+  [[nodiscard]] array cotangent(const std::string& name) const {
+    return npy::load(folder_ / ("cot_" + name + ".npy"));
+  }
+  [[nodiscard]] array gradient(const std::string& name) const {
+    return npy::load(folder_ / ("grad_" + name + ".npy"));
+  }
   [[nodiscard]] const nlohmann::json& meta() const { return meta_; }
 
   [[nodiscard]] const array* input(int slot) const {
@@ -130,7 +141,7 @@ class test_case {
  private:
   [[nodiscard]] const nlohmann::json& attributes() const {
     static const nlohmann::json none = nlohmann::json::object();
-    const auto found = meta_.find(meta_.contains("op") ? "attributes" : "params");
+    const auto found = meta_.find(is_operator() ? "attributes" : "params");
     return found == meta_.end() ? none : *found;
   }
 
@@ -239,6 +250,23 @@ class comparison {
     }
   }
 
+  /// Errors are measured against the largest number expected, for a sum's rounding errors are of
+  /// the size of its terms.
+  void add_relative(const std::string& what, const std::vector<double>& got, const array& expected,
+                    double tolerance) {
+    ++results_;
+    double size = 0;
+    for (const double x : expected.values) size = std::max(size, std::abs(x));
+    bool same = got.size() == expected.values.size();
+    for (std::size_t i = 0; same && i < got.size(); ++i) {
+      const double error = std::abs(got[i] - expected.values[i]);
+      const double relative = error == 0 ? 0.0 : error / size;
+      if (!(relative <= largest_)) largest_ = std::isnan(relative) ? INFINITY : relative;
+      same = relative <= tolerance;
+    }
+    if (!same) note(what);
+  }
+
   [[nodiscard]] bool passed() const { return failure_.empty() && results_ > 0; }
   [[nodiscard]] double largest() const { return largest_; }
   [[nodiscard]] const std::string& failure() const { return failure_; }
@@ -260,6 +288,10 @@ void run_flex_attention(const test_case& c, comparison& results);
 void run_rotary_embedding(const test_case& c, comparison& results);
 void run_linear_attention(const test_case& c, comparison& results);
 void run_causal_convolution(const test_case& c, comparison& results);
+/// The cases of the `gradients` folder, by method.
+void run_gradient(const test_case& c, comparison& results);
+/// Those with a matrix state; false where the case is none of them.
+[[nodiscard]] bool run_matrix_state_gradient(const test_case& c, comparison& results);
 /// The recurrences of the `fla` folder, by name.
 void run_recurrence(const test_case& c, comparison& results);
 /// Those that are softmax attention under a mask; false for any other.

@@ -30,7 +30,9 @@ std::vector<fs::path> find_cases(const fs::path& root) {
 
 void run(const conformance::test_case& c, conformance::comparison& results) {
   const std::string op = c.op();
-  if (!c.is_operator()) {
+  if (c.is_gradient()) {
+    conformance::run_gradient(c, results);
+  } else if (!c.is_operator()) {
     conformance::run_recurrence(c, results);
   } else if (op == "Attention") {
     conformance::run_attention(c, results);
