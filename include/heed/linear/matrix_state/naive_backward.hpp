@@ -73,7 +73,8 @@ struct matrix_state_gradients {
 namespace detail {
 
 template <class T>
-void check_gradient_extents(const char* name, const view<T, 4>& x, const std::array<index, 4>& expected) {
+void check_gradient_extents(const char* name, const view<T, 4>& x,
+                            const std::array<index, 4>& expected) {
   if (x.data() != nullptr && x.extents() != expected) {
     fail<shape_error>(std::string(name) + " has extents " + format_extents(x.extents()) +
                       ", the call needs " + format_extents(expected));
