@@ -15,7 +15,7 @@
 // without a visible key has gradient 0. The same bits for any number of threads and any batch size:
 // keys are split into at most 8 parts by their number alone, whose dq are summed in order.
 // Cost per head: 10 N M D FLOPs over the visible tiles. Memory of a worker, in numbers:
-// N (5 D + 2 Dv) + M (D + Dv); with fewer kv heads than workers also the parts' dq, at most
+// N (4 D + 2 Dv) + M (D + Dv); with fewer kv heads than workers also the parts' dq, at most
 // 8 N D a query head. Throws shape_error, option_error, std::bad_alloc, before anything is written.
 // Dao, Fu, Ermon, Rudra, Re 2022, arXiv 2205.14135, algorithm 4; Dao 2023, arXiv 2307.08691,
 // algorithm 2, with keys outside and queries in the lanes.

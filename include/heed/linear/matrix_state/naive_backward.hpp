@@ -250,6 +250,7 @@ class naive_matrix_state {
 
 }  // namespace detail
 
+/// The gradients `to` of what the forward pass read, from those of what it wrote.
 template <class A>
 void naive_matrix_state_backward(const matrix_state_inputs<A>& in,
                                  const matrix_state_cotangents<A>& given,
