@@ -8,6 +8,7 @@ void register_forward();        ///< exact attention in float and double, and th
 void register_backward();       ///< gradients of exact attention
 void register_narrow();         ///< exact attention on half and bfloat16 tensors
 void register_modified();       ///< windows, score modifiers, lambdas
+void register_traps();          ///< what once was slow or inexact, and the error over n
 void register_decode();         ///< one query against a cache
 void register_linear();         ///< kernelised linear attention
 void register_sparse();         ///< sparse patterns

@@ -2,6 +2,7 @@
 // heed_bench: rates of every method next to the peak and the bandwidth of the same moment.
 //
 //   heed_bench --benchmark_filter=forward/tiled --benchmark_out=rates.json
+//   heed_bench --shape b4,h24,kv24,n3333,d72,bf16,causal --method attention   a shape of one's own
 //
 // Names are family/method/dtype/d:D/n:N/causal:C/threads:T. One head unless the method says
 // otherwise. Counters:
@@ -23,8 +24,10 @@
 #include <vector>
 
 #include "bench/families.hpp"
+#include "bench/shape.hpp"
 
 int main(int argc, char** argv) {
+  if (bench::asks_for_shape(argc, argv)) return bench::run_shape(argc, argv);
   // A fifth of a second a benchmark is two segments between probes; the default would be slower.
   std::vector<char*> arguments(argv, argv + argc);
   std::string shorter = "--benchmark_min_time=0.2";
@@ -37,6 +40,7 @@ int main(int argc, char** argv) {
   bench::register_backward();
   bench::register_narrow();
   bench::register_modified();
+  bench::register_traps();
   bench::register_decode();
   bench::register_linear();
   bench::register_sparse();

@@ -59,8 +59,9 @@ class stopwatch {
   stopwatch(const settings& s, heed::thread_pool& pool, double bandwidth, double cache)
       : settings_(s), pool_(pool), bandwidth_(bandwidth), cache_(cache) {}
 
-  /// Why `m` should not be run at n; empty when it may. The time is foreseen from the last point.
-  [[nodiscard]] std::string unreasonable(const method& m, const curve& so_far, index n) const {
+  /// Why `m` should not be run at n; empty when it may.
+  [[nodiscard]] std::string unreasonable(const method& m, const curve& so_far, problem& data,
+                                         index n) const {
     if (!m.materialises) return {};
     const double bytes = m.total(n).extra_memory;
     if (bytes > settings_.max_naive_bytes) {
@@ -68,9 +69,7 @@ class stopwatch {
              " GiB of scores, the limit is " + format_gib(settings_.max_naive_bytes) +
              " (--max-naive-bytes)";
     }
-    if (so_far.points.empty()) return {};
-    const point& last = so_far.points.back();
-    const double seconds = last.seconds * m.total(n).flops / (last.flops > 0 ? last.flops : 1);
+    const double seconds = foreseen(m, so_far, data, n);
     if (seconds > settings_.max_naive_seconds) {
       return "n = " + std::to_string(n) + " would take about " +
              std::to_string(std::lround(seconds)) + " s a call, the limit is " +
@@ -121,6 +120,26 @@ class stopwatch {
   }
 
  private:
+  /// Seconds of a call at n: from the last point, or from a call at a sixteenth of n.
+  [[nodiscard]] double foreseen(const method& m, const curve& so_far, problem& data,
+                                index n) const {
+    index known = 0;
+    double seconds = 0;
+    if (so_far.points.empty()) {
+      known = std::max<index>(n / 16, std::min<index>(n, 16));
+      heed::workspace scratch;
+      m.run(data, known, scratch);  // memory, caches
+      const probes::clock::time_point start = probes::clock::now();
+      m.run(data, known, scratch);
+      seconds = probes::seconds_since(start);
+    } else {
+      known = so_far.points.back().n;
+      seconds = so_far.points.back().seconds;
+    }
+    const double flops = m.total(known).flops;
+    return seconds * m.total(n).flops / (flops > 0 ? flops : 1);
+  }
+
   struct series {
     double median = 0;
     bool disturbed = false;

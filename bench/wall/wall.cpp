@@ -97,7 +97,9 @@ std::vector<curve> measure_all(const std::vector<method>& methods, const setting
       for (std::size_t i = 0; i < methods.size(); ++i) {
         ++step;
         curve& c = curves[i];
-        if (round == 0 && c.stopped.empty()) c.stopped = watch.unreasonable(methods[i], c, n);
+        if (round == 0 && c.stopped.empty()) {
+          c.stopped = watch.unreasonable(methods[i], c, data, n);
+        }
         const bool wanted = round == 0
                                 ? c.stopped.empty()
                                 : size < c.points.size() && c.points[size].seconds < long_call;
