@@ -6,6 +6,7 @@
 #include "heed/attention/decode.hpp"
 #include "heed/attention/exact.hpp"
 #include "heed/attention/forgetting.hpp"
+#include "heed/attention/latent.hpp"
 #include "heed/attention/linformer.hpp"
 #include "heed/attention/merge.hpp"
 #include "heed/attention/naive.hpp"

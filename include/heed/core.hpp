@@ -4,6 +4,7 @@
 
 #include "heed/core/config.hpp"
 #include "heed/core/errors.hpp"
+#include "heed/core/float8.hpp"
 #include "heed/core/gaussian.hpp"
 #include "heed/core/types.hpp"
 #include "heed/core/workspace.hpp"

@@ -38,6 +38,16 @@ class kv_source_reference {
   [[nodiscard]] auto values(index b, index h, index j) const noexcept {
     return cache_->values(b, h, j);
   }
+  void widen_keys(index b, index h, range rows, float* to) const noexcept
+    requires widening_source<Cache>
+  {
+    cache_->widen_keys(b, h, rows, to);
+  }
+  void widen_values(index b, index h, range rows, float* to) const noexcept
+    requires widening_source<Cache>
+  {
+    cache_->widen_values(b, h, rows, to);
+  }
   [[nodiscard]] index key_channel_stride() const noexcept { return cache_->key_channel_stride(); }
   [[nodiscard]] index value_channel_stride() const noexcept {
     return cache_->value_channel_stride();
@@ -64,6 +74,9 @@ class append_guard {
     if constexpr (requires { cache_.truncate(index{}, index{}); }) {
       for (index b = 0; b < cache_.batch(); ++b) cache_.truncate(b, cache_.length(b) - count(b));
     } else {
+      static_assert(
+          requires { cache_.truncate(index{}); },
+          "heed: this cache cannot take tokens back: append them, then decode");
       cache_.truncate(cache_.length() - tokens_);
     }
   }

@@ -38,4 +38,14 @@ concept key_value_source = requires(const S& s, index i) {
   { s.value_channel_stride() } -> std::convertible_to<index>;
 };
 
+/// A source whose rows are codes that only it can widen: `widen_keys(batch, kv_head, rows, to)` and
+/// `widen_values(...)` write rows of floats, each right after the last. Its scalars are types that
+/// nothing else can read.
+template <class S>
+concept widening_source =
+    key_value_source<S> && requires(const S& s, index i, range rows, float* to) {
+      s.widen_keys(i, i, rows, to);
+      s.widen_values(i, i, rows, to);
+    };
+
 }  // namespace heed::inline HEED_TARGET

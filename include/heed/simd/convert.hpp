@@ -2,12 +2,35 @@
 // Rows of stored scalars to and from the accumulator type.
 #pragma once
 
+#include <cstdint>
 #include <type_traits>
 
+#include "heed/core/float8.hpp"
 #include "heed/core/target.hpp"
 #include "heed/simd/packet.hpp"
 
 namespace heed::inline HEED_TARGET::simd {
+
+#if defined(EIGEN_VECTORIZE_AVX2)
+namespace detail {
+/// float8_e4m3 codes, one in each 16 bits, as halves 2^8 times too small: the exponents' biases
+/// differ by 8, and a half's smallest numbers hold e4m3's.
+HEED_INLINE __m128i e4m3_to_half(__m128i code) noexcept {
+  const __m128i magnitude = _mm_and_si128(code, _mm_set1_epi16(0x7F));
+  const __m128i sign = _mm_slli_epi16(_mm_and_si128(code, _mm_set1_epi16(0x80)), 8);
+  const __m128i nan =
+      _mm_and_si128(_mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x7F)), _mm_set1_epi16(0x7E00));
+  return _mm_or_si128(_mm_or_si128(sign, nan), _mm_slli_epi16(magnitude, 7));
+}
+HEED_INLINE __m256i e4m3_to_half(__m256i code) noexcept {
+  const __m256i magnitude = _mm256_and_si256(code, _mm256_set1_epi16(0x7F));
+  const __m256i sign = _mm256_slli_epi16(_mm256_and_si256(code, _mm256_set1_epi16(0x80)), 8);
+  const __m256i nan = _mm256_and_si256(_mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x7F)),
+                                       _mm256_set1_epi16(0x7E00));
+  return _mm256_or_si256(_mm256_or_si256(sign, nan), _mm256_slli_epi16(magnitude, 7));
+}
+}  // namespace detail
+#endif
 
 /// A packet of consecutive stored numbers, widened. Exact.
 template <class A, class T>
@@ -21,6 +44,18 @@ HEED_INLINE packet<A> load_widened(const T* p) noexcept {
   } else if constexpr (to_float && std::is_same_v<T, Eigen::bfloat16>) {
     const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+  } else if constexpr (to_float &&
+                       (std::is_same_v<T, float8_e5m2> || std::is_same_v<T, float8_e4m3> ||
+                        std::is_same_v<T, std::uint8_t>)) {
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+    if constexpr (std::is_same_v<T, float8_e5m2>) {
+      return _mm512_cvtph_ps(_mm256_slli_epi16(_mm256_cvtepu8_epi16(bytes), 8));
+    } else if constexpr (std::is_same_v<T, float8_e4m3>) {
+      return _mm512_mul_ps(_mm512_cvtph_ps(detail::e4m3_to_half(_mm256_cvtepu8_epi16(bytes))),
+                           _mm512_set1_ps(256.0F));
+    } else {
+      return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
+    }
 #elif defined(EIGEN_VECTORIZE_AVX2)
   } else if constexpr (to_float && std::is_same_v<T, Eigen::bfloat16>) {
     const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
@@ -28,7 +63,17 @@ HEED_INLINE packet<A> load_widened(const T* p) noexcept {
 #if defined(__F16C__)
   } else if constexpr (to_float && std::is_same_v<T, Eigen::half>) {
     return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+  } else if constexpr (to_float && std::is_same_v<T, float8_e5m2>) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    return _mm256_cvtph_ps(_mm_slli_epi16(_mm_cvtepu8_epi16(bytes), 8));
+  } else if constexpr (to_float && std::is_same_v<T, float8_e4m3>) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    return _mm256_mul_ps(_mm256_cvtph_ps(detail::e4m3_to_half(_mm_cvtepu8_epi16(bytes))),
+                         _mm256_set1_ps(256.0F));
 #endif
+  } else if constexpr (to_float && std::is_same_v<T, std::uint8_t>) {
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
 #endif
   } else {
     A lane[std::size_t{lanes<A>}];

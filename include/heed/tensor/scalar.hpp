@@ -7,10 +7,13 @@
 // | double           | double         |
 // | Eigen::half      | float          |
 // | Eigen::bfloat16  | float          |
+// | float8_e4m3      | float          |
+// | float8_e5m2      | float          |
 #pragma once
 
 #include <type_traits>
 
+#include "heed/core/float8.hpp"
 #include "heed/core/target.hpp"
 
 namespace heed::inline HEED_TARGET {
@@ -35,6 +38,14 @@ struct accumulator<half> {
 };
 template <>
 struct accumulator<bfloat16> {
+  using type = float;
+};
+template <>
+struct accumulator<float8_e4m3> {
+  using type = float;
+};
+template <>
+struct accumulator<float8_e5m2> {
   using type = float;
 };
 

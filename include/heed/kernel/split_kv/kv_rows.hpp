@@ -19,6 +19,11 @@ struct key_runs {
   index batch;
   index kv_head;
   [[nodiscard]] auto operator()(index j) const noexcept { return source->keys(batch, kv_head, j); }
+  void widen(range rows, float* to) const noexcept
+    requires widening_source<Source>
+  {
+    source->widen_keys(batch, kv_head, rows, to);
+  }
   /// Where each of the rows stands, from a source that knows it of all of them together.
   [[nodiscard]] bool list(range rows, const void** to) const noexcept
     requires requires { source->list_keys(batch, kv_head, rows, to); }
@@ -33,6 +38,11 @@ struct value_runs {
   index kv_head;
   [[nodiscard]] auto operator()(index j) const noexcept {
     return source->values(batch, kv_head, j);
+  }
+  void widen(range rows, float* to) const noexcept
+    requires widening_source<Source>
+  {
+    source->widen_values(batch, kv_head, rows, to);
   }
   [[nodiscard]] bool list(range rows, const void** to) const noexcept
     requires requires { source->list_values(batch, kv_head, rows, to); }
@@ -56,6 +66,39 @@ class block_runs {
   block_runs(const Run& run, range block, index channels, index channel_stride, A* copy,
              const void** list) noexcept
       : run_(&run), block_(block) {
+    if constexpr (widens) {
+      run.widen(block, copy);
+      copy_ = copy;
+      stride_ = channels;
+    } else {
+      find_rows(run, block, channels, channel_stride, copy, list);
+    }
+  }
+
+  /// use(rows, first row within the block, count of rows) for each piece.
+  template <class Use>
+  void each(Use&& use) const noexcept {
+    if constexpr (!widens) {
+      if (list_ != nullptr) return use(listed_rows<T>{list_}, index{0}, block_.size());
+    }
+    if (copy_ != nullptr) {
+      return use(strided_rows<A>{copy_, stride_, index{0}}, index{0}, block_.size());
+    }
+    if constexpr (!widens) {
+      for (index j = block_.begin; j < block_.end;) {
+        const row_run<T> r = (*run_)(j);
+        const index n = std::min(r.count, block_.end - j);
+        use(strided_rows<T>{r.data, r.stride, r.count}, j - block_.begin, n);
+        j += n;
+      }
+    }
+  }
+
+ private:
+  static constexpr bool widens = requires(const Run& r, A* to) { r.widen(range{}, to); };
+
+  void find_rows(const Run& run, range block, index channels, index channel_stride, A* copy,
+                 const void** list) noexcept {
     if (channel_stride != 1) {
       copy_ = block_rows<A, T>(run, block, channels, channel_stride, copy, stride_);
       return;
@@ -76,22 +119,6 @@ class block_runs {
     }
   }
 
-  /// use(rows, first row within the block, count of rows) for each piece.
-  template <class Use>
-  void each(Use&& use) const noexcept {
-    if (list_ != nullptr) return use(listed_rows<T>{list_}, index{0}, block_.size());
-    if (copy_ != nullptr) {
-      return use(strided_rows<A>{copy_, stride_, index{0}}, index{0}, block_.size());
-    }
-    for (index j = block_.begin; j < block_.end;) {
-      const row_run<T> r = (*run_)(j);
-      const index n = std::min(r.count, block_.end - j);
-      use(strided_rows<T>{r.data, r.stride, r.count}, j - block_.begin, n);
-      j += n;
-    }
-  }
-
- private:
   /// Weights are summed by stretches: a run that ends within one, unless it is the last, would
   /// change the order of their sum, and the bits with it.
   [[nodiscard]] bool in_place(index channels) const noexcept {

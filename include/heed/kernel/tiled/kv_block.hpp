@@ -100,6 +100,21 @@ class plain_block {
   template <class Source>
   void load(const Source& source, const tile& where, range keys, head_dims d,
             const block_copies<A>& copies) noexcept {
+    if constexpr (widening_source<Source>) {
+      source.widen_keys(where.batch, where.kv_head, keys, copies.k);
+      source.widen_values(where.batch, where.kv_head, keys, copies.v);
+      k_ = copies.k;
+      v_ = copies.v;
+      k_stride_ = d.head_dim;
+      v_stride_ = d.value_dim;
+    } else {
+      load_rows(source, where, keys, d, copies);
+    }
+  }
+
+  template <class Source>
+  void load_rows(const Source& source, const tile& where, range keys, head_dims d,
+                 const block_copies<A>& copies) noexcept {
     k_ = block_rows<A, typename Source::key_scalar>(
         [&](index j) { return source.keys(where.batch, where.kv_head, j); }, keys, d.head_dim,
         source.key_channel_stride(), copies.k, k_stride_);

@@ -1,0 +1,117 @@
+// SPDX-License-Identifier: MIT
+// A row of numbers as codes of 8 or 4 bits with one scale and one zero point.
+//
+//   x ~ scale (code - zero),   code in 0 .. 2^bits - 1,   scale = (max x - min x) / (2^bits - 1)
+//
+// The error is at most scale / 2, plus 2^-22 of the largest |x|. A constant row comes back exactly
+// (scale |x|, code 1 and zero 0, or code 0 and zero 1); a row of zeros has scale 1 and codes 0. A
+// row whose range is below 2^-100 is constant. A row with a NaN is all NaN. Infinities count as the
+// largest float. 4-bit codes: byte i holds channel i in its low half, channel i + ceil(n / 2) in
+// its high half.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+
+#include "heed/core/target.hpp"
+#include "heed/core/types.hpp"
+#include "heed/simd/convert.hpp"
+
+namespace heed::inline HEED_TARGET {
+
+struct row_scale {
+  float scale = 1;
+  float zero = 0;
+};
+
+/// Bytes of a row of n codes.
+template <int Bits>
+[[nodiscard]] constexpr index code_bytes(index n) noexcept {
+  static_assert(Bits == 8 || Bits == 4, "heed: codes have 8 or 4 bits");
+  return Bits == 8 ? n : ceil_div(n, 2);
+}
+
+namespace detail {
+
+template <int Bits>
+void store_code(std::uint8_t* row, index n, index c, std::uint8_t code) noexcept {
+  if constexpr (Bits == 8) {
+    row[c] = code;
+  } else {
+    const index half = ceil_div(n, 2);
+    if (c < half) {
+      row[c] = code;  // the low half comes first and clears the high one
+    } else {
+      row[c - half] = static_cast<std::uint8_t>(row[c - half] | (code << 4U));
+    }
+  }
+}
+
+}  // namespace detail
+
+/// The codes of x[0 .. n), and their scale.
+template <int Bits>
+[[nodiscard]] row_scale quantise_row(const float* x, index n, std::uint8_t* codes) noexcept {
+  constexpr float largest = std::numeric_limits<float>::max();
+  constexpr float levels = (1 << Bits) - 1;
+  float low = n > 0 ? largest : 0;
+  float high = n > 0 ? -largest : 0;
+  bool nan = false;
+  for (index c = 0; c < n; ++c) {
+    nan = nan || std::isnan(x[c]);
+    low = std::min(low, std::clamp(x[c], -largest, largest));
+    high = std::max(high, std::clamp(x[c], -largest, largest));
+  }
+  std::fill_n(codes, code_bytes<Bits>(n), std::uint8_t{0});
+  if (nan) return {std::numeric_limits<float>::quiet_NaN(), 0};
+  // In double, where the range of the largest floats has room.
+  const double range = static_cast<double>(high) - static_cast<double>(low);
+  if (!(range >= std::ldexp(1.0, -100))) {
+    if (low == 0) return {};
+    const bool positive = low > 0;
+    for (index c = 0; positive && c < n; ++c) detail::store_code<Bits>(codes, n, c, 1);
+    return {std::abs(low), positive ? 0.0F : 1.0F};
+  }
+  const row_scale s{static_cast<float>(range / levels),
+                    static_cast<float>(-static_cast<double>(low) * levels / range)};
+  for (index c = 0; c < n; ++c) {
+    const double at = (std::clamp(x[c], -largest, largest) - static_cast<double>(low)) * levels;
+    const double code = std::min(std::nearbyint(at / range), static_cast<double>(levels));
+    detail::store_code<Bits>(codes, n, c, static_cast<std::uint8_t>(code));
+  }
+  return s;
+}
+
+/// to[0 .. n) = scale (code - zero).
+template <int Bits>
+void widen_codes(const std::uint8_t* codes, row_scale s, index n, float* to) noexcept {
+  using P = simd::packet<float>;
+  constexpr index lanes = simd::lanes<float>;
+  if constexpr (Bits == 4) {
+    constexpr index step = 64;
+    const index half = ceil_div(n, 2);
+    for (index c = 0; c < half; c += step) {
+      std::uint8_t low[std::size_t{step}];
+      std::uint8_t high[std::size_t{step}];
+      const index count = std::min(step, half - c);
+      for (index i = 0; i < count; ++i) {
+        low[i] = codes[c + i] & 15U;
+        high[i] = static_cast<std::uint8_t>(codes[c + i] >> 4U);
+      }
+      widen_codes<8>(low, s, count, to + c);
+      widen_codes<8>(high, s, std::min(count, n - half - c), to + half + c);
+    }
+  } else {
+    const P scale = simd::broadcast(s.scale);
+    const P zero = simd::broadcast(-s.zero);
+    index c = 0;
+    for (; c + lanes <= n; c += lanes) {
+      simd::store(to + c, simd::mul(scale, simd::add(simd::load_widened<float>(codes + c), zero)));
+    }
+    for (; c < n; ++c) to[c] = s.scale * (static_cast<float>(codes[c]) - s.zero);
+  }
+}
+
+}  // namespace heed::inline HEED_TARGET
