@@ -35,6 +35,10 @@ class test_case {
   explicit test_case(std::filesystem::path folder) : folder_(std::move(folder)) {
     std::ifstream file(folder_ / "meta.json");
     meta_ = nlohmann::json::parse(file);
+    if (!meta_.contains("inputs")) {
+      load_named_files();
+      return;
+    }
     if (is_operator()) {
       for (const auto& in : meta_.at("inputs")) {
         inputs_.push_back({in.at("slot").get<int>(), in.at("name").get<std::string>(),
@@ -143,6 +147,19 @@ class test_case {
     static const nlohmann::json none = nlohmann::json::object();
     const auto found = meta_.find(is_operator() ? "attributes" : "params");
     return found == meta_.end() ? none : *found;
+  }
+
+  /// A case that lists nothing: its files are named in_NAME and out_NAME.
+  void load_named_files() {
+    for (const auto& entry : std::filesystem::directory_iterator(folder_)) {
+      if (entry.path().extension() != ".npy") continue;
+      const std::string name = entry.path().stem().string();
+      if (name.rfind("in_", 0) == 0) {
+        inputs_.push_back({-1, name.substr(3), npy::load(entry.path())});
+      } else if (name.rfind("out_", 0) == 0) {
+        outputs_.push_back({-1, name.substr(4), npy::load(entry.path())});
+      }
+    }
   }
 
   std::filesystem::path folder_;
@@ -288,6 +305,10 @@ void run_flex_attention(const test_case& c, comparison& results);
 void run_rotary_embedding(const test_case& c, comparison& results);
 void run_linear_attention(const test_case& c, comparison& results);
 void run_causal_convolution(const test_case& c, comparison& results);
+void run_latent_attention(const test_case& c, comparison& results);
+/// Numbers, their 8-bit codes, and the value of every code: a folder without a description.
+[[nodiscard]] bool is_float8_case(const std::filesystem::path& folder);
+void run_float8(const std::filesystem::path& folder, comparison& results);
 /// The cases of the `gradients` folder, by method.
 void run_gradient(const test_case& c, comparison& results);
 /// Those with a matrix state; false where the case is none of them.
