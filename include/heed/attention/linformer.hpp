@@ -12,8 +12,8 @@
 // | e, f     | [r, keys], or [kv heads, r, keys]; the same scalars' accumulator   |
 //
 // Every mixture holds every key: not causal, and masks by key have no meaning. E and F are learned
-// for one number of keys. Mixtures are accumulated and kept in the accumulator type, errors at most
-// (keys) eps of their terms' absolute sum, then as heed::attention. FLOPs a head: 2 r M (D + Dv)
+// for one number of keys. Mixtures are summed in double and kept in the accumulator type, errors for
+// float at most an eps of their terms' absolute sum at any number of keys, then as heed::attention. FLOPs a head: 2 r M (D + Dv)
 // and 4 N r D; memory r (D + Dv) numbers a KV head. A NaN in k or v reaches every query of its
 // head. The same bits for any number of threads. Throws as heed::attention, before anything is
 // written. Source: Wang et al. 2020, arXiv 2006.04768, eq. 7.
@@ -41,12 +41,18 @@ template <class A, class E, class TP, class TX>
     const index b = task / x.extent(1);
     const index h = task % x.extent(1);
     const index from = mix.extent(0) == 1 ? 0 : h;
+    constexpr index together = 16;  // channels summed at a time
     for (index r = 0; r < mix.extent(1); ++r) {
-      for (index j = 0; j < x.extent(2); ++j) {
-        const auto weight = static_cast<A>(mix(from, r, j));
-        for (index c = 0; c < x.extent(3); ++c) {
-          out(b, h, r, c) += weight * static_cast<A>(x(b, h, j, c));
+      for (index first = 0; first < x.extent(3); first += together) {
+        const index count = std::min(together, x.extent(3) - first);
+        double sum[std::size_t{together}] = {};
+        for (index j = 0; j < x.extent(2); ++j) {
+          const auto weight = static_cast<double>(mix(from, r, j));
+          for (index c = 0; c < count; ++c) {
+            sum[c] += weight * static_cast<double>(x(b, h, j, first + c));
+          }
         }
+        for (index c = 0; c < count; ++c) out(b, h, r, first + c) = static_cast<A>(sum[c]);
       }
     }
   });

@@ -5,8 +5,10 @@
 //   s_ij = scale q_i.k_j -> softcap -> score modifiers -> bias -> mask (-inf)
 //   p_ij = exp(s_ij - max_j s_ij) / sum_j exp(s_ij - max_j s_ij),   out_i = sum_j p_ij v_j
 //
-// Accumulates in the accumulator type, in the order of the keys; relative error of the sums is at
-// most (head dim + keys) eps. A masked pair contributes nothing whatever k and v hold; an unmasked
+// Dot products, sums and weighted sums are made in double, in the order of the keys; scores, which
+// modifiers see, are rounded to the accumulator type. For inputs of float and narrower the result is
+// thus that of its rounded scores, within an eps or two of float at any length; for double the sums
+// add (head dim + keys) eps. A masked pair contributes nothing whatever k and v hold; an unmasked
 // NaN propagates; a row without a visible key gives 0 and log-sum-exp -inf. A score of -inf weighs
 // nothing, as if masked.
 // Cost per head: 4 N M D FLOPs; N M scores of scratch a worker. Rows of k and v past `lengths` are
@@ -36,7 +38,7 @@ namespace detail {
 /// Scores and output of one head, in full view of the reader. `scores` holds queries x keys, `sums`
 /// a row of the output; `stages` may be null.
 template <class Call, class A>
-void naive_head(const Call& call, index b, index h, A* scores, A* sums,
+void naive_head(const Call& call, index b, index h, A* scores, double* sums,
                 attention_stages<A>* stages) noexcept {
   const index queries = call.queries(b);
   const index kv = h / call.group();
@@ -57,11 +59,11 @@ void naive_head(const Call& call, index b, index h, A* scores, A* sums,
         continue;
       }
       const auto* k = call.source.keys(b, kv, j).data;
-      A dot = A(0);
+      double dot = 0;
       for (index c = 0; c < call.q.extent(3); ++c) {
-        dot += static_cast<A>(*q.at(0, c)) * static_cast<A>(k[c * kc]);
+        dot += static_cast<double>(*q.at(0, c)) * static_cast<double>(k[c * kc]);
       }
-      const A scaled = dot * call.scale;
+      const A scaled = static_cast<A>(dot * static_cast<double>(call.scale));
       const A capped = call.program.softcapped(scaled, p);
       s[j] = visible ? call.program.modified(capped, p) : masked;
       if (stages != nullptr) {
@@ -74,33 +76,42 @@ void naive_head(const Call& call, index b, index h, A* scores, A* sums,
 
   for (index i = 0; i < queries; ++i) {
     const A* s = scores + i * keys;
-    softmax_state<A> state{call.program.sink_logit(h), A(0)};
-    for (index j = 0; j < keys; ++j) state.max = !(s[j] <= state.max) ? s[j] : state.max;
+    A top = call.program.sink_logit(h);
+    for (index j = 0; j < keys; ++j) top = !(s[j] <= top) ? s[j] : top;
+    const auto exponential = [top](A score) {
+      return std::exp(static_cast<double>(score) - static_cast<double>(top));
+    };
+    double sum = 0;
     if constexpr (Call::program_type::template has<stage::sink>) {
       const A sink = call.program.sink_logit(h);
-      if (sink != masked) state.sum = std::exp(sink - state.max);
+      if (sink != masked) sum = exponential(sink);
     }
     for (index j = 0; j < keys; ++j) {
-      if (s[j] != masked) state.sum += std::exp(s[j] - state.max);
+      if (s[j] != masked) sum += exponential(s[j]);
     }
-    for (index c = 0; c < call.out.extent(3); ++c) sums[c] = A(0);
+    for (index c = 0; c < call.out.extent(3); ++c) sums[c] = 0;
     for (index j = 0; j < keys; ++j) {
       const position p{b, h, kv, offset + i, j, i};
-      A weight = A(0);
+      double weight = 0;
       if (s[j] != masked) {
-        weight = std::exp(s[j] - state.max) * state.normaliser() * call.program.dropout_factor(p);
+        weight = exponential(s[j]) / sum * static_cast<double>(call.program.dropout_factor(p));
       }
-      weight = call.program.changed_probability(weight, p);
-      if (stages != nullptr) stages->probabilities(b, h, i, j) = weight;
-      if (s[j] == masked && weight == A(0)) continue;
+      if constexpr (Call::program_type::template has<stage::probability>) {
+        weight = static_cast<double>(call.program.changed_probability(static_cast<A>(weight), p));
+      }
+      if (stages != nullptr) stages->probabilities(b, h, i, j) = static_cast<A>(weight);
+      if (s[j] == masked && weight == 0) continue;
       const auto* v = call.source.values(b, kv, j).data;
-      for (index c = 0; c < call.out.extent(3); ++c) sums[c] += weight * static_cast<A>(v[c * vc]);
+      for (index c = 0; c < call.out.extent(3); ++c) {
+        sums[c] += weight * static_cast<double>(v[c * vc]);
+      }
     }
     const auto out = call.output_rows(b, h, i);
     for (index c = 0; c < call.out.extent(3); ++c) {
-      *out.at(0, c) = static_cast<typename Call::output_scalar>(sums[c]);
+      *out.at(0, c) = static_cast<typename Call::output_scalar>(static_cast<A>(sums[c]));
     }
-    if (A* lse = call.lse_rows(b, h, i)) *lse = state.log_sum_exp();
+    if (A* lse = call.lse_rows(b, h, i))
+      *lse = sum == 0 ? masked : static_cast<A>(static_cast<double>(top) + std::log(sum));
   }
 }
 
@@ -113,18 +124,18 @@ struct naive_kernel {
     const index workers = worker_count(exec, tasks);
     workspace own;
     workspace& memory = call.options.scratch != nullptr ? *call.options.scratch : own;
-    const auto allocate = [&](arena c, A*& scores, A*& sums) {
+    const auto allocate = [&](arena c, A*& scores, double*& sums) {
       scores = c.allocate<A>(e.queries * e.keys);
-      sums = c.allocate<A>(call.out.extent(3));
+      sums = c.allocate<double>(call.out.extent(3));
       return c.used();
     };
     A* scores = nullptr;
-    A* sums = nullptr;
+    double* sums = nullptr;
     const std::size_t each = allocate(arena(), scores, sums);
     std::byte* const block = memory.reserve(each * static_cast<std::size_t>(workers));
     for_each_task(exec, workers, tasks, [&](index worker, index t) {
       A* s = nullptr;
-      A* row = nullptr;
+      double* row = nullptr;
       (void)allocate(arena(block + static_cast<std::size_t>(worker) * each), s, row);
       naive_head(call, t / e.heads, t % e.heads, s, row, stages);
     });

@@ -18,6 +18,11 @@
 
 #include <cassert>
 
+#if defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__ == 1
+#error \
+    "heed needs infinities and NaN: a masked score is -inf. Compile without -ffinite-math-only, or with -ffast-math -fno-finite-math-only."
+#endif
+
 #define HEED_VERSION_MAJOR 0
 #define HEED_VERSION_MINOR 1
 #define HEED_VERSION_PATCH 0

@@ -97,6 +97,20 @@ struct exp2_constants<double> {
 };
 #endif
 
+/// ln 2 in two parts: n times the first is exact for every n in use.
+template <class A>
+struct ln2_parts;
+template <>
+struct ln2_parts<float> {
+  static constexpr float high = 0.693359375F;  // 355 / 512
+  static constexpr float low = -2.12194440054690583e-4F;
+};
+template <>
+struct ln2_parts<double> {
+  static constexpr double high = 0.69314718036912381649;  // the upper 33 bits
+  static constexpr double low = 1.9082149292705877e-10;
+};
+
 /// p 2^n where `shifted` = n + round, whose low bits are the exponent field of 2^n: 0 for n =
 /// `vanishing`. A product, not a sum of exponents: whatever bits a NaN carries it stays one.
 template <class A, class P>
@@ -179,15 +193,18 @@ HEED_INLINE void exp2_nonpositive(packet<A>* x) noexcept {
   packet<A> shifted[std::size_t{N}];
   unroll<N>([&](auto i)
                 HEED_INLINE_LAMBDA { x[i] = detail::at_least(x[i], broadcast(c::vanishing)); });
-  unroll<N>([&](auto i) HEED_INLINE_LAMBDA { shifted[i] = add(x[i], broadcast(c::round)); });
-  // What is left of x after rounding is f.
   unroll<N>([&](auto i)
-                HEED_INLINE_LAMBDA { x[i] = sub(x[i], sub(shifted[i], broadcast(c::round))); });
+                HEED_INLINE_LAMBDA { shifted[i] = opaque(add(x[i], broadcast(c::round))); });
+  // What is left of x after rounding is f.
+  unroll<N>([&](auto i) HEED_INLINE_LAMBDA {
+    x[i] = sub(x[i], opaque(sub(shifted[i], broadcast(c::round))));
+  });
   detail::finish_exp2<A, N>(x, shifted);
 }
 
 /// exp(x) for x <= 0, as 2^(x log2 e): exp(-inf) is exactly 0, exp(0) exactly 1; a NaN gives NaN.
-/// Where multiply-adds are fused, x log2 e is never rounded.
+/// x log2 e is never rounded: multiply-adds are fused, or n ln 2 is subtracted from x in two parts
+/// (Cody, Waite 1980) and what is left, below ln(2) / 2, is multiplied.
 template <class A, int N>
 HEED_INLINE void exp_nonpositive(packet<A>* x) noexcept {
   using c = detail::exp2_constants<A>;
@@ -197,11 +214,20 @@ HEED_INLINE void exp_nonpositive(packet<A>* x) noexcept {
     x[i] = detail::at_least(x[i], broadcast(A(c::vanishing / log2e)));
   });
   unroll<N>([&](auto i) HEED_INLINE_LAMBDA {
-    shifted[i] = fmadd(x[i], broadcast(log2e), broadcast(c::round));
+    shifted[i] = opaque(fmadd(x[i], broadcast(log2e), broadcast(c::round)));
   });
-  unroll<N>([&](auto i) HEED_INLINE_LAMBDA {
-    x[i] = fmadd(x[i], broadcast(log2e), sub(broadcast(c::round), shifted[i]));
-  });
+  if constexpr (fuses_multiply_add) {
+    unroll<N>([&](auto i) HEED_INLINE_LAMBDA {
+      x[i] = fmadd(x[i], broadcast(log2e), opaque(sub(broadcast(c::round), shifted[i])));
+    });
+  } else {
+    using two = detail::ln2_parts<A>;
+    unroll<N>([&](auto i) HEED_INLINE_LAMBDA {
+      const packet<A> n = opaque(sub(shifted[i], broadcast(c::round)));
+      const packet<A> most = opaque(sub(x[i], mul(n, broadcast(two::high))));
+      x[i] = mul(sub(most, mul(n, broadcast(two::low))), broadcast(log2e));
+    });
+  }
   detail::finish_exp2<A, N>(x, shifted);
 }
 

@@ -24,6 +24,14 @@ template <class A>
 inline constexpr index lanes =
     static_cast<index>(Eigen::internal::unpacket_traits<packet<A>>::size);
 
+/// Whether `fmadd` rounds once.
+#if !defined(EIGEN_DONT_VECTORIZE) && \
+    (defined(__FMA__) || defined(__AVX512F__) || defined(__aarch64__))
+inline constexpr bool fuses_multiply_add = true;
+#else
+inline constexpr bool fuses_multiply_add = false;
+#endif
+
 /// Vector registers a kernel may count on. With 32, a kernel keeps 24 packets of sums; with 16, 12.
 #if defined(EIGEN_VECTORIZE_AVX512) || defined(EIGEN_VECTORIZE_NEON)
 inline constexpr index vector_registers = 32;
@@ -43,6 +51,23 @@ HEED_INLINE packet<A> load_once(const A* p) noexcept {
 #if defined(EIGEN_VECTORIZE_FMA) && !defined(EIGEN_VECTORIZE_AVX512) && defined(__GNUC__) && \
     !defined(__clang__) && (defined(__x86_64__) || defined(__i386__))
   if constexpr (lanes<A> != 1) asm("" : "+x"(x));
+#endif
+  return x;
+}
+/// x, of which the compiler knows nothing more: a rounding it may not undo, such as that of
+/// (x + c) - c, even where it is told that sums are associative.
+template <class P>
+[[nodiscard]] HEED_INLINE P opaque(P x) noexcept {
+#if defined(__GNUC__) || defined(__clang__)
+#if defined(__AVX512F__)
+  asm("" : "+v"(x));
+#elif defined(__SSE2__)
+  asm("" : "+x"(x));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x));
+#else
+  asm("" : "+m"(x));
+#endif
 #endif
   return x;
 }

@@ -74,9 +74,8 @@ HEED_NOINLINE void probability_tile(A* s, index keys, const A* shift) noexcept {
   simd::packet<A> sum[std::size_t{Packets}];
   for (int p = 0; p < Packets; ++p) {
     by[p] = simd::load(shift + p * tile_plan<A>::lanes);
-    sum[p] = simd::zero<A>();
   }
-  exponential_tile<A, Packets>(s, keys, by, sum);
+  exponential_tile<A, Packets>(s, 0, keys, by, sum);
 }
 
 /// ds = p (dp - delta), 0 where p is.
@@ -220,7 +219,8 @@ HEED_NOINLINE void backward_tile(const backward_group<A>& g, const Program& prog
   in_packets<A>(rows, [&](auto packets) noexcept {
     simd::packet<A> one[std::size_t{packets()}];
     for (auto& m : one) m = simd::broadcast(A(1));
-    value_tile<A, packets()>(tiles.ds, block.k, block.k_stride, keys, d.head_dim, one, g.dq, ahead);
+    value_tile<A, packets()>(tiles.ds, block.k, block.k_stride, 0, keys, d.head_dim, one,
+                             plain_values<A>{g.dq}, ahead);
   });
 }
 

@@ -3,13 +3,15 @@
 // is read once, as it lies in memory, for all the query rows that share it.
 //
 //   scores   s[r][j] = q[r].k[j]
-//   values   o[r][c] = w[r] o[r][c] + sum_j p[r][j] v[j][c]
+//   values   o[r][c] = sum_j p[r][j] v[j][c]
 //
 // Reading is the work here (1 FLOP a byte and query row): memory must never wait for arithmetic.
-// Lines ahead are asked for a few at a time, evenly among the multiplications, and the exponentials
-// of a stretch of keys stand right before its values. T is the stored scalar, widened in registers.
+// Lines are prefetched a few at a time, evenly among the multiplications, and the exponentials of a
+// stretch of keys run right before its values. T is the stored scalar, widened in registers. Each
+// stretch of keys is summed from 0, then added to its block's sum.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
 #include "heed/core/target.hpp"
@@ -26,7 +28,7 @@ struct split_plan {
   /// Keys whose scores are held at once: long runs of rows of one kind, which is what the memory's
   /// own prefetching wants.
   static constexpr index keys = 512;
-  /// Rows are asked for so many bytes ahead.
+  /// Rows are prefetched so many bytes ahead.
   static constexpr index ahead_bytes = 8192;
   /// Values are read in stretches of about so many bytes for each row of a full register tile,
   /// which stay in the first-level cache while all rows and channels are summed.
@@ -118,20 +120,17 @@ HEED_INLINE void split_score_tile(const A* q, index q_stride, const Keys& k, ind
   }
 }
 
-/// Packets x lanes channels, the first of them `channel`, of `Rows` output rows. As many numbers as
-/// are read are asked for at `ahead`.
+/// Packets x lanes channels, the first of them `channel`, of `Rows` output rows: a stretch's sums,
+/// added to `o` unless that is `fresh`. As many numbers as are read are prefetched at `ahead`.
 template <class A, int Rows, int Packets, class Values>
 HEED_INLINE void split_value_tile(const A* p, index p_stride, const Values& v, index channel,
-                                  index keys, const typename Values::scalar* ahead,
-                                  const A* rescale, A* o, index o_stride) noexcept {
+                                  index keys, const typename Values::scalar* ahead, bool fresh,
+                                  A* o, index o_stride) noexcept {
   using P = simd::packet<A>;
   constexpr index lanes = split_plan<A>::lanes;
   P sum[std::size_t{Rows}][std::size_t{Packets}];
   simd::unroll<Rows>([&](auto r) HEED_INLINE_LAMBDA {
-    const P w = simd::broadcast(rescale[r]);
-    simd::unroll<Packets>([&](auto i) HEED_INLINE_LAMBDA {
-      sum[r][i] = simd::mul(w, simd::load(o + r * o_stride + i * lanes));
-    });
+    simd::unroll<Packets>([&](auto i) HEED_INLINE_LAMBDA { sum[r][i] = simd::zero<A>(); });
   });
   for (index j = 0; j < keys; ++j, ahead += Packets * lanes) {
     prefetch_numbers<Packets * lanes>(ahead);
@@ -146,8 +145,10 @@ HEED_INLINE void split_value_tile(const A* p, index p_stride, const Values& v, i
     });
   }
   simd::unroll<Rows>([&](auto r) HEED_INLINE_LAMBDA {
-    simd::unroll<Packets>(
-        [&](auto i) HEED_INLINE_LAMBDA { simd::store(o + r * o_stride + i * lanes, sum[r][i]); });
+    simd::unroll<Packets>([&](auto i) HEED_INLINE_LAMBDA {
+      A* const at = o + r * o_stride + i * lanes;
+      simd::store(at, fresh ? sum[r][i] : simd::add(simd::load(at), sum[r][i]));
+    });
   });
 }
 
@@ -186,15 +187,15 @@ HEED_NOINLINE void split_scores(const A* q, index q_stride, index rows, const Ke
   });
 }
 
-/// The maximum of a row's scores, up to split_plan::keys of them, joins the row's state; what
+/// The row's reference takes in the maximum of its scores, up to split_plan::keys of them; what
 /// rescales the row's past is returned. The scores up to whole packets become -inf.
 template <class A>
 HEED_INLINE A split_maximum(A* s, index count, softmax_state<A>& state) noexcept {
   using plan = split_plan<A>;
   for (index j = count; j < round_up(count, plan::lanes); ++j) s[j] = softmax_state<A>::empty_max;
-  auto top = simd::broadcast(state.max);
+  auto top = simd::broadcast(softmax_state<A>::empty_max);
   for (index j = 0; j < count; j += plan::lanes) top = simd::max(top, simd::load(s + j));
-  return state.merge({simd::largest(top), A(0)}).self;
+  return state.raise(simd::largest(top));
 }
 
 /// Scores of `Rows` rows x `Packets` packets of keys become probabilities, and are added to the
@@ -236,26 +237,27 @@ HEED_INLINE void split_weights(A* s, index count, softmax_state<A>* state) noexc
     split_weight_tile<A, Rows, packets>(s + j, shift, sum);
   }
   for (; j < count; j += plan::lanes) split_weight_tile<A, Rows, 1>(s + j, shift, sum);
-  simd::unroll<Rows>([&](auto r) HEED_INLINE_LAMBDA { state[r].sum += simd::sum(sum[r]); });
+  simd::unroll<Rows>([&](auto r) HEED_INLINE_LAMBDA { state[r].add(simd::sum(sum[r])); });
 }
 
-/// Keys of a stretch, whose weights are summed at a time, for a register tile of so many rows.
+/// Keys of a stretch, whose weights are summed at a time, for a register tile of so many rows: one
+/// chain of sums at the most.
 template <class A, class T>
 [[nodiscard]] constexpr index stretch_rows(index tile_rows, index channels) noexcept {
   using plan = split_plan<A>;
   const index bytes = plan::stretch_bytes * plan::tile_rows / tile_rows;
-  return round_up(rows_of<T>(bytes, channels), plan::lanes);
+  return std::min(round_up(rows_of<T>(bytes, channels), plan::lanes), keys_of_chain);
 }
 
-/// o = rescale o + p v for `rows` rows (padded) and any number of channels (o's rows padded to
-/// whole packets). `weigh(rows of a tile, r, j, n)` is called before p[r .. r + rows of a tile)[j
-/// .. j + n) is read.
-template <class A, class Values, class Weigh>
+/// o = p v, or o += p v where `o` is not `fresh`, for `rows` rows (padded) and any number of channels
+/// (o's rows padded to whole packets). `exp_and_sum(rows of a tile, r, j, n)` is called before
+/// p[r .. r + rows of a tile)[j .. j + n) is read.
+template <class A, class Values, class ExpAndSum>
 HEED_NOINLINE void split_values(const A* p, index rows, const Values& v, index keys, index channels,
-                                const A* rescale, A* o, index o_stride, Weigh&& weigh) noexcept {
+                                bool fresh, A* o, index o_stride,
+                                ExpAndSum&& exp_and_sum) noexcept {
   using plan = split_plan<A>;
   using T = typename Values::scalar;
-  constexpr A ones[plan::tile_rows] = {A(1), A(1), A(1), A(1)};
   const index ahead = rows_of<T>(plan::ahead_bytes, channels);
   in_rows<plan::tile_rows>(rows, [&](auto of_tile) HEED_INLINE_LAMBDA {
     constexpr int tile_rows = of_tile();
@@ -265,27 +267,28 @@ HEED_NOINLINE void split_values(const A* p, index rows, const Values& v, index k
       const Values at = v.from(first);
       const T* next = at.ask(count, ahead, channels);
       for (index r = 0; r < rows; r += tile_rows, next = at(0)) {
-        weigh(of_tile, r, first, count);
+        exp_and_sum(of_tile, r, first, count);
         const A* const weight = p + r * plan::keys + first;
-        const A* const scale = first == 0 ? rescale + r : ones;
+        const bool begins = fresh && first == 0;
         A* const out = o + r * o_stride;
         index c = 0;
         constexpr index step = plan::value_packets * plan::lanes;
         for (; c + step <= channels; c += step, next += step * count) {
           split_value_tile<A, tile_rows, plan::value_packets>(weight, plan::keys, at, c, count,
-                                                              next, scale, out + c, o_stride);
+                                                              next, begins, out + c, o_stride);
         }
         for (; c + plan::lanes <= channels; c += plan::lanes, next += plan::lanes * count) {
-          split_value_tile<A, tile_rows, 1>(weight, plan::keys, at, c, count, next, scale, out + c,
+          split_value_tile<A, tile_rows, 1>(weight, plan::keys, at, c, count, next, begins, out + c,
                                             o_stride);
         }
         for (; c < channels; ++c) {
           for (index i = 0; i < tile_rows; ++i) {
-            A sum = scale[i] * out[i * o_stride + c];
+            A sum = A(0);
             for (index j = 0; j < count; ++j) {
               sum += weight[i * plan::keys + j] * static_cast<A>(at(j)[c]);
             }
-            out[i * o_stride + c] = sum;
+            A& to = out[i * o_stride + c];
+            to = begins ? sum : to + sum;
           }
         }
       }

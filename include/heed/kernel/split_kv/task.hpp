@@ -3,7 +3,7 @@
 // the merge of the splits.
 //
 // A split leaves a partial result a row: softmax state and output not divided by the sum. Splits
-// start at fixed keys and merge in their order, so that threads change no bit. Dao, Haziza, Massa,
+// start at fixed keys and merge in a fixed tree, so that threads change no bit. Dao, Haziza, Massa,
 // Sizov 2023, "Flash-Decoding for long-context inference".
 #pragma once
 
@@ -50,9 +50,11 @@ struct split_scratch {
   A* scores = nullptr;   // [rows][keys of a block]
   A* rescale = nullptr;  // [rows]
   A* out = nullptr;      // [rows][value dim, whole packets]
+  A* lost = nullptr;     // as `out`: what rounding has taken from it
+  A* part = nullptr;     // as `out`: the values of a block
   A* k = nullptr;        // a copied block
   A* v = nullptr;
-  const void** list = nullptr;  // where a block's rows stand
+  const void** list = nullptr;  // where a block's rows are stored
   softmax_state<A>* state = nullptr;
 
   void allocate(arena& c, index rows, head_dims d) noexcept {
@@ -60,6 +62,8 @@ struct split_scratch {
     scores = c.allocate<A>(r * plan::keys);
     rescale = c.allocate<A>(r);
     out = c.allocate<A>(r * round_up(d.value_dim, plan::lanes));
+    lost = c.allocate<A>(r * round_up(d.value_dim, plan::lanes));
+    part = c.allocate<A>(r * round_up(d.value_dim, plan::lanes));
     k = c.allocate<A>(plan::keys * d.head_dim);
     v = c.allocate<A>(plan::keys * d.value_dim);
     list = c.allocate<const void*>(plan::keys);
@@ -69,7 +73,7 @@ struct split_scratch {
 
 /// Makes probabilities of the scores that `split_values` is about to read: [rows][keys of a block].
 template <class A>
-struct weigh_scores {
+struct exp_and_sum {
   A* scores;
   softmax_state<A>* state;
   template <int Rows>
@@ -113,18 +117,26 @@ HEED_INLINE range modify_row(const Program& program, const tile& t, A* s) noexce
 }
 
 /// Softmax and values of one row, pair by pair, leaving out what is hidden; `factor` are those of
-/// dropout.
+/// dropout, `part` is scratch for a row.
 template <class A, class Values>
-HEED_NOINLINE void attend_row_pairwise(softmax_state<A>& state, A* out, const A* s, index keys,
-                                       const A* factor, const Values& v, index channels) noexcept {
-  for (index j = 0; j < keys; ++j) {
-    if (s[j] == softmax_state<A>::empty_max) continue;
-    const auto w = state.merge({s[j], A(1)});
-    const A weight = w.other * factor[j];
-    const auto* const row = v(j);
-    for (index c = 0; c < channels; ++c) {
-      out[c] = w.self * out[c] + weight * static_cast<A>(row[c]);
+HEED_NOINLINE void attend_row_pairwise(softmax_state<A>& state, A* out, A* lost, A* part,
+                                       const A* s, index keys, const A* factor, const Values& v,
+                                       index channels) noexcept {
+  A top = softmax_state<A>::empty_max;
+  for (index j = 0; j < keys; ++j) top = s[j] > top ? s[j] : top;
+  A rescale = state.raise(top);
+  for (index first = 0; first < keys; first += keys_of_chain) {
+    std::fill_n(part, channels, A(0));
+    for (index j = first; j < std::min(keys, first + keys_of_chain); ++j) {
+      if (s[j] == softmax_state<A>::empty_max) continue;
+      // Before any score there is no reference: a NaN, which is no maximum, stays one.
+      const A weight = std::exp(s[j] - state.max);
+      state.add(weight);
+      const auto* const row = v(j);
+      for (index c = 0; c < channels; ++c) part[c] += weight * factor[j] * static_cast<A>(row[c]);
     }
+    add_to_past(out, lost, rescale, part, channels);
+    rescale = A(1);
   }
 }
 
@@ -134,6 +146,7 @@ void start_split(split_scratch<A>& scratch, index rows, index value_dim) noexcep
   using plan = split_plan<A>;
   const index padded = plan::padded(rows);
   std::fill_n(scratch.out, padded * round_up(value_dim, plan::lanes), A(0));
+  std::fill_n(scratch.lost, padded * round_up(value_dim, plan::lanes), A(0));
   std::fill_n(scratch.state, padded, softmax_state<A>());
 }
 
@@ -197,6 +210,7 @@ void split_keys(const Program& program, const Source& source, const shared_rows&
             dropout_factors(r, at, keys_at, [&](index j, A f) { factor[j - at] = f; });
           }
           attend_row_pairwise<A>(scratch.state[r], scratch.out + r * out_stride,
+                                 scratch.lost + r * out_stride, scratch.part,
                                  scratch.scores + r * plan::keys + at, keys_at, factor, value,
                                  d.value_dim);
         }
@@ -207,25 +221,27 @@ void split_keys(const Program& program, const Source& source, const shared_rows&
       scratch.rescale[r] = split_maximum(scratch.scores + r * plan::keys, count, scratch.state[r]);
     }
     v.each([&](const auto& value, index at, index keys_at) noexcept {
-      // The past is rescaled once, by the first piece.
-      if (at > 0) std::fill_n(scratch.rescale, n, A(1));
-      const weigh_scores<A> weigh{scratch.scores + at, scratch.state};
+      const exp_and_sum<A> softmax{scratch.scores + at, scratch.state};
       const auto read = [&](const auto& weights) noexcept {
-        split_values<A>(scratch.scores + at, n, value, keys_at, d.value_dim, scratch.rescale,
-                        scratch.out, out_stride, weights);
+        split_values<A>(scratch.scores + at, n, value, keys_at, d.value_dim, at == 0, scratch.part,
+                        out_stride, weights);
       };
       if constexpr (Program::template has<stage::dropout>) {
         read([&](auto tile_rows, index first_row, index j, index keys_of) noexcept {
-          weigh(tile_rows, first_row, j, keys_of);
+          softmax(tile_rows, first_row, j, keys_of);
           for (index r = first_row; r < std::min<index>(first_row + tile_rows(), n); ++r) {
             A* const s = scratch.scores + r * plan::keys;
             dropout_factors(r, at + j, keys_of, [&](index i, A f) { s[i] *= f; });
           }
         });
       } else {
-        read(weigh);
+        read(softmax);
       }
     });
+    for (index r = 0; r < n; ++r) {
+      add_to_past(scratch.out + r * out_stride, scratch.lost + r * out_stride, scratch.rescale[r],
+                  scratch.part + r * out_stride, d.value_dim);
+    }
   }
 }
 
@@ -239,21 +255,25 @@ void split_task(const Program& program, const Source& source, const shared_rows&
   split_keys(program, source, rows, d, q, q_stride, keys, scratch);
   for (index r = 0; r < rows.size(); ++r) {
     partial.state[r] = scratch.state[r];
+    add_lost(scratch.out + r * out_stride, scratch.lost + r * out_stride, d.value_dim);
     std::copy_n(scratch.out + r * out_stride, d.value_dim, partial.out + r * partial.stride);
   }
 }
 
-/// The partials of `rows` rows, those of each split `stride` rows after the last one's, merged in
-/// the order of the splits into the first. Read as they lie: by now they are far away in memory.
+/// The partials of `rows` rows, those of each split `stride` rows after the last one's, merged into
+/// the first: neighbours first, then pairs of them, so that a number is rounded log2(splits) times.
+/// Read as they lie: by now they are far away in memory.
 template <class A>
 void merge_splits(softmax_state<A>* state, A* out, index rows, index stride, index splits,
                   index channels) noexcept {
-  for (index i = 1; i < splits; ++i) {
-    for (index r = 0; r < rows; ++r) {
-      const auto w = state[r].merge(state[i * stride + r]);
-      A* const into = out + r * channels;
-      const A* const from = out + (i * stride + r) * channels;
-      for (index c = 0; c < channels; ++c) into[c] = w.self * into[c] + w.other * from[c];
+  for (index apart = 1; apart < splits; apart *= 2) {
+    for (index i = 0; i + apart < splits; i += 2 * apart) {
+      for (index r = 0; r < rows; ++r) {
+        const auto w = state[i * stride + r].merge(state[(i + apart) * stride + r]);
+        A* const into = out + (i * stride + r) * channels;
+        const A* const from = out + ((i + apart) * stride + r) * channels;
+        for (index c = 0; c < channels; ++c) into[c] = w.self * into[c] + w.other * from[c];
+      }
     }
   }
 }

@@ -10,7 +10,8 @@
 //   load(source, where, keys, d, copies)               the keys `keys` of a head
 //   from(n)                                            the block from its n-th key on
 //   scores<Packets>(q, head_dim, keys, s, maximum)     scaled scores and their maxima
-//   values<Packets>(p, keys, value_dim, rescale, out)  out = rescale out + p v; p is scratch after
+//   values<Packets>(p, first, keys, value_dim, rescale, out)
+//                                                      out = rescale out + p v; p is scratch after
 //   value(j, c), finite(keys, value_dim)
 #pragma once
 
@@ -136,9 +137,9 @@ class plain_block {
     score_tile<A, Packets>(q, k_, k_stride_, head_dim, keys, s, maximum, *ahead_);
   }
   template <int Packets>
-  void values(A* p, index keys, index value_dim, const simd::packet<A>* rescale,
-              A* out) const noexcept {
-    value_tile<A, Packets>(p, v_, v_stride_, keys, value_dim, rescale, out, *ahead_);
+  void values(A* p, index first, index keys, index value_dim, const simd::packet<A>* rescale,
+              const running_values<A>& out) const noexcept {
+    value_tile<A, Packets>(p, v_, v_stride_, first, keys, value_dim, rescale, out, *ahead_);
   }
 
   [[nodiscard]] A value(index j, index c) const noexcept { return v_[j * v_stride_ + c]; }

@@ -101,8 +101,8 @@ class paired_block {
   }
 
   template <int Packets>
-  HEED_NOINLINE void values(A* p, index keys, index value_dim, const P* rescale,
-                            A* out) const noexcept {
+  HEED_NOINLINE void values(A* p, index first, index keys, index value_dim, const P* rescale,
+                            const running_values<A>& out) const noexcept {
     auto* const words = reinterpret_cast<std::uint32_t*>(p);
     for (index j = 0; j < keys; j += 2) {
       simd::unroll<Packets>([&](auto r) HEED_INLINE_LAMBDA {
@@ -115,8 +115,8 @@ class paired_block {
     in_steps<static_cast<int>(plan::key_step)>(
         value_dim, [&](auto step, index c) HEED_INLINE_LAMBDA {
           ahead_->issue();
-          value_register_tile<decltype(step)::value, Packets>(words, c, ceil_div(keys, 2), rescale,
-                                                              out + c * plan::group);
+          value_register_tile<decltype(step)::value, Packets>(
+              words, c, first / 2, ceil_div(keys, 2), rescale, out.from(c * plan::group));
         });
   }
 
@@ -163,33 +163,36 @@ class paired_block {
   }
 
   template <int Channels, int Packets>
-  HEED_INLINE void value_register_tile(const std::uint32_t* p, index first, index key_pairs,
-                                       const P* rescale, A* o) const noexcept {
+  HEED_INLINE void value_register_tile(const std::uint32_t* p, index channel, index first_pair,
+                                       index key_pairs, const P* rescale,
+                                       const running_values<A>& out) const noexcept {
     using simd::unroll;
-    P sum[std::size_t{Channels}][std::size_t{Packets}];
-    unroll<Channels>([&](auto c) HEED_INLINE_LAMBDA {
-      unroll<Packets>([&](auto r) HEED_INLINE_LAMBDA {
-        sum[c][r] = simd::mul(simd::load(o + c * plan::group + r * plan::lanes), rescale[r]);
-      });
-    });
-    for (index j = 0; j < key_pairs; ++j) {
-      simd::pairs weight[std::size_t{Packets}];
-      unroll<Packets>([&](auto r) HEED_INLINE_LAMBDA {
-        weight[r] = simd::load_pairs(p + j * plan::group + r * plan::lanes);
-      });
-      const std::uint32_t* const row = pairs_ + j * value_dim_ + first;
-      unroll<Channels>([&](auto c) HEED_INLINE_LAMBDA {
-        const simd::pairs value = simd::broadcast_pair(row[c]);
-        unroll<Packets>([&](auto r) HEED_INLINE_LAMBDA {
-          sum[c][r] = simd::dot_pairs(sum[c][r], value, weight[r]);
+    in_chains<keys_of_chain / 2>(
+        first_pair, key_pairs, [&](index begin, index end) HEED_INLINE_LAMBDA {
+          P sum[std::size_t{Channels}][std::size_t{Packets}];
+          unroll<Channels>([&](auto c) HEED_INLINE_LAMBDA {
+            unroll<Packets>([&](auto r) HEED_INLINE_LAMBDA { sum[c][r] = simd::zero<A>(); });
+          });
+          for (index j = begin; j < end; ++j) {
+            simd::pairs weight[std::size_t{Packets}];
+            unroll<Packets>([&](auto r) HEED_INLINE_LAMBDA {
+              weight[r] = simd::load_pairs(p + j * plan::group + r * plan::lanes);
+            });
+            const std::uint32_t* const row = pairs_ + j * value_dim_ + channel;
+            unroll<Channels>([&](auto c) HEED_INLINE_LAMBDA {
+              const simd::pairs value = simd::broadcast_pair(row[c]);
+              unroll<Packets>([&](auto r) HEED_INLINE_LAMBDA {
+                sum[c][r] = simd::dot_pairs(sum[c][r], value, weight[r]);
+              });
+            });
+          }
+          const P one = simd::broadcast(A(1));
+          unroll<Channels>([&](auto c) HEED_INLINE_LAMBDA {
+            unroll<Packets>([&](auto r) HEED_INLINE_LAMBDA {
+              out.add(c * plan::group + r * plan::lanes, begin == 0 ? rescale[r] : one, sum[c][r]);
+            });
+          });
         });
-      });
-    }
-    unroll<Channels>([&](auto c) HEED_INLINE_LAMBDA {
-      unroll<Packets>([&](auto r) HEED_INLINE_LAMBDA {
-        simd::store(o + c * plan::group + r * plan::lanes, sum[c][r]);
-      });
-    });
   }
 
   const bfloat16* k_ = nullptr;

@@ -2,16 +2,18 @@
 // The two products of attention on registers: scores of a block of keys, and their values' sum.
 //
 //   scores   s[j][i] = sum_c k[j][c] q[c][i]          j: Keys rows, i: Packets packets of queries
-//   values   o[c][i] = w[i] o[c][i] + sum_j v[j][c] p[j][i]
+//   values   o[c][i] = w[i] o[c][i] + (sum_j v[j][c] p[j][i])
 //
 // q, s, p and o are held transposed, queries consecutive, `tile_plan::group` apart; k and v are
-// read as they lie, one broadcast number at a time, so that neither is ever packed. 2 FLOPs a term;
-// every sum runs in the order of its index, in the accumulator type.
+// read as they lie, one broadcast number at a time, so that neither is ever packed. 2 FLOPs a term.
+// Sums are in the accumulator type: a score's over its channels in their order, those over keys in
+// chains of `keys_of_chain` keys from 0, each chain added to the past with a compensation term.
 #pragma once
 
 #include <type_traits>
 
 #include "heed/core/target.hpp"
+#include "heed/kernel/online_softmax.hpp"
 #include "heed/kernel/prefetch_stream.hpp"
 #include "heed/kernel/tiled/tuning.hpp"
 #include "heed/simd/exponential.hpp"
@@ -52,34 +54,83 @@ HEED_INLINE void score_register_tile(const A* q, const A* k, index k_stride, ind
   });
 }
 
+/// The running sums of a query tile: [channels][group], and what rounding has taken from them.
+template <class A>
+struct running_values {
+  A* sum;
+  A* lost;
+
+  [[nodiscard]] running_values from(index n) const noexcept { return {sum + n, lost + n}; }
+
+  /// sum = rescale sum + part for the lanes at n.
+  HEED_INLINE void add(index n, const simd::packet<A>& rescale,
+                       const simd::packet<A>& part) const noexcept {
+    auto past = simd::load(sum + n);
+    auto rest = simd::load(lost + n);
+    add_to_past(past, rest, rescale, part);
+    simd::store(sum + n, past);
+    simd::store(lost + n, rest);
+  }
+};
+
+/// Running sums without the compensation, where few blocks are added: `sum` as above.
+template <class A>
+struct plain_values {
+  A* sum;
+
+  [[nodiscard]] plain_values from(index n) const noexcept { return {sum + n}; }
+
+  HEED_INLINE void add(index n, const simd::packet<A>& rescale,
+                       const simd::packet<A>& part) const noexcept {
+    simd::store(sum + n, simd::fmadd(simd::load(sum + n), rescale, part));
+  }
+};
+
+/// f(begin, end) for each part of [0, keys) that ends where a chain of `Size` keys does, counted from
+/// the block's first key; [0, keys) begins at its key `first`.
+template <index Size, class F>
+HEED_INLINE void in_chains(index first, index keys, F&& f) noexcept {
+  for (index begin = 0; begin < keys;) {
+    const index rest = Size - (first + begin) % Size;
+    const index end = rest < keys - begin ? begin + rest : keys;
+    f(begin, end);
+    begin = end;
+  }
+}
+
 /// `Channels` channels of the output.
-template <class A, int Channels, int Packets>
-HEED_INLINE void value_register_tile(const A* p, const A* v, index v_stride, index keys,
-                                     const simd::packet<A>* rescale, A* o) noexcept {
+template <class A, int Channels, int Packets, class Values>
+HEED_INLINE void value_register_tile(const A* p, const A* v, index v_stride, index first,
+                                     index keys, const simd::packet<A>* rescale,
+                                     const Values& out) noexcept {
   using simd::unroll;
   using P = simd::packet<A>;
   constexpr index lanes = tile_plan<A>::lanes;
   constexpr index group = tile_plan<A>::group;
-  P sum[std::size_t{Channels}][std::size_t{Packets}];
-  unroll<Channels>([&](auto c) HEED_INLINE_LAMBDA {
-    unroll<Packets>([&](auto r) HEED_INLINE_LAMBDA {
-      sum[c][r] = simd::mul(simd::load(o + c * group + r * lanes), rescale[r]);
-    });
-  });
-  for (index j = 0; j < keys; ++j) {
-    P weight[std::size_t{Packets}];
-    unroll<Packets>(
-        [&](auto r) HEED_INLINE_LAMBDA { weight[r] = simd::load_once(p + j * group + r * lanes); });
-    const A* row = v + j * v_stride;
+  in_chains<keys_of_chain>(first, keys, [&](index begin, index end) HEED_INLINE_LAMBDA {
+    P sum[std::size_t{Channels}][std::size_t{Packets}];
     unroll<Channels>([&](auto c) HEED_INLINE_LAMBDA {
-      const P value = simd::broadcast(row[c]);
-      unroll<Packets>(
-          [&](auto r) HEED_INLINE_LAMBDA { sum[c][r] = simd::fmadd(value, weight[r], sum[c][r]); });
+      unroll<Packets>([&](auto r) HEED_INLINE_LAMBDA { sum[c][r] = simd::zero<A>(); });
     });
-  }
-  unroll<Channels>([&](auto c) HEED_INLINE_LAMBDA {
-    unroll<Packets>([&](auto r)
-                        HEED_INLINE_LAMBDA { simd::store(o + c * group + r * lanes, sum[c][r]); });
+    for (index j = begin; j < end; ++j) {
+      P weight[std::size_t{Packets}];
+      unroll<Packets>([&](auto r) HEED_INLINE_LAMBDA {
+        weight[r] = simd::load_once(p + j * group + r * lanes);
+      });
+      const A* row = v + j * v_stride;
+      unroll<Channels>([&](auto c) HEED_INLINE_LAMBDA {
+        const P value = simd::broadcast(row[c]);
+        unroll<Packets>([&](auto r) HEED_INLINE_LAMBDA {
+          sum[c][r] = simd::fmadd(value, weight[r], sum[c][r]);
+        });
+      });
+    }
+    const P one = simd::broadcast(A(1));
+    unroll<Channels>([&](auto c) HEED_INLINE_LAMBDA {
+      unroll<Packets>([&](auto r) HEED_INLINE_LAMBDA {
+        out.add(c * group + r * lanes, begin == 0 ? rescale[r] : one, sum[c][r]);
+      });
+    });
   });
 }
 
@@ -121,42 +172,50 @@ HEED_NOINLINE void score_tile(const A* q, const A* k, index k_stride, index chan
   });
 }
 
-/// Any number of channels of the output; `ahead` is asked for on the way.
-template <class A, int Packets>
-HEED_NOINLINE void value_tile(const A* p, const A* v, index v_stride, index keys, index channels,
-                              const simd::packet<A>* rescale, A* o, read_ahead& ahead) noexcept {
+/// Any number of channels of the output; `ahead` is prefetched on the way. The keys begin at the
+/// block's key `first`.
+template <class A, int Packets, class Values>
+HEED_NOINLINE void value_tile(const A* p, const A* v, index v_stride, index first, index keys,
+                              index channels, const simd::packet<A>* rescale, const Values& out,
+                              read_ahead& ahead) noexcept {
   constexpr index group = tile_plan<A>::group;
   in_steps<static_cast<int>(tile_plan<A>::key_step)>(channels, [&](auto step, index c) {
     ahead.issue();
-    value_register_tile<A, decltype(step)::value, Packets>(p, v + c, v_stride, keys, rescale,
-                                                           o + c * group);
+    value_register_tile<A, decltype(step)::value, Packets>(p, v + c, v_stride, first, keys, rescale,
+                                                           out.from(c * group));
   });
 }
 
-/// Scores become probabilities, not yet divided by their sum: p = exp(s - shift), sum += p.
+/// Scores become probabilities, not yet divided by their sum: p = exp(s - shift), and `sum` that of
+/// the tile's p. The keys begin at the block's key `first`.
 template <class A, int Packets>
-HEED_NOINLINE void exponential_tile(A* s, index keys, const simd::packet<A>* shift,
+HEED_NOINLINE void exponential_tile(A* s, index first, index keys, const simd::packet<A>* shift,
                                     simd::packet<A>* sum) noexcept {
   using P = simd::packet<A>;
   constexpr index lanes = tile_plan<A>::lanes;
   constexpr index group = tile_plan<A>::group;
-  P total[std::size_t{Packets}];
-  simd::unroll<Packets>([&](auto p) HEED_INLINE_LAMBDA { total[p] = sum[p]; });
-  in_steps<tile_plan<A>::exponential_step>(keys, [&](auto step, index j) HEED_INLINE_LAMBDA {
-    constexpr int count = decltype(step)::value * Packets;
-    A* const at = s + j * group;
-    P e[std::size_t{count}];
-    simd::unroll<count>([&](auto i) HEED_INLINE_LAMBDA {
-      e[i] =
-          simd::sub(simd::load(at + i / Packets * group + i % Packets * lanes), shift[i % Packets]);
-    });
-    simd::exp_nonpositive<A, count>(e);
-    simd::unroll<count>([&](auto i) HEED_INLINE_LAMBDA {
-      total[i % Packets] = simd::add(total[i % Packets], e[i]);
-      simd::store(at + i / Packets * group + i % Packets * lanes, e[i]);
-    });
+  constexpr index step_keys = tile_plan<A>::exponential_step;
+  simd::unroll<Packets>([&](auto p) HEED_INLINE_LAMBDA { sum[p] = simd::zero<A>(); });
+  in_chains<16 * step_keys>(first, keys, [&](index begin, index end) HEED_INLINE_LAMBDA {
+    P chain[std::size_t{Packets}];
+    simd::unroll<Packets>([&](auto p) HEED_INLINE_LAMBDA { chain[p] = simd::zero<A>(); });
+    in_steps<tile_plan<A>::exponential_step>(
+        end - begin, [&](auto step, index j) HEED_INLINE_LAMBDA {
+          constexpr int count = decltype(step)::value * Packets;
+          A* const at = s + (begin + j) * group;
+          P e[std::size_t{count}];
+          simd::unroll<count>([&](auto i) HEED_INLINE_LAMBDA {
+            e[i] = simd::sub(simd::load(at + i / Packets * group + i % Packets * lanes),
+                             shift[i % Packets]);
+          });
+          simd::exp_nonpositive<A, count>(e);
+          simd::unroll<count>([&](auto i) HEED_INLINE_LAMBDA {
+            chain[i % Packets] = simd::add(chain[i % Packets], e[i]);
+            simd::store(at + i / Packets * group + i % Packets * lanes, e[i]);
+          });
+        });
+    simd::unroll<Packets>([&](auto p) HEED_INLINE_LAMBDA { sum[p] = simd::add(sum[p], chain[p]); });
   });
-  simd::unroll<Packets>([&](auto p) HEED_INLINE_LAMBDA { sum[p] = total[p]; });
 }
 
 }  // namespace heed::inline HEED_TARGET::kernel

@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: MIT
-// A group of queries across the lanes, and what one block of keys does to it.
+// A tile of queries across the lanes, and what one block of keys does to it.
 //
-//   scores -> modifiers -> mask -> running maximum and sum -> weighted values
+//   scores -> modifiers -> mask -> running reference and sum -> weighted values
 //
-// The group's output is kept transposed and not divided by the sum; `finish` does that once.
+// The tile's output is kept transposed and not divided by the sum; `finish` does that once. Sums of a
+// block begin at 0 and join the past with a compensation term (kernel/online_softmax.hpp).
 // Dao 2023, arXiv 2307.08691, algorithm 1, with queries in the lanes instead of a warp.
 #pragma once
 
 #include <cmath>
+#include <cstdint>
 
 #include "heed/core/target.hpp"
 #include "heed/core/workspace.hpp"
@@ -22,7 +24,7 @@ struct head_dims {
   index value_dim = 0;
 };
 
-/// How the rows of a task become groups: as few as hold them, about equal, in whole packets.
+/// How the rows of a task become tiles: as few as hold them, about equal, in whole packets.
 struct group_rows {
   index groups;
   index rows;  // of each but the last
@@ -33,29 +35,36 @@ struct group_rows {
 };
 
 template <class A>
-struct query_group {
+struct query_tile {
   using plan = tile_plan<A>;
 
-  A* q = nullptr;    // [head dim][group], as the block of keys wants it
-  A* out = nullptr;  // [value dim][group]
-  A* max = nullptr;  // [group]
-  A* sum = nullptr;  // [group]
-  tile where;        // its queries; keys: all that any of them may see
+  A* q = nullptr;     // [head dim][group], as the block of keys wants it
+  A* out = nullptr;   // [value dim][group]
+  A* lost = nullptr;  // [value dim][group], what rounding has taken from `out`
+  A* max = nullptr;   // [group]
+  A* sum = nullptr;   // [group]
+  A* rest = nullptr;  // [group], what rounding has taken from `sum`
+  tile where;         // its queries; keys: all that any of them may see
 
   void allocate(arena& c, index head_dim, index value_dim) noexcept {
     q = c.allocate<A>(head_dim * plan::group);
     out = c.allocate<A>(value_dim * plan::group);
+    lost = c.allocate<A>(value_dim * plan::group);
     max = c.allocate<A>(plan::group);
     sum = c.allocate<A>(plan::group);
+    rest = c.allocate<A>(plan::group);
   }
 
   void start(index value_dim) noexcept {
     for (index i = 0; i < value_dim * plan::group; ++i) out[i] = A(0);
+    for (index i = 0; i < value_dim * plan::group; ++i) lost[i] = A(0);
     for (index i = 0; i < plan::group; ++i) max[i] = softmax_state<A>::empty_max;
     for (index i = 0; i < plan::group; ++i) sum[i] = A(0);
+    for (index i = 0; i < plan::group; ++i) rest[i] = A(0);
   }
 
-  [[nodiscard]] softmax_state<A> state(index i) const noexcept { return {max[i], sum[i]}; }
+  [[nodiscard]] softmax_state<A> state(index i) const noexcept { return {max[i], sum[i], rest[i]}; }
+  [[nodiscard]] running_values<A> values() const noexcept { return {out, lost}; }
 
   /// The sink joins the denominator; the output is divided.
   void finish(index value_dim, A sink) noexcept {
@@ -66,46 +75,61 @@ struct query_group {
       factor[i] = rescale * s.normaliser();
       max[i] = s.max;
       sum[i] = s.sum;
+      rest[i] = s.lost;
     }
     for (index c = 0; c < value_dim; ++c) {
       for (index i = 0; i < plan::group; i += plan::lanes) {
-        A* const at = out + c * plan::group + i;
-        simd::store(at, simd::mul(simd::load(at), simd::load(factor + i)));
+        const index at = c * plan::group + i;
+        const auto whole = total(simd::load(out + at), simd::load(lost + at));
+        simd::store(out + at, simd::mul(whole, simd::load(factor + i)));
       }
     }
   }
 };
 
-/// Softmax and values of a tile one pair at a time, leaving out what is hidden: taken where v holds
-/// a NaN or an infinity that a weight of 0 would not silence.
-template <class A, class Program, class Block>
-HEED_NOINLINE void attend_pairwise(query_group<A>& g, const Program& program, const tile& t,
-                                   const A* s, const Block& block, index value_dim) noexcept {
+/// The pairs of a tile that are hidden, or whose score is -inf: [keys][group].
+template <class A>
+struct hidden_pairs {
+  std::uint8_t pair[static_cast<std::size_t>(tile_plan<A>::keys * tile_plan<A>::group)];
+
+  explicit hidden_pairs(const A* s, index keys) noexcept {
+    for (index i = 0; i < keys * tile_plan<A>::group; ++i) {
+      pair[i] = s[i] == softmax_state<A>::empty_max ? 1 : 0;
+    }
+  }
+};
+
+/// The values of a tile one pair at a time, leaving out what is hidden: taken where v holds a NaN or
+/// an infinity that a weight of 0 would not silence.
+template <class A, class Block>
+HEED_NOINLINE void visible_values(const query_tile<A>& g, const tile& t,
+                                  const hidden_pairs<A>& hidden, const A* p, const Block& block,
+                                  index value_dim, const simd::packet<A>* rescale) noexcept {
   constexpr index group = tile_plan<A>::group;
+  alignas(cache_line) A factor[std::size_t{group}];
+  for (index i = 0; i < tile_plan<A>::packets; ++i) {
+    simd::store(factor + i * tile_plan<A>::lanes, rescale[i]);
+  }
   for (index i = 0; i < t.queries.size(); ++i) {
-    for (index j = 0; j < t.keys.size(); ++j) {
-      const A score = s[j * group + i];
-      if (score == softmax_state<A>::empty_max) continue;
-      softmax_state<A> state = g.state(i);
-      const auto w = state.merge({score, A(1)});
-      g.max[i] = state.max;
-      g.sum[i] = state.sum;
-      const position p{t.batch,           t.head, t.kv_head, t.queries.begin + i, t.keys.begin + j,
-                       t.rows().begin + i};
-      const A weight = w.other * program.dropout_factor(p);
-      for (index c = 0; c < value_dim; ++c) {
-        A& o = g.out[c * group + i];
-        o = w.self * o + weight * block.value(j, c);
-      }
+    for (index c = 0; c < value_dim; ++c) {
+      const index at = c * group + i;
+      in_chains<keys_of_chain>(t.keys.begin, t.keys.size(), [&](index begin, index end) noexcept {
+        A sum = A(0);
+        for (index j = begin; j < end; ++j) {
+          if (hidden.pair[j * group + i] == 0) sum += p[j * group + i] * block.value(j, c);
+        }
+        add_to_past(g.out[at], g.lost[at], begin == 0 ? factor[i] : A(1), sum);
+      });
     }
   }
 }
 
 /// A tile's scores, whose maxima are `maximum`, become probabilities relative to the running
-/// maximum, and join the running sum; `rescale` is what the group's past is multiplied with.
+/// reference, and join the running sum; `rescale` is what the queries' past is multiplied with.
 template <class A, int Packets>
-HEED_NOINLINE void soften_tile(query_group<A>& g, A* s, index keys, const simd::packet<A>* maximum,
-                               simd::packet<A>* rescale) noexcept {
+HEED_NOINLINE void update_online_softmax(query_tile<A>& g, A* s, index first, index keys,
+                                         const simd::packet<A>* maximum,
+                                         simd::packet<A>* rescale) noexcept {
   using P = simd::packet<A>;
   P shift[std::size_t{Packets}];
   P sum[std::size_t{Packets}];
@@ -115,10 +139,10 @@ HEED_NOINLINE void soften_tile(query_group<A>& g, A* s, index keys, const simd::
     simd::store(at, m.max);
     shift[p] = m.shift;
     rescale[p] = m.rescale;
-    sum[p] = simd::mul(simd::load(g.sum + p * tile_plan<A>::lanes), rescale[p]);
   }
-  exponential_tile<A, Packets>(s, keys, shift, sum);
-  for (int p = 0; p < Packets; ++p) simd::store(g.sum + p * tile_plan<A>::lanes, sum[p]);
+  exponential_tile<A, Packets>(s, first, keys, shift, sum);
+  const running_values<A> total{g.sum, g.rest};
+  for (int p = 0; p < Packets; ++p) total.add(p * tile_plan<A>::lanes, rescale[p], sum[p]);
 }
 
 template <class A, int Packets>
@@ -132,18 +156,20 @@ HEED_NOINLINE void tile_maximum(const A* s, index keys, simd::packet<A>* maximum
   }
 }
 
-/// One group against the keys of `t`, at most a block of them; `visible` is what the masks leave of
-/// the tile, not `empty`. `s` is scratch for a block's scores. `finite()` tells whether the block's
-/// values are all finite; it is asked only where it matters.
+/// One tile of queries against the keys of `t`, at most a block of them; `visible` is what the masks
+/// leave of the tile, not `empty`. `s` is scratch for a block's scores. `finite()` tells whether the
+/// block's values are all finite; it is called only where it matters.
 template <class A, class Program, class Block, class Finite>
-HEED_NOINLINE void attend_tile(query_group<A>& g, const Program& program, const tile& t,
+HEED_NOINLINE void attend_tile(query_tile<A>& g, const Program& program, const tile& t,
                                coverage visible, const Block& block, head_dims d, A* s,
                                Finite&& finite) noexcept {
   const index rows = t.queries.size();
   const index keys = t.keys.size();
+  const index first = t.keys.begin % tile_plan<A>::keys;
   simd::packet<A> maximum[std::size_t{tile_plan<A>::packets}];
   simd::packet<A> rescale[std::size_t{tile_plan<A>::packets}];
   for (auto& m : maximum) m = simd::broadcast(softmax_state<A>::empty_max);
+  for (auto& r : rescale) r = simd::broadcast(A(1));
   in_packets<A>(rows, [&](auto packets) noexcept {
     block.template scores<packets()>(g.q, d.head_dim, keys, s, maximum);
   });
@@ -158,22 +184,27 @@ HEED_NOINLINE void attend_tile(query_group<A>& g, const Program& program, const 
       changed = true;
     }
   }
+  const auto softmax = [&]() noexcept {
+    in_packets<A>(rows, [&](auto packets) noexcept {
+      update_online_softmax<A, packets()>(g, s, first, keys, maximum, rescale);
+    });
+    if constexpr (Program::template has<stage::dropout>) drop_tile(program, t, s);
+  };
   if constexpr (Program::changes_scores || Program::hides) {
     if (changed) {
-      if (!finite()) {
-        attend_pairwise(g, program, t, s, block, d.value_dim);
-        return;
-      }
       in_packets<A>(rows,
                     [&](auto packets) noexcept { tile_maximum<A, packets()>(s, keys, maximum); });
+      if (!finite()) {
+        const hidden_pairs<A> hidden(s, keys);
+        softmax();
+        visible_values(g, t, hidden, s, block, d.value_dim, rescale);
+        return;
+      }
     }
   }
+  softmax();
   in_packets<A>(rows, [&](auto packets) noexcept {
-    soften_tile<A, packets()>(g, s, keys, maximum, rescale);
-  });
-  if constexpr (Program::template has<stage::dropout>) drop_tile(program, t, s);
-  in_packets<A>(rows, [&](auto packets) noexcept {
-    block.template values<packets()>(s, keys, d.value_dim, rescale, g.out);
+    block.template values<packets()>(s, first, keys, d.value_dim, rescale, g.values());
   });
 }
 

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Modifiers and masks applied to a tile of scores: the only place below the door that calls them.
+// Modifiers and masks applied to a tile of scores: the only place below the public
+// functions that calls them.
 //
 // Each stage is one pass over the tile while it is in the first-level cache. Lanes are consecutive
 // queries, so that a modifier written for one score is compiled into a loop over a packet's worth
@@ -52,7 +53,7 @@ HEED_INLINE auto score_function_of(const M& m, index head) noexcept {
 /// a compiler that sees both, a score that stays is a store to leave out, and the loop none for
 /// packets.
 template <class A, class M>
-HEED_INLINE void hide_pairs(const M& m, const tile& t, A* s) noexcept {
+HEED_INLINE void apply_mask(const M& m, const tile& t, A* s) noexcept {
   constexpr index group = tile_plan<A>::group;
   constexpr A hidden = softmax_state<A>::empty_max;
   A hiding[std::size_t{group}] = {};
@@ -102,7 +103,7 @@ HEED_NOINLINE void mask_tile(const Program& program, const tile& t, A* s) noexce
         break;
       case coverage::partial:
         program.template each<stage::mask>([&](const auto& mask) {
-          with_hiding(mask, part, [&](const auto& m) { hide_pairs<A>(m, part, at); });
+          with_hiding(mask, part, [&](const auto& m) { apply_mask<A>(m, part, at); });
         });
     }
   }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// A task of the exact kernel: a few groups of queries of one head against all the keys they may
+// A task of the exact kernel: a few tiles of queries of one head against all the keys they may
 // see.
 #pragma once
 
@@ -17,7 +17,7 @@ template <class A>
 struct exact_scratch {
   using plan = tile_plan<A>;
 
-  query_group<A> groups[plan::groups_per_task];
+  query_tile<A> groups[plan::groups_per_task];
   A* scores = nullptr;  // [keys of a block][group]
   block_copies<A> copies;
 
@@ -60,7 +60,7 @@ void attend_groups(const Program& program, const Source& source, const tile& whe
   range all{0, 0};
   const group_rows cut(where.queries.size(), plan::lanes, plan::group);
   for (index g = 0; g < cut.groups; ++g) {
-    query_group<A>& group = scratch.groups[g];
+    query_tile<A>& group = scratch.groups[g];
     group.where = where;
     group.where.queries = intersect(where.queries, {where.queries.begin + g * cut.rows,
                                                     where.queries.begin + (g + 1) * cut.rows});
@@ -101,7 +101,7 @@ void attend_groups(const Program& program, const Source& source, const tile& whe
     };
 
     for (index g = 0; g < cut.groups; ++g) {
-      query_group<A>& group = scratch.groups[g];
+      query_tile<A>& group = scratch.groups[g];
       tile t = group.where;
       t.keys = intersect(keys, group.where.keys);
       if constexpr (Program::template has<stage::mask>) t.keys = program.visible_keys(t);
@@ -135,7 +135,7 @@ void exact_task(const Program& program, const Source& source, const tile& where,
   }
   const group_rows cut(where.queries.size(), plan::lanes, plan::group);
   for (index g = 0; g < cut.groups; ++g) {
-    query_group<A>& group = scratch.groups[g];
+    query_tile<A>& group = scratch.groups[g];
     const index rows = group.where.queries.size();
     group.finish(d.value_dim, program.sink_logit(where.head));
     copy_tile<A, TO>({group.out, 1, plan::group}, {out.at(g * cut.rows, 0), out.row, out.column},

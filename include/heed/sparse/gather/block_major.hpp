@@ -149,22 +149,30 @@ softmax_state<A> merge_parts(const A* parts, A* lse, const listed_token* place, 
   for (index n = 0; n < count; ++n) state.max = std::max(state.max, lse[place[n]]);
   for (index n = 0; n < count; ++n) {
     A& x = lse[place[n]];
-    x = softmax_state<A>{x, A(1)}.merge({state.max, A(0)}).self;
-    state.sum += x;
+    x = softmax_state<A>::weight(x, state.max);
+    state.add(x);
   }
   index c = 0;
   for (; c + simd::lanes<A> <= channels; c += simd::lanes<A>) {
     auto sum = simd::zero<A>();
-    for (index n = 0; n < count; ++n) {
-      sum = simd::fmadd(simd::broadcast(lse[place[n]]), simd::load(parts + place[n] * channels + c),
-                        sum);
+    auto lost = simd::zero<A>();
+    for (index first = 0; first < count; first += keys_of_chain) {
+      auto chain = simd::zero<A>();
+      for (index n = first; n < std::min(count, first + keys_of_chain); ++n) {
+        chain = simd::fmadd(simd::broadcast(lse[place[n]]),
+                            simd::load(parts + place[n] * channels + c), chain);
+      }
+      add_to_past(sum, lost, simd::broadcast(A(1)), chain);
     }
-    simd::store(to + c, sum);
+    simd::store(to + c, total(sum, lost));
   }
   for (; c < channels; ++c) {
     A sum = A(0);
-    for (index n = 0; n < count; ++n) sum += lse[place[n]] * parts[place[n] * channels + c];
-    to[c] = sum;
+    A lost = A(0);
+    for (index n = 0; n < count; ++n) {
+      add_to_past(sum, lost, A(1), lse[place[n]] * parts[place[n] * channels + c]);
+    }
+    to[c] = total(sum, lost);
   }
   return state;
 }

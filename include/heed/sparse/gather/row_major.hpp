@@ -197,8 +197,8 @@ void run_selected_rows(E& exec, const Call& call, const view<const I, 4>& select
       e.keys, block, choices,
       d.head_dim * static_cast<index>(sizeof(typename Call::source_type::key_scalar)) +
           d.value_dim * static_cast<index>(sizeof(typename Call::source_type::value_scalar)),
-      choices * static_cast<index>(sizeof(listed_token)) + (q_size + out_size) * size, e.queries,
-      e.batch * shares, worker_count(exec, e.batch * shares * e.queries));
+      choices * static_cast<index>(sizeof(listed_token)) + (q_size + 2 * out_size) * size,
+      e.queries, e.batch * shares, worker_count(exec, e.batch * shares * e.queries));
   const index strips = ceil_div(e.queries, strip.rows);
   const index tasks = e.batch * shares * strips;
 
@@ -206,6 +206,7 @@ void run_selected_rows(E& exec, const Call& call, const view<const I, 4>& select
     split_scratch<A> split;
     A* q = nullptr;                     // [rows][group, padded][head dim]
     A* out = nullptr;                   // [rows][group, padded][value dim, whole packets]
+    A* lost = nullptr;                  // as `out`: what rounding has taken from it
     softmax_state<A>* state = nullptr;  // [rows][group, padded]
     listed_token* choices = nullptr;    // [rows][choices], ascending
     range* left = nullptr;              // [rows]: the choices a row has not yet met
@@ -216,6 +217,7 @@ void run_selected_rows(E& exec, const Call& call, const view<const I, 4>& select
     s.split.allocate(c, group, d);
     s.q = c.allocate<A>(strip.rows * q_size);
     s.out = c.allocate<A>(strip.rows * out_size);
+    s.lost = c.allocate<A>(strip.rows * out_size);
     s.state = c.allocate<softmax_state<A>>(strip.rows * plan::padded(group));
     s.choices = c.allocate<listed_token>(strip.rows * choices);
     s.left = c.allocate<range>(strip.rows);
@@ -247,6 +249,7 @@ void run_selected_rows(E& exec, const Call& call, const view<const I, 4>& select
     const auto seen_of = [&](index i) {
       split_scratch<A> seen = s.split;
       seen.out = s.out + i * out_size;
+      seen.lost = s.lost + i * out_size;
       seen.state = s.state + i * plan::padded(group);
       return seen;
     };
@@ -273,6 +276,7 @@ void run_selected_rows(E& exec, const Call& call, const view<const I, 4>& select
     for (index i = 0; i < count; ++i) {
       const split_scratch<A> seen = seen_of(i);
       for (index r = 0; r < group; ++r) {
+        add_lost(seen.out + r * out_stride, seen.lost + r * out_stride, d.value_dim);
         finish_row(call, rows_of(i), r, seen.state[r], seen.out + r * out_stride);
       }
     }

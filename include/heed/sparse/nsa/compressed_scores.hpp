@@ -21,6 +21,7 @@ struct importance_scratch {
   A* q = nullptr;           // [heads][head dim][group]
   A* shift = nullptr;       // [heads][group]: the log-sum-exp; 0 for a row that sees nothing
   A* sum = nullptr;         // [heads][group], while the log-sum-exp is found
+  A* rest = nullptr;        // [heads][group], what rounding has taken from `sum`
   A* scores = nullptr;      // [keys of a block][group]
   A* copy = nullptr;        // a copied block of keys
   A* importance = nullptr;  // [selection blocks][group]
@@ -30,6 +31,7 @@ struct importance_scratch {
     q = c.allocate<A>(heads * head_dim * plan::group);
     shift = c.allocate<A>(heads * plan::group);
     sum = c.allocate<A>(heads * plan::group);
+    rest = c.allocate<A>(heads * plan::group);
     scores = c.allocate<A>(plan::keys * plan::group);
     copy = c.allocate<A>(plan::keys * head_dim);
     importance = c.allocate<A>(blocks * plan::group);
@@ -72,13 +74,14 @@ class compressed_scores {
   void find_shifts(index heads) const noexcept {
     std::fill_n(scratch_->shift, heads * plan::group, softmax_state<A>::empty_max);
     std::fill_n(scratch_->sum, heads * plan::group, A(0));
+    std::fill_n(scratch_->rest, heads * plan::group, A(0));
     each_tile(heads, [&](range keys, index h, auto packets) noexcept {
       hide(keys, softmax_state<A>::empty_max);
       join<packets()>(keys.size(), scratch_->shift + h * plan::group,
-                      scratch_->sum + h * plan::group);
+                      {scratch_->sum + h * plan::group, scratch_->rest + h * plan::group});
     });
     for (index i = 0; i < heads * plan::group; ++i) {
-      const softmax_state<A> state{scratch_->shift[i], scratch_->sum[i]};
+      const softmax_state<A> state{scratch_->shift[i], scratch_->sum[i], scratch_->rest[i]};
       scratch_->shift[i] = state.sum == A(0) ? A(0) : state.log_sum_exp();
     }
   }
@@ -117,15 +120,15 @@ class compressed_scores {
     simd::packet<A> sum[std::size_t{Packets}];
     for (int p = 0; p < Packets; ++p) {
       shift[p] = simd::load(shifts + p * plan::lanes);
-      sum[p] = simd::zero<A>();
     }
-    exponential_tile<A, Packets>(scratch_->scores, keys, shift, sum);
+    exponential_tile<A, Packets>(scratch_->scores, 0, keys, shift, sum);
   }
   /// The scores join the running maxima and sums.
   template <int Packets>
-  void join(index keys, A* max, A* sum) const noexcept {
+  void join(index keys, A* max, const running_values<A>& sum) const noexcept {
     simd::packet<A> shift[std::size_t{Packets}];
-    simd::packet<A> total[std::size_t{Packets}];
+    simd::packet<A> rescale[std::size_t{Packets}];
+    simd::packet<A> part[std::size_t{Packets}];
     for (int p = 0; p < Packets; ++p) {
       auto top = simd::broadcast(softmax_state<A>::empty_max);
       for (index j = 0; j < keys; ++j) {
@@ -134,10 +137,10 @@ class compressed_scores {
       const block_maximum<A> m(simd::load(max + p * plan::lanes), top);
       simd::store(max + p * plan::lanes, m.max);
       shift[p] = m.shift;
-      total[p] = simd::mul(simd::load(sum + p * plan::lanes), m.rescale);
+      rescale[p] = m.rescale;
     }
-    exponential_tile<A, Packets>(scratch_->scores, keys, shift, total);
-    for (int p = 0; p < Packets; ++p) simd::store(sum + p * plan::lanes, total[p]);
+    exponential_tile<A, Packets>(scratch_->scores, 0, keys, shift, part);
+    for (int p = 0; p < Packets; ++p) sum.add(p * plan::lanes, rescale[p], part[p]);
   }
   /// `value` where a row does not see a key: only keys behind those that all rows see.
   void hide(range at, A value) const noexcept {
