@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: MIT
 // The linear family: kernelised linear attention, its feature maps and its state; recurrences with
-// a matrix state; diagonal scans; causal convolution; approximations of softmax.
+// a matrix state; diagonal scans; causal convolution; approximations of softmax; a textbook of each.
 #pragma once
 
 #include "heed/linear/convolution/causal_convolution.hpp"
+#include "heed/linear/convolution/naive.hpp"
 #include "heed/linear/kernelised/cosformer.hpp"
 #include "heed/linear/kernelised/feature_map.hpp"
 #include "heed/linear/kernelised/linear_attention.hpp"
+#include "heed/linear/kernelised/naive.hpp"
 #include "heed/linear/kernelised/performer.hpp"
 #include "heed/linear/kernelised/polynomial_features.hpp"
 #include "heed/linear/kernelised/random_features.hpp"
@@ -15,6 +17,7 @@
 #include "heed/linear/matrix_state/dplr.hpp"
 #include "heed/linear/matrix_state/gla.hpp"
 #include "heed/linear/matrix_state/mamba2.hpp"
+#include "heed/linear/matrix_state/naive.hpp"
 #include "heed/linear/matrix_state/naive_backward.hpp"
 #include "heed/linear/matrix_state/normalised_retention.hpp"
 #include "heed/linear/matrix_state/retention.hpp"
@@ -23,4 +26,5 @@
 #include "heed/linear/recurrence.hpp"
 #include "heed/linear/scan/hgrn.hpp"
 #include "heed/linear/scan/mamba_s6.hpp"
+#include "heed/linear/scan/naive.hpp"
 #include "heed/linear/scan/rwkv4.hpp"

@@ -2,7 +2,7 @@
 // Blocks of channels for recurrences whose channels never meet: lanes of packets across channels.
 //
 // Tiles of tokens come into scratch from any strides and scalar, rows one token each, padded with
-// zeros; the answers go home the same way.
+// zeros; the outputs are stored the same way.
 #pragma once
 
 #include <algorithm>
@@ -61,7 +61,7 @@ struct channel_plan {
 /// Most channels of a task: a page of memory's row, so that a tile of a few tensors stays in the
 /// second-level cache, with what the channels carry from tile to tile.
 template <class A>
-inline constexpr index band_channels = 4096 / static_cast<index>(sizeof(A));
+inline constexpr index task_channels = 4096 / static_cast<index>(sizeof(A));
 
 /// How many channels a task takes: many, but two tasks for each of several workers even out, and
 /// one worker has nothing to wait for. A multiple of `unit`.
@@ -89,7 +89,7 @@ void load_channels(const view<const T, 3>& x, const channel_block& c, range t, A
   }
 }
 
-/// And home again, rounded to the output's scalar.
+/// Rows of scratch to the output, rounded to its scalar.
 template <class A, class T>
 void store_channels(const A* from, index width, const view<T, 3>& x, const channel_block& c,
                     range t) noexcept {

@@ -2,8 +2,8 @@
 // What a member of the linear family is to its driver: a recurrence with a state.
 //
 // Heads (of batch x KV heads) are independent; tokens of one head follow one another. A recurrence
-// says how one token, or a chunk of consecutive tokens, changes the state and is answered from it;
-// the driver says who computes what when. Scratch is allocated once a worker; one head is one task,
+// says how one token, or a chunk of consecutive tokens, updates the state and reads its output from
+// it; the driver schedules the tasks. Scratch is allocated once a worker. One head is one task,
 // computed from its first token to its last, so that the result has the same bits for any number of
 // threads.
 #pragma once
@@ -22,27 +22,27 @@
 
 namespace heed::inline HEED_TARGET {
 
-/// `enter` brings the head's state into the scratch, `leave` takes it home; in between come, in the
-/// order of the tokens, steps of one token or chunks of several. All but `allocate` are noexcept.
+/// `load_state` copies the head's state to the scratch, `store_state` writes it back. In between
+/// come, in the order of the tokens, steps of one token or chunks of several. All are noexcept.
 template <class R>
 concept recurrence = requires(const R& r, typename R::scratch_type& s, arena& c, index i, range t) {
   { r.heads() } -> std::convertible_to<index>;
   { r.tokens() } -> std::convertible_to<index>;
   { r.chunk_size() } -> std::convertible_to<index>;
   { r.allocate(c) } -> std::same_as<typename R::scratch_type>;
-  { r.enter(i, s) } noexcept;
+  { r.load_state(i, s) } noexcept;
   { r.step(i, i, s) } noexcept;
   { r.chunk(i, t, s) } noexcept;
-  { r.leave(i, s) } noexcept;
+  { r.store_state(i, s) } noexcept;
 };
 
-/// One in which the keys may all be taken in before any query is answered.
+/// One whose state may take up all keys before any output is computed.
 template <class R>
 concept separable_recurrence =
     recurrence<R> && requires(const R& r, typename R::scratch_type& s, index i, range t) {
       { r.keys() } -> std::convertible_to<index>;
-      { r.absorb(i, t, s) } noexcept;
-      { r.answer(i, t, s) } noexcept;
+      { r.update_state(i, t, s) } noexcept;
+      { r.compute_output(i, t, s) } noexcept;
     };
 
 namespace detail {
@@ -59,19 +59,22 @@ inline void check_sequence_bounds(std::span<const index> bounds, const char* nam
   }
 }
 
-/// f(sequence, its tokens) for each sequence of a ragged batch; the longest first, so that what it
-/// allocates suffices for all, and nothing is written by a call that cannot.
+/// f(sequence, its tokens) for each sequence of a ragged batch.
 template <class F>
 void for_each_sequence(std::span<const index> bounds, F&& f) {
-  const auto tokens = [&](std::size_t n) { return range{bounds[n], bounds[n + 1]}; };
-  std::size_t longest = 0;
   for (std::size_t n = 0; n + 1 < bounds.size(); ++n) {
-    if (tokens(n).size() > tokens(longest).size()) longest = n;
+    f(static_cast<index>(n), range{bounds[n], bounds[n + 1]});
   }
-  if (bounds.size() > 1) f(static_cast<index>(longest), tokens(longest));
-  for (std::size_t n = 0; n + 1 < bounds.size(); ++n) {
-    if (n != longest) f(static_cast<index>(n), tokens(n));
-  }
+}
+
+/// Bytes that for_each_with_scratch reserves for these tasks.
+template <class E, class Allocate>
+[[nodiscard]] std::size_t scratch_bytes(E& exec, index tasks, Allocate&& allocate) {
+  if (tasks <= 0) return 0;
+  const index workers = std::clamp<index>(static_cast<index>(exec.concurrency()), index{1}, tasks);
+  arena measure;
+  (void)allocate(measure);
+  return measure.used() * static_cast<std::size_t>(workers);
 }
 
 /// f({0, step}), f({step, 2 step}), ... the last one perhaps shorter.
@@ -80,15 +83,15 @@ void for_each_chunk(index tokens, index step, F&& f) noexcept {
   for (index t = 0; t < tokens; t += step) f(range{t, std::min(t + step, tokens)});
 }
 
-/// body(head, scratch) for every head, its state brought in before and taken home after.
+/// body(head, scratch) for every head, between the loading and the storing of its state.
 template <class E, class R, class Body>
 void for_each_state(E& exec, const R& r, workspace& memory, Body&& body) {
   for_each_with_scratch(
       exec, static_cast<index>(r.heads()), memory, [&](arena& c) noexcept { return r.allocate(c); },
       [&](auto& scratch, index head) noexcept {
-        r.enter(head, scratch);
+        r.load_state(head, scratch);
         body(head, scratch);
-        r.leave(head, scratch);
+        r.store_state(head, scratch);
       });
 }
 
@@ -115,8 +118,10 @@ void run_chunked(E& exec, const R& r, workspace& memory) {
 template <executor E, separable_recurrence R>
 void run_separately(E& exec, const R& r, index step, workspace& memory) {
   detail::for_each_state(exec, r, memory, [&](index head, auto& scratch) noexcept {
-    detail::for_each_chunk(r.keys(), step, [&](range t) noexcept { r.absorb(head, t, scratch); });
-    detail::for_each_chunk(r.tokens(), step, [&](range t) noexcept { r.answer(head, t, scratch); });
+    detail::for_each_chunk(r.keys(), step,
+                           [&](range t) noexcept { r.update_state(head, t, scratch); });
+    detail::for_each_chunk(r.tokens(), step,
+                           [&](range t) noexcept { r.compute_output(head, t, scratch); });
   });
 }
 

@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 // Products of a chunk whose pairs decay, and the triangular system of a state that is corrected.
 //
-//   pairs      w[i][j] = sum_d x_id k_jd prod_{j < t <= i} decay_td
-//   solve      u[i] = a[i] s + sum_{j < i} m[i][j] w_j ...                   block forward
-//   substitution writes     s[f][c] = decay[f] s[f][c] + sum_j k[j][f] v[j][c]
+//   pairs    w[i][j] = sum_f x[i][f] k[j][f] prod_{j < t <= i} decay[t][f]
+//   solve    u_i = a_i s + sum_{j < i} m[i][j] x_j + ...,  x_i = write(i, u_i)    forward substitution
+//   writes   s[f][c] = decay[f] s[f][c] + sum_j k[j][f] v[j][c]
 //
 // Decays are multiplied up token by token, never divided and never taken as exp of a difference of
 // running sums: every factor is at most 1, so that nothing overflows, a gate of -inf is an exact
@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <array>
 #include <cstddef>
+#include <limits>
 #include <type_traits>
 
 #include "heed/core/target.hpp"
@@ -152,7 +153,7 @@ HEED_NOINLINE void decay_pairs(matrix_rows<A> w, matrix_rows<const A> decay, ind
 
 /// decay[i][j] = prod_{j < t <= i} step_t for j <= i, whole packets a row; 0 for j > i.
 template <class A>
-HEED_NOINLINE void running_decays(const A* step, index tokens, matrix_rows<A> decay) noexcept {
+HEED_NOINLINE void cumulative_decays(const A* step, index tokens, matrix_rows<A> decay) noexcept {
   const index columns = round_up(tokens, simd::lanes<A>);
   for (index i = 0; i < tokens; ++i) {
     if (i == 0) {
@@ -167,10 +168,10 @@ HEED_NOINLINE void running_decays(const A* step, index tokens, matrix_rows<A> de
   }
 }
 
-/// w[j] of one token from those before it in its chunk: a lower triangle, block by block.
+/// x_i of each token from those before it in its chunk: a unit lower triangle, block by block.
 ///
 ///   u_i = a_i s + sum_{j < i} m_ij x_j + sum_{j < i} n_ij v_j,     n absent: no third term
-///   x_i = write(i, u_i packets): what the row leaves for later ones; stored to x
+///   x_i = write(i, u_i packets): what later rows read; stored to x
 ///
 /// Within a register tile the rows follow one another in registers.
 template <class A, bool Extra, class F>
@@ -204,7 +205,7 @@ HEED_NOINLINE void solve_rows(matrix_rows<const A> a, matrix_rows<const A> s, in
 
 /// out = factor (q s + lower(w) v + lower(w2) v2).
 template <class A, bool Extra>
-HEED_NOINLINE void answer_chunk(matrix_rows<const A> q, matrix_rows<const A> s, index features,
+HEED_NOINLINE void output_chunk(matrix_rows<const A> q, matrix_rows<const A> s, index features,
                                 matrix_rows<const A> w, matrix_rows<const A> v,
                                 matrix_rows<const A> w2, matrix_rows<const A> v2, A factor,
                                 index tokens, index channels, matrix_rows<A> out,
@@ -227,19 +228,48 @@ HEED_NOINLINE void answer_chunk(matrix_rows<const A> q, matrix_rows<const A> s, 
   });
 }
 
-/// s[f] = decay[f] s[f] + sum_j k[j][f] v[j].
+/// Rows that decay by less than this factor forget their roundings soon enough.
+template <class A>
+inline constexpr A adds_up_from = A(0.875);
+
+/// One packet of a state that decays and is written to: s = decay s + x. A decay near 1, where errors
+/// would add up, is taken as s + ((decay - 1) s + x), of which only the outer sum loses digits:
+/// those go to low. Elsewhere low is cleared.
+template <class A>
+HEED_INLINE void decay_and_add(A decay, A* s, A* low, const simd::packet<A>& x) noexcept {
+  auto total = simd::load<A>(s);
+  if (!(decay >= adds_up_from<A>)) {
+    simd::store(s, simd::fmadd(simd::broadcast(decay), total, x));
+    simd::store(low, simd::zero<A>());
+    return;
+  }
+  auto lost = simd::load<A>(low);
+  const auto largest = simd::broadcast(std::numeric_limits<A>::max());
+  const auto finite =
+      simd::both(simd::less(simd::abs(total), largest), total);  // an infinity stays
+  add_compensated<A>(total, lost, simd::fmadd(simd::broadcast(decay - A(1)), finite, x));
+  simd::store(s, total);
+  simd::store(low, lost);
+}
+
+/// s[f] = decay[f] s[f] + sum_j k[j][f] v[j]; compensated where `low` has data, s's low parts.
 template <class A>
 HEED_NOINLINE void decay_and_write(matrix_rows<const A> k, matrix_rows<const A> v, const A* decay,
                                    index tokens, index features, index channels, matrix_rows<A> s,
-                                   read_ahead& ahead) noexcept {
+                                   matrix_rows<A> low, read_ahead& ahead) noexcept {
   for_each_register_tile<A>(features, channels, [&](auto rows, index f, auto packets, index c) {
     register_sums<A, decltype(rows)::value, decltype(packets)::value> sums;
     ahead.issue();
     sums.clear();
     sums.add_transposed_product({k.data + f, k.stride}, {v.data + c, v.stride}, tokens);
     sums.each([&](auto r, auto p) HEED_INLINE_LAMBDA {
-      A* at = s[f + r] + c + p * linear_plan<A>::lanes;
-      simd::store(at, simd::fmadd(simd::broadcast(decay[f + r]), simd::load<A>(at), sums.at[r][p]));
+      A* const at = s[f + r] + c + p * linear_plan<A>::lanes;
+      if (low.data == nullptr) {
+        simd::store(at,
+                    simd::fmadd(simd::broadcast(decay[f + r]), simd::load<A>(at), sums.at[r][p]));
+      } else {
+        decay_and_add(decay[f + r], at, low[f + r] + c + p * linear_plan<A>::lanes, sums.at[r][p]);
+      }
     });
   });
 }

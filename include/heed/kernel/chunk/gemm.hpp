@@ -2,17 +2,18 @@
 // The three matrix products of the linear family, on registers, for a chunk of tokens.
 //
 //   weights   w[i][j] = sum_f q[i][f] kt[f][j]                                   j up to i
-//   answers   o[i][c] = factor[i] (sum_f q[i][f] s[f][c] + sum_{j <= i} w[i][j] v[j][c])
+//   outputs   o[i][c] = factor[i] (sum_f q[i][f] s[f][c] + sum_{j <= i} w[i][j] v[j][c])
 //   writes    s[f][c] += sum_j k[j][f] v[j][c]
 //
 // Lanes run along c (or j); the other operand is broadcast. Columns are padded to whole packets,
 // their contents there of no meaning. Sums run in the order of their index, in the accumulator
-// type; a write sums its chunk apart before adding it, so that errors grow with chunks and not with
-// tokens. A pair j > i never meets a multiplication whose result is kept, so that a NaN cannot
+// type; a write sums its chunk from zero before adding it to the state, with a compensated sum where
+// the caller keeps the low parts: errors then grow neither with tokens nor with chunks. A pair j > i never meets a multiplication whose result is kept, so that a NaN cannot
 // reach an earlier token.
 #pragma once
 
 #include <cstddef>
+#include <limits>
 #include <type_traits>
 
 #include "heed/core/config.hpp"
@@ -134,9 +135,9 @@ HEED_NOINLINE void causal_weights(matrix_rows<const A> q, matrix_rows<const A> k
   });
 }
 
-/// Answers of `tokens` rows from the state alone, or, with weights, from their chunk too.
+/// Outputs of `tokens` rows from the state alone, or, with weights, from their chunk too.
 template <class A, bool Causal>
-HEED_NOINLINE void answer_rows(matrix_rows<const A> q, matrix_rows<const A> s, index features,
+HEED_NOINLINE void output_rows(matrix_rows<const A> q, matrix_rows<const A> s, index features,
                                matrix_rows<const A> w, matrix_rows<const A> v, const A* factor,
                                index tokens, index channels, matrix_rows<A> out,
                                read_ahead& ahead) noexcept {
@@ -156,19 +157,43 @@ HEED_NOINLINE void answer_rows(matrix_rows<const A> q, matrix_rows<const A> s, i
   });
 }
 
-/// Writes a chunk of `tokens` into the state.
+/// total += x, where low carries what the roundings so far have lost (Kahan 1965, "Further remarks
+/// on reducing truncation errors"). An infinity or a NaN of the total leaves low at 0.
+template <class A>
+HEED_INLINE void add_compensated(simd::packet<A>& total, simd::packet<A>& low,
+                                 const simd::packet<A>& x) noexcept {
+  const auto y = simd::add(x, low);
+  const auto sum = simd::add(total, y);
+  const auto lost = simd::sub(y, simd::sub(sum, total));
+  const auto finite = simd::less(simd::abs(lost), simd::broadcast(std::numeric_limits<A>::max()));
+  low = simd::both(finite, lost);
+  total = sum;
+}
+
+/// Writes a chunk of `tokens` to the state; compensated where `low` has data, s's low parts.
 template <class A>
 HEED_NOINLINE void write_rows(matrix_rows<const A> k, matrix_rows<const A> v, index tokens,
-                              index features, index channels, matrix_rows<A> s,
+                              index features, index channels, matrix_rows<A> s, matrix_rows<A> low,
                               read_ahead& ahead) noexcept {
   for_each_register_tile<A>(features, channels, [&](auto rows, index f, auto packets, index c) {
     register_sums<A, decltype(rows)::value, decltype(packets)::value> sums;
     ahead.issue();
     sums.clear();
     sums.add_transposed_product({k.data + f, k.stride}, {v.data + c, v.stride}, tokens);
+    if (low.data == nullptr) {
+      sums.each([&](auto r, auto p) HEED_INLINE_LAMBDA {
+        A* at = s[f + r] + c + p * linear_plan<A>::lanes;
+        simd::store(at, simd::add(simd::load<A>(at), sums.at[r][p]));
+      });
+      return;
+    }
     sums.each([&](auto r, auto p) HEED_INLINE_LAMBDA {
-      A* at = s[f + r] + c + p * linear_plan<A>::lanes;
-      simd::store(at, simd::add(simd::load<A>(at), sums.at[r][p]));
+      A* const at = s[f + r] + c + p * linear_plan<A>::lanes;
+      A* const low_at = low[f + r] + c + p * linear_plan<A>::lanes;
+      auto total = simd::load<A>(at), lost = simd::load<A>(low_at);
+      add_compensated<A>(total, lost, sums.at[r][p]);
+      simd::store(at, total);
+      simd::store(low_at, lost);
     });
   });
 }

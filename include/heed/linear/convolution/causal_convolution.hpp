@@ -31,7 +31,7 @@
 // and with any number of threads, gives the same bits.
 //
 // Cost: 2 W multiply-add FLOPs an output, and with silu an exponential and a division; x and out
-// are each moved once. Parallel over batch x blocks of channels. Scratch a worker:
+// are each moved once. Parallel over sequences x blocks of channels. Scratch a worker:
 // (W + 32) x 8 packets and 2 W numbers a channel of up to 4 KiB of them, or 2 W + 1024 numbers; no
 // other allocation. Memory is read along channels where those are contiguous, else along tokens.
 //
@@ -119,16 +119,44 @@ void check_convolution(const convolution_block<A, X, W, Out>& c,
   }
 }
 
-/// One batch of sequences of equal length.
+/// A batch of sequences of equal length, or the sequences that `bounds` cut from its only entry.
 template <class E, class A, class X, class W, class Out>
-void run_convolution(E& exec, convolution_block<A, X, W, Out> block, workspace& memory) {
-  block.columns = std::min(channels_per_task(exec, block.batch(), block.channels(), block.part),
-                           band_channels<A>);
+void run_convolution(E& exec, convolution_block<A, X, W, Out> whole, std::span<const index> bounds,
+                     workspace& memory) {
+  const bool ragged = !bounds.empty();
+  const index sequences = ragged ? static_cast<index>(bounds.size()) - 1 : whole.batch();
+  whole.columns =
+      std::min(channels_per_task(exec, sequences, whole.channels(), whole.part), task_channels<A>);
+  const auto sequence = [&](index n) noexcept {
+    auto one = whole;
+    const auto at = static_cast<std::size_t>(n);
+    const range t = ragged ? range{bounds[at], bounds[at + 1]} : range{0, whole.tokens()};
+    const index entry = ragged ? 0 : n;
+    one.x = whole.x.slice(0, entry, entry + 1).slice(2, t.begin, t.end);
+    one.out = whole.out.slice(0, entry, entry + 1).slice(2, t.begin, t.end);
+    if (whole.state.data() != nullptr) one.state = whole.state.slice(0, n, n + 1);
+    return one;
+  };
+  // Short sequences and long ones are cut differently; scratch and tasks suffice for every one.
+  std::size_t bytes = 0;
+  index blocks = 0;
+  for (index n = 0; n < (ragged ? sequences : std::min<index>(sequences, 1)); ++n) {
+    const auto one = sequence(n);
+    if (one.tokens() == 0) continue;
+    arena measure;
+    (void)one.allocate(measure);
+    bytes = std::max(bytes, measure.used());
+    blocks = std::max(blocks, one.blocks());
+  }
   for_each_with_scratch(
-      exec, block.tokens() == 0 ? 0 : block.batch() * block.blocks(), memory,
-      [&](arena& c) noexcept { return block.allocate(c); },
-      [&](const auto& scratch, index task) noexcept {
-        block.run(task / block.blocks(), task % block.blocks(), scratch);
+      exec, sequences * blocks, memory,
+      [&](arena& c) noexcept { return c.allocate<std::byte>(static_cast<index>(bytes)); },
+      [&](std::byte* scratch, index task) noexcept {
+        const auto one = sequence(task / blocks);
+        const index block = task % blocks;
+        if (one.tokens() == 0 || block >= one.blocks()) return;
+        arena c(scratch);
+        one.run(0, block, one.allocate(c));
       });
 }
 
@@ -162,14 +190,7 @@ void convolution_call(E& exec, Out&& out, const X& x, const W& weight,
 
   workspace own;
   workspace& scratch = o.scratch != nullptr ? *o.scratch : own;
-  if (o.sequence_bounds.empty()) return run_convolution(exec, block, scratch);
-  auto one = block;
-  for_each_sequence(o.sequence_bounds, [&](index n, range t) {
-    one.x = block.x.slice(2, t.begin, t.end);
-    one.out = block.out.slice(2, t.begin, t.end);
-    if (o.state) one.state = block.state.slice(0, n, n + 1);
-    run_convolution(exec, one, scratch);
-  });
+  run_convolution(exec, block, o.sequence_bounds, scratch);
 }
 
 }  // namespace detail

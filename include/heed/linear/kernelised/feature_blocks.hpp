@@ -3,8 +3,8 @@
 // query.
 //
 // Tokens are taken a block at a time: features of the block's queries and keys are written to two
-// arrays, and linear_attention with identity features goes on from the state. Memory is that of one
-// block, whatever the number of tokens.
+// arrays, and the recurrence of linear_attention with identity features goes on from the state.
+// Memory is that of one block and of the state's low parts, whatever the number of tokens.
 #pragma once
 
 #include <algorithm>
@@ -46,10 +46,28 @@ void run_feature_blocks(E& exec, const view<const TQ, 4>& q, const view<const TK
   const index block = std::min(feature_block, std::max<index>({q.extent(2), k.extent(2), 1}));
   tensor<A, 4> phi_q({q.extent(0), q.extent(1), block, call.features});
   tensor<A, 4> phi_k({k.extent(0), k.extent(1), block, call.features});
-  linear_options options{.causal = call.causal, .normalise = true, .eps = call.eps};
+  // One recurrence with one chunk size for every block: what the first of them reserves suffices for
+  // the others, so that nothing is written by a call that cannot be completed.
+  const index tokens = std::max(q.extent(2), k.extent(2));
+  const index step = tokens < 8 ? 1 : std::min<index>(block, linear_options{}.chunk);
+  const identity_features map;
+  kernelised_recurrence<A, A, A, TV, TO, identity_features> r{as_view(std::as_const(phi_q)),
+                                                              as_view(std::as_const(phi_k)),
+                                                              v,
+                                                              out,
+                                                              call.state,
+                                                              map,
+                                                              call.features,
+                                                              step,
+                                                              true,
+                                                              static_cast<A>(call.eps),
+                                                              A(1)};
+  // The low parts of the sums go from block to block.
+  const bool several = k.extent(2) > block;
+  linear_state<A> low({several ? k.extent(0) : 0, k.extent(1), call.features, v.extent(3)});
+  if (several) r.low = low;
   workspace own;
-  options.scratch = call.scratch != nullptr ? call.scratch : &own;
-  linear_state_view<A> state = call.state;
+  workspace& memory = call.scratch != nullptr ? *call.scratch : own;
   const auto fill_all = [&](const auto& x, tensor<A, 4>& phi, range t, bool query) {
     const index heads = x.extent(1);
     const index tasks = x.extent(0) * heads;
@@ -59,29 +77,35 @@ void run_feature_blocks(E& exec, const view<const TQ, 4>& q, const view<const TK
       const view<A, 4> all = as_view(phi);
       fill(x, feature_request<A>{i / heads, i % heads, t, query, all[i / heads][i % heads]});
     });
-    return as_view(phi).slice(2, 0, t.size());
+    return as_view(std::as_const(phi)).slice(2, 0, t.size());
   };
-  const auto blocks = [block](index tokens, const auto& f) {
-    for (index t = 0; t < tokens; t += block) f(range{t, std::min(t + block, tokens)});
+  const auto blocks = [block](index count, const auto& f) {
+    for (index t = 0; t < count; t += block) f(range{t, std::min(t + block, count)});
+  };
+  const auto select = [&](range queries, range keys) {
+    r.q = fill_all(q, phi_q, queries, true);
+    r.k = fill_all(k, phi_k, keys, false);
+    r.v = v.slice(2, keys.begin, keys.end);
+    r.out = out.slice(2, queries.begin, queries.end);
   };
   const range none{0, 0};
-  const auto rows = [](const auto& x, range t) { return x.slice(2, t.begin, t.end); };
   if (call.causal) {
     blocks(q.extent(2), [&](range t) {
-      linear_attention_into(exec, rows(out, t), fill_all(q, phi_q, t, true),
-                            fill_all(k, phi_k, t, false), rows(v, t), state, options,
-                            identity_features{});
+      select(t, t);
+      if (step == 1) {
+        run_recurrent(exec, r, memory);
+      } else {
+        run_chunked(exec, r, memory);
+      }
     });
   } else {
     blocks(k.extent(2), [&](range t) {
-      linear_attention_into(exec, rows(out, none), as_view(phi_q).slice(2, 0, 0),
-                            fill_all(k, phi_k, t, false), rows(v, t), state, options,
-                            identity_features{});
+      select(none, t);
+      run_separately(exec, r, step, memory);
     });
     blocks(q.extent(2), [&](range t) {
-      linear_attention_into(exec, rows(out, t), fill_all(q, phi_q, t, true),
-                            as_view(phi_k).slice(2, 0, 0), rows(v, none), state, options,
-                            identity_features{});
+      select(t, none);
+      run_separately(exec, r, step, memory);
     });
   }
 }

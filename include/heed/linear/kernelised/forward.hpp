@@ -1,13 +1,15 @@
 // SPDX-License-Identifier: MIT
-// Kernelised attention as a recurrence: S += phi(k) v', z += phi(k), answered by phi(q)'S.
+// Kernelised attention as a recurrence: S += phi(k) v', z += phi(k); the output reads phi(q)'S.
 //
 // A chunk of C tokens, S and z being those before it, is four matrix products:
 //
-//   W = tril(phi(Q) phi(K)')                              weights of the chunk's own pairs
-//   O = diag(factor) (phi(Q) S + W V)                     factor_i = 1 / (phi(q_i)'z + sum_j W_ij +
-//   eps) S += phi(K)'V,  z += phi(K)'1
+//   W = tril(phi(Q) phi(K)')                      weights of the chunk's own pairs
+//   O = diag(factor) (phi(Q) S + W V)             factor_i = 1 / (phi(q_i)'z + sum_j W_ij + eps)
+//   S += phi(K)'V,  z += phi(K)'1
 //
-// Several query heads answer from one state: it is written once for all of them.
+// In a call of more than 16 chunks S and z carry low parts: each chunk is summed from zero and added
+// to the past with a compensated sum, so that no digits go however many the tokens. Several query
+// heads read one state: it is written once for all of them.
 #pragma once
 
 #include <algorithm>
@@ -19,28 +21,13 @@
 #include "heed/core/types.hpp"
 #include "heed/core/workspace.hpp"
 #include "heed/kernel/chunk/gemm.hpp"
-#include "heed/kernel/copy_strided.hpp"
 #include "heed/linear/kernelised/feature_map.hpp"
 #include "heed/linear/kernelised/state.hpp"
+#include "heed/linear/kernelised/state_rows.hpp"
 #include "heed/linear/recurrence.hpp"
 #include "heed/tensor/view.hpp"
 
 namespace heed::inline HEED_TARGET::detail {
-
-/// Rows of one head from token `first` on.
-template <class T>
-[[nodiscard]] rectangle<T> head_rows(const view<T, 4>& x, index b, index h, index first) noexcept {
-  return {x.data() + b * x.stride(0) + h * x.stride(1) + first * x.stride(2), x.stride(2),
-          x.stride(3)};
-}
-
-/// Whether packets may run along the rows of a matrix where it lies.
-template <class A, class T>
-[[nodiscard]] bool packets_fit(index row_stride, index column_stride, index columns) noexcept {
-  return std::is_same_v<A, std::remove_const_t<T>> && column_stride == 1 &&
-         columns % simd::lanes<A> == 0 &&
-         row_stride * static_cast<index>(sizeof(A)) % tile_plan<A>::aliasing_bytes != 0;
-}
 
 template <class A, class TQ, class TK, class TV, class TO, class Map>
 struct kernelised_recurrence {
@@ -55,13 +42,16 @@ struct kernelised_recurrence {
   bool normalise;
   A eps;
   A scale;
-  bool in_place = true;  // a state whose layout allows it is worked on where it lies
+  bool in_place = true;        // a state whose layout allows it is worked on where it lies
+  linear_state_view<A> low{};  // of a state that goes through several calls; null data: none
 
   struct scratch_type {
     matrix_rows<A> sum;  // S of the head at work: here, or in the caller's memory
     A* normaliser = nullptr;
     matrix_rows<A> own_sum;
     A* own_normaliser = nullptr;
+    matrix_rows<A> low;  // what the roundings of S have lost; null data where nothing is kept
+    A* low_normaliser = nullptr;
     matrix_rows<A> q, k, kt, w, v, out;
     A* factor = nullptr;
     A* channels = nullptr;
@@ -80,6 +70,9 @@ struct kernelised_recurrence {
     scratch_type s;
     s.own_sum = take(features, value_dim());
     s.own_normaliser = c.allocate<A>(padded(features));
+    s.low = take(features, value_dim());
+    s.low_normaliser = c.allocate<A>(padded(features));
+    if (!compensated()) s.low = {};
     s.q = take(rows, features);
     s.k = take(rows, features);
     s.kt = take(padded(features), rows);
@@ -91,44 +84,40 @@ struct kernelised_recurrence {
     return s;
   }
 
-  void enter(index head, scratch_type& s) const noexcept {
+  void load_state(index head, scratch_type& s) const noexcept {
     s.sum = sum_in_place() ? sum_at(head) : s.own_sum;
     s.normaliser = normaliser_in_place() ? normaliser_at(head) : s.own_normaliser;
-    if (!sum_in_place()) {
-      for (index f = 0; f < features; ++f) std::fill_n(s.sum[f], s.sum.stride, A(0));
-      if (state.sum.data() != nullptr) {
-        const auto from = head_rows(state.sum, batch_of(head), head_of(head), 0);
-        copy_tile(rectangle<const A>{from.data, from.row, from.column},
-                  rectangle<A>{s.sum.data, s.sum.stride, 1}, features, value_dim());
-      }
-    }
-    if (!normaliser_in_place()) {
-      std::fill_n(s.normaliser, padded(features), A(0));
-      if (state.normaliser.data() != nullptr) {
-        const A* from = normaliser_at(head);
-        for (index f = 0; f < features; ++f) s.normaliser[f] = from[f * state.normaliser.stride(2)];
-      }
-    }
+    const index b = batch_of(head), h = head_of(head);
+    if (!sum_in_place()) load_sum(state, b, h, s.sum, features, value_dim());
+    if (!normaliser_in_place()) load_normaliser(state, b, h, s.normaliser, features);
+    if (s.low.data == nullptr) return;
+    load_sum(low, b, h, s.low, features, value_dim());
+    load_normaliser(low, b, h, s.low_normaliser, features);
   }
 
-  void leave(index head, scratch_type& s) const noexcept {
-    if (!sum_in_place() && state.sum.data() != nullptr) {
-      copy_tile(rectangle<const A>{s.sum.data, s.sum.stride, 1},
-                head_rows(state.sum, batch_of(head), head_of(head), 0), features, value_dim());
-    }
-    if (!normaliser_in_place() && state.normaliser.data() != nullptr) {
-      A* to = normaliser_at(head);
-      for (index f = 0; f < features; ++f) to[f * state.normaliser.stride(2)] = s.normaliser[f];
-    }
+  void store_state(index head, scratch_type& s) const noexcept {
+    const index b = batch_of(head), h = head_of(head);
+    if (!sum_in_place()) store_sum(s.sum, state, b, h, features, value_dim());
+    if (!normaliser_in_place()) store_normaliser(s.normaliser, state, b, h, features);
+    if (s.low.data == nullptr) return;
+    store_sum(s.low, low, b, h, features, value_dim());
+    store_normaliser(s.low_normaliser, low, b, h, features);
   }
 
-  /// One token: written, then answered.
+  /// Low parts of 0, of a state that is a rounded number.
+  void clear_low(scratch_type& s) const noexcept {
+    if (s.low.data == nullptr) return;
+    for (index f = 0; f < features; ++f) std::fill_n(s.low[f], s.low.stride, A(0));
+    std::fill_n(s.low_normaliser, padded(features), A(0));
+  }
+
+  /// One token: written, then read.
   void step(index head, index token, scratch_type& s) const noexcept {
-    absorb(head, {token, token + 1}, s);
-    answer(head, {token, token + 1}, s);
+    update_state(head, {token, token + 1}, s);
+    compute_output(head, {token, token + 1}, s);
   }
 
-  /// A chunk: answered from the state before it and from its own pairs, then written.
+  /// A chunk: its outputs from the state before it and from its own pairs, then its write.
   void chunk(index head, range t, scratch_type& s) const noexcept {
     const index n = t.size();
     const range next{t.end, std::min(t.end + n, tokens())};
@@ -148,22 +137,22 @@ struct kernelised_recurrence {
       load_features(q, batch_of(head), h, t, s.q, s);
       causal_weights<A>(in(s.q), in(s.kt), features, n, s.w, ahead);
       factors<true>(n, s);
-      answer_into(head, h, t, s, [&](matrix_rows<A> o) {
-        answer_rows<A, true>(in(s.q), in(s.sum), features, in(s.w), values, s.factor, n,
+      output_into(head, h, t, s, [&](matrix_rows<A> o) {
+        output_rows<A, true>(in(s.q), in(s.sum), features, in(s.w), values, s.factor, n,
                              value_dim(), o, ahead);
       });
     }
     write(n, values, s, ahead);
   }
 
-  void absorb(index head, range t, scratch_type& s) const noexcept {
+  void update_state(index head, range t, scratch_type& s) const noexcept {
     read_ahead ahead;
     look_ahead_keys(ahead, head, {t.end, std::min(t.end + t.size(), keys())});
     load_features(k, batch_of(head), head_of(head), t, s.k, s);
     write(t.size(), load_values(head, t, s), s, ahead);
   }
 
-  void answer(index head, range t, scratch_type& s) const noexcept {
+  void compute_output(index head, range t, scratch_type& s) const noexcept {
     for (index g = 0; g < group(); ++g) {
       const index h = head_of(head) * group() + g;
       read_ahead ahead;
@@ -175,8 +164,8 @@ struct kernelised_recurrence {
       }
       load_features(q, batch_of(head), h, t, s.q, s);
       factors<false>(t.size(), s);
-      answer_into(head, h, t, s, [&](matrix_rows<A> o) {
-        answer_rows<A, false>(in(s.q), in(s.sum), features, {}, {}, s.factor, t.size(), value_dim(),
+      output_into(head, h, t, s, [&](matrix_rows<A> o) {
+        output_rows<A, false>(in(s.q), in(s.sum), features, {}, {}, s.factor, t.size(), value_dim(),
                               o, ahead);
       });
     }
@@ -202,12 +191,15 @@ struct kernelised_recurrence {
     return in_place && state.normaliser.data() != nullptr && state.normaliser.stride(2) == 1 &&
            features % lanes == 0;
   }
+  /// Up to 16 chunks need no low parts, nor 64 tokens.
+  [[nodiscard]] bool compensated() const noexcept {
+    return keys() > std::max<index>(64, 16 * chunk_tokens) || low.sum.data() != nullptr;
+  }
   [[nodiscard]] matrix_rows<A> sum_at(index head) const noexcept {
     return {head_rows(state.sum, batch_of(head), head_of(head), 0).data, state.sum.stride(2)};
   }
   [[nodiscard]] A* normaliser_at(index head) const noexcept {
-    return state.normaliser.data() + batch_of(head) * state.normaliser.stride(0) +
-           head_of(head) * state.normaliser.stride(1);
+    return head_normaliser(state, batch_of(head), head_of(head));
   }
 
   template <class T>
@@ -324,9 +316,9 @@ struct kernelised_recurrence {
   static constexpr std::array<A, std::size_t{lanes}> lane_number_array = make_lane_numbers();
   static constexpr const A* lane_numbers = lane_number_array.data();
 
-  /// f(rows) writes the answers, to the output itself where packets fit it.
+  /// f(rows) writes the outputs, to the tensor itself where packets fit it.
   template <class F>
-  void answer_into(index head, index h, range t, scratch_type& s, F&& f) const noexcept {
+  void output_into(index head, index h, range t, scratch_type& s, F&& f) const noexcept {
     const auto to = head_rows(out, batch_of(head), h, t.begin);
     if constexpr (std::is_same_v<TO, A>) {
       if (to.column == 1 && value_dim() % lanes == 0) return f(matrix_rows<A>{to.data, to.row});
@@ -337,11 +329,19 @@ struct kernelised_recurrence {
 
   void write(index n, matrix_rows<const A> values, scratch_type& s,
              read_ahead& ahead) const noexcept {
-    write_rows<A>(in(s.k), values, n, features, value_dim(), s.sum, ahead);
+    write_rows<A>(in(s.k), values, n, features, value_dim(), s.sum, s.low, ahead);
     for (index f = 0; f < features; f += lanes) {
-      simd::packet<A> total = simd::zero<A>();
-      for (index j = 0; j < n; ++j) total = simd::add(total, simd::load(s.k[j] + f));
-      simd::store(s.normaliser + f, simd::add(simd::load(s.normaliser + f), total));
+      simd::packet<A> sum = simd::zero<A>();
+      for (index j = 0; j < n; ++j) sum = simd::add(sum, simd::load(s.k[j] + f));
+      simd::packet<A> total = simd::load(s.normaliser + f);
+      if (s.low.data == nullptr) {
+        simd::store(s.normaliser + f, simd::add(total, sum));
+        continue;
+      }
+      simd::packet<A> lost = simd::load(s.low_normaliser + f);
+      add_compensated<A>(total, lost, sum);
+      simd::store(s.normaliser + f, total);
+      simd::store(s.low_normaliser + f, lost);
     }
   }
 };

@@ -3,7 +3,7 @@
 //
 //   out_i = sum_j (phi(q_i).phi(k_j)) v_j / (sum_j phi(q_i).phi(k_j) + eps),   j <= i when causal,
 //
-// both sums beginning with what the incoming state answers. Plain loops, no packets, no chunks.
+// both sums beginning with what the incoming state gives. Plain loops, no packets, no chunks.
 #pragma once
 
 #include <algorithm>

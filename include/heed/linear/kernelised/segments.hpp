@@ -24,9 +24,9 @@ class kernelised_segments {
   [[nodiscard]] index heads() const noexcept { return r_.heads(); }
   [[nodiscard]] range span_of(index) const noexcept { return {0, r_.tokens()}; }
   [[nodiscard]] scratch_type allocate(arena& c) const noexcept { return r_.allocate(c); }
-  void enter(index head, scratch_type& s) const noexcept { r_.enter(head, s); }
-  void leave(index head, scratch_type& s) const noexcept { r_.leave(head, s); }
-  void answer_span(index head, range t, scratch_type& s) const noexcept {
+  void load_state(index head, scratch_type& s) const noexcept { r_.load_state(head, s); }
+  void store_state(index head, scratch_type& s) const noexcept { r_.store_state(head, s); }
+  void compute_span(index head, range t, scratch_type& s) const noexcept {
     each_chunk(t, [&](range c) noexcept { r_.chunk(head, c, s); });
   }
 
@@ -34,17 +34,30 @@ class kernelised_segments {
     return r_.features * columns() + padded(r_.features);
   }
   void summarise(index head, range t, scratch_type& s, scalar* kept) const noexcept {
-    each_number(s, kept, [](scalar* own, scalar*, index n) { std::fill_n(own, n, scalar(0)); });
-    each_chunk(t, [&](range c) noexcept { r_.absorb(head, c, s); });
-    each_number(s, kept, [](scalar* own, scalar* to, index n) { std::copy_n(own, n, to); });
+    each_number(s, kept,
+                [](scalar* own, scalar*, index n, scalar*) { std::fill_n(own, n, scalar(0)); });
+    r_.clear_low(s);
+    each_chunk(t, [&](range c) noexcept { r_.update_state(head, c, s); });
+    each_number(s, kept,
+                [](scalar* own, scalar* to, index n, scalar*) { std::copy_n(own, n, to); });
   }
   void carry(scalar* kept, scratch_type& s) const noexcept {
-    each_number(s, kept, [](scalar* own, scalar* to, index n) {
-      for (index i = 0; i < n; ++i) to[i] = std::exchange(own[i], own[i] + to[i]);
+    each_number(s, kept, [](scalar* own, scalar* to, index n, scalar* low) {
+      for (index i = 0; i < n; i += simd::lanes<scalar>) {
+        auto total = simd::load<scalar>(own + i);
+        auto lost = low != nullptr ? simd::load<scalar>(low + i) : simd::zero<scalar>();
+        const auto added = simd::load<scalar>(to + i);
+        simd::store(to + i, total);
+        add_compensated<scalar>(total, lost, added);
+        simd::store(own + i, total);
+        if (low != nullptr) simd::store(low + i, lost);
+      }
     });
   }
   void resume(index, scalar* kept, scratch_type& s) const noexcept {
-    each_number(s, kept, [](scalar* own, scalar* from, index n) { std::copy_n(from, n, own); });
+    each_number(s, kept,
+                [](scalar* own, scalar* from, index n, scalar*) { std::copy_n(from, n, own); });
+    r_.clear_low(s);
   }
 
  private:
@@ -56,13 +69,17 @@ class kernelised_segments {
     for_each_chunk(t.size(), r_.chunk_size(),
                    [&](range c) noexcept { f(range{t.begin + c.begin, t.begin + c.end}); });
   }
-  /// f(the scratch's numbers, those kept, how many): the rows of S, then z.
+  /// f(the scratch's numbers, those kept, how many, their low parts or null): the rows of S, then z.
   template <class F>
   void each_number(scratch_type& s, scalar* kept, F&& f) const noexcept {
     s.sum = s.own_sum;
     s.normaliser = s.own_normaliser;
-    for (index i = 0; i < r_.features; ++i) f(s.sum[i], kept + i * columns(), columns());
-    f(s.normaliser, kept + r_.features * columns(), padded(r_.features));
+    const bool has_low = s.low.data != nullptr;
+    for (index i = 0; i < r_.features; ++i) {
+      f(s.sum[i], kept + i * columns(), columns(), has_low ? s.low[i] : nullptr);
+    }
+    f(s.normaliser, kept + r_.features * columns(), padded(r_.features),
+      has_low ? s.low_normaliser : nullptr);
   }
 
   R r_;

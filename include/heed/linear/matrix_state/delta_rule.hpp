@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The delta rule and its gated kinds: what the state answers to k is moved towards v.
+// The delta rule and its gated kinds: what the state reads for k is moved towards v.
 //
 //   S = diag(exp g) S,  S += beta k (v - S'k)',  out = scale S'q      (no gate: g = 0)
 //
@@ -8,9 +8,9 @@
 //   auto out = heed::channel_gated_delta_attention(q, k, v, g, beta);   // g (..., Dk): KDA
 //
 // For a state that stays bounded |k| <= 1 and beta in [0, 2]; nothing here normalises k. Errors of
-// one step are of the sizes in gated.hpp, and pass through (I - beta k k') of the later ones. Axes,
-// scalars, NaN and errors thrown: see matrix_call.hpp. There is no quadratic form (option_error).
-// FLOPs a head and token: 6 Dk Dv + 2 (C + 1)(Dk + Dv), in chunks of C as in gated.hpp.
+// one step are of the sizes in gla.hpp, and pass through (I - beta k k') of the later ones. Axes,
+// scalars, NaN and errors thrown: see api.hpp. There is no quadratic form (option_error).
+// FLOPs a head and token: 6 Dk Dv + 2 (C + 1)(Dk + Dv), in chunks of C as in gla.hpp.
 // Sources: Schlag, Irie, Schmidhuber 2021, arXiv 2102.11174, eq. 24; Yang et al. 2024, arXiv
 // 2406.06484 (chunks); gated: Yang, Kautz, Hatamizadeh 2024, arXiv 2412.06464, section 3.1; per
 // channel: Kimi Team 2025, arXiv 2510.26692.

@@ -8,8 +8,8 @@
 //   auto out = heed::diagonal_low_rank_attention(q, k, v, a, b, g);      // all [..., tokens, Dk]
 //
 // What a and b must be for a state that stays bounded is the model's affair. Axes, scalars, NaN and
-// errors thrown: see matrix_call.hpp. There is no quadratic form (option_error). FLOPs a head and
-// token: 8 Dk Dv + 4 (C + 1)(Dk + Dv), in chunks of C as in gated.hpp.
+// errors thrown: see api.hpp. There is no quadratic form (option_error). FLOPs a head and
+// token: 8 Dk Dv + 4 (C + 1)(Dk + Dv), in chunks of C as in gla.hpp.
 // Sources: Yang et al. 2024, arXiv 2406.06484 (identity plus low rank); Peng et al. 2025,
 // arXiv 2503.14456, eq. 17 (diagonal plus low rank).
 #pragma once

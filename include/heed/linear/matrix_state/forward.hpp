@@ -7,15 +7,17 @@
 //            low rank  k_i v_i' + b_i x_i', x_i = S_{i-1}'a_i
 //   out_i = scale S_i'q_i,  or before the write: scale (S_{i-1} + diag(u) k_i v_i')'q_i
 //
-// A chunk, P_i the product of its decays to token i and P_ij that of those after j to i:
+// A chunk of C tokens, P_i the product of its decays to token i and P_ij that of those after j to i:
 //
-//   X solves a unit lower triangular system: x_i = (a_i P_{i-1})'S + sum_{j<i} (a_i'P_{i-1,j} b_j)
-//   x_j
-//   + ..., out_i = (q_i P_i)'S + sum_{j<=i} (q_i'P_ij k_j) v_j + ...,  S = P_C S + sum_j P_Cj k_j
-//   v_j'
+//   x_i   = (a_i P_{i-1})'S + sum_{j<i} (a_i'P_{i-1,j} b_j) x_j + sum_{j<i} (a_i'P_{i-1,j} k_j) v_j
+//           a unit lower triangular system; the delta rule's is alike
+//   out_i = (q_i P_i)'S + sum_{j<=i} (q_i'P_ij k_j) v_j + sum_{j<=i} (q_i'P_ij b_j) x_j
+//   S     = P_C S + sum_j (P_Cj k_j) v_j' + sum_j (P_Cj b_j) x_j'
 //
 // One number a token: the products q k' first, then the decays of their pairs. One a channel: the
-// keys of a short chunk decay where they stand, token by token, and meet each query at its time.
+// keys of a short chunk decay where they lie, token by token, and meet each query at its time.
+// In a sequence of more than 16 chunks S carries low parts: where it hardly decays, sums of chunks
+// are added to it with a compensated sum, so that no digits go however many the tokens.
 // Sources: Yang et al. 2023, arXiv 2312.06635, section 4 (gated chunks); Yang et al. 2024, arXiv
 // 2406.06484, section 3 (the delta rule as a triangular system, after Bischof and Van Loan).
 #pragma once
@@ -49,7 +51,7 @@ struct matrix_recurrence : matrix_tokens<A> {
     const auto each_row = [&](auto&& f) {
       for (index r = 0; r < d; ++r) f(r);
     };
-    if (read_before) answers(head, t, s);
+    if (read_before) compute_outputs(head, t, s);
     if (writes != write_kind::outer) {
       std::fill_n(s.x[0], columns, A(0));
       each_row([&](index r) {
@@ -60,11 +62,12 @@ struct matrix_recurrence : matrix_tokens<A> {
     }
     const A* value = writes == write_kind::delta ? s.x[0] : s.values[0];
     each_row([&](index r) {
+      if (s.low.data != nullptr) return add_token(r, value, columns, s);
       multiply_by(s.sum[r], s.decay[0][r], columns);
       add_multiple(s.keys[0][r], value, s.sum[r], columns);
       if (writes == write_kind::low_rank) add_multiple(s.b[0][r], s.x[0], s.sum[r], columns);
     });
-    if (!read_before) answers(head, t, s);
+    if (!read_before) compute_outputs(head, t, s);
   }
 
   void chunk(index head, range t, scratch_type& s) const noexcept {
@@ -83,7 +86,7 @@ struct matrix_recurrence : matrix_tokens<A> {
     for (index g = 0; g < group(); ++g) {
       if (!by_channel) {
         load_query(head, g, t, s.q);
-        weigh_query(n, s, ahead);
+        query_weights(n, s, ahead);
       }
       const index h = head_of(head) * group() + g;
       const matrix_rows<A> o = out.rows(batch_of(head), h, t, s.out);
@@ -91,19 +94,20 @@ struct matrix_recurrence : matrix_tokens<A> {
       const matrix_rows<const A> w = in(by_channel ? pairs(s.w, g) : s.w);
       const matrix_rows<const A> w2 = in(by_channel && low ? pairs(s.w2, g) : s.w2);
       if (low) {
-        answer_chunk<A, true>(rows_q, in(s.sum), d, w, values, w2, in(s.x), scale, n, v.channels(),
+        output_chunk<A, true>(rows_q, in(s.sum), d, w, values, w2, in(s.x), scale, n, v.channels(),
                               o, ahead);
       } else {
-        answer_chunk<A, false>(rows_q, in(s.sum), d, w, values, {}, {}, scale, n, v.channels(), o,
+        output_chunk<A, false>(rows_q, in(s.sum), d, w, values, {}, {}, scale, n, v.channels(), o,
                                ahead);
       }
       finish(head, h, t, o, s);
     }
     if (low) {
-      decay_and_write<A>(in(s.written_b), in(s.x), s.prefix, n, d, v.channels(), s.sum, ahead);
+      decay_and_write<A>(in(s.written_b), in(s.x), s.prefix, n, d, v.channels(), s.sum, s.low,
+                         ahead);
       std::fill_n(s.prefix, padded(d), A(1));
     }
-    decay_and_write<A>(in(s.written_k), values, s.prefix, n, d, v.channels(), s.sum, ahead);
+    decay_and_write<A>(in(s.written_k), values, s.prefix, n, d, v.channels(), s.sum, s.low, ahead);
   }
 
  private:
@@ -116,8 +120,8 @@ struct matrix_recurrence : matrix_tokens<A> {
     return {w[g * padded(chunk_tokens)], w.stride};
   }
 
-  /// What the next chunk reads and writes, asked for while this one is computed: about as many
-  /// lines with each of its register tiles.
+  /// Prefetches what the next chunk reads and writes while this one is computed: about as many lines
+  /// with each of its register tiles.
   [[nodiscard]] read_ahead next_rows(index head, range t) const noexcept {
     using plan = linear_plan<A>;
     const index bt = batch_of(head), h = head_of(head), of = state_heads();
@@ -125,7 +129,7 @@ struct matrix_recurrence : matrix_tokens<A> {
                         ceil_div(v.channels(), plan::packets * lanes);
     const index numbers = t.size() * (3 * k.channels() + 2 * v.channels());
     const index lines = ceil_div(numbers * static_cast<index>(sizeof(A)), index{64});
-    // A short chunk is over soon: its lines are asked for in its first half.
+    // A short chunk is over soon: its lines are prefetched in its first half.
     const index share = gates == gate_kind::per_channel ? 2 : 1;
     read_ahead ahead(ceil_div(lines * share, std::max<index>(tiles, 1)));
     for (const token_input<A>* x : {&this->gate, &k, &this->a, &this->b, &v}) {
@@ -136,6 +140,17 @@ struct matrix_recurrence : matrix_tokens<A> {
       out.look_ahead(ahead, bt, h * group() + g, t);
     }
     return ahead;
+  }
+
+  /// One token's decay of and write to row r of S, compensated.
+  void add_token(index r, const A* value, index columns, const scratch_type& s) const noexcept {
+    for (index c = 0; c < columns; c += lanes) {
+      auto x = simd::mul(simd::broadcast(s.keys[0][r]), simd::load<A>(value + c));
+      if (writes == write_kind::low_rank) {
+        x = simd::fmadd(simd::broadcast(s.b[0][r]), simd::load<A>(s.x[0] + c), x);
+      }
+      decay_and_add(s.decay[0][r], s.sum[r] + c, s.low[r] + c, x);
+    }
   }
 
   /// x = beta (v - x) of one token.
@@ -155,7 +170,7 @@ struct matrix_recurrence : matrix_tokens<A> {
     return total;
   }
 
-  void answers(index head, range t, scratch_type& s) const noexcept {
+  void compute_outputs(index head, range t, scratch_type& s) const noexcept {
     const index columns = padded(v.channels());
     for (index g = 0; g < group(); ++g) {
       load_query(head, g, t, s.q);
@@ -236,8 +251,8 @@ struct matrix_recurrence : matrix_tokens<A> {
   void decay_by_products(index n, scratch_type& s, read_ahead& ahead) const noexcept {
     const index d = k.channels();
     const bool gated = gates == gate_kind::per_token, low = writes == write_kind::low_rank;
-    turn(s.k, n, s.kt);
-    if (low) turn(s.b, n, s.bt);
+    transpose(s.k, n, s.kt);
+    if (low) transpose(s.b, n, s.bt);
     if (writes == write_kind::delta) {
       causal_weights<A>(in(s.k), in(s.kt), d, n, s.m, ahead);
       for (index i = 0; i < n; ++i) std::copy_n(s.k[i], padded(d), s.a[i]);
@@ -247,7 +262,7 @@ struct matrix_recurrence : matrix_tokens<A> {
     }
     std::fill_n(s.prefix, padded(d), A(1));
     if (!gated) return;
-    running_decays(s.step, n, s.decay);
+    cumulative_decays(s.step, n, s.decay);
     if (writes != write_kind::outer) decay_pairs<A>(s.m, in(s.decay), n, low);
     if (low) decay_pairs<A>(s.n, in(s.decay), n, true);
     A before = A(1);
@@ -261,7 +276,7 @@ struct matrix_recurrence : matrix_tokens<A> {
     std::fill_n(s.prefix, padded(d), before);
   }
 
-  void weigh_query(index n, scratch_type& s, read_ahead& ahead) const noexcept {
+  void query_weights(index n, scratch_type& s, read_ahead& ahead) const noexcept {
     const index d = k.channels();
     const bool gated = gates == gate_kind::per_token, low = writes == write_kind::low_rank;
     causal_weights<A>(in(s.q), in(s.kt), d, n, s.w, ahead);
@@ -299,8 +314,8 @@ struct matrix_recurrence : matrix_tokens<A> {
     }
   }
 
-  /// The keys' columns as rows.
-  static void turn(matrix_rows<A> x, index n, matrix_rows<A> to) noexcept {
+  /// to = x'.
+  static void transpose(matrix_rows<A> x, index n, matrix_rows<A> to) noexcept {
     for (index i = 0; i < n; i += lanes) {
       for (index f = 0; f < x.stride; f += lanes) {
         simd::transpose(x[i] + f, x.stride, to[f] + i, to.stride);

@@ -6,7 +6,7 @@
 //   auto out = heed::gated_attention(q, k, v, g);                 // g [batch, heads, tokens, Dk]
 //   auto out = heed::scalar_gated_attention(q, k, v, g, state);   // g [batch, heads, tokens]
 //
-// Axes, scalars, NaN and errors thrown: see matrix_call.hpp. Accumulates in float, or double.
+// Axes, scalars, NaN and errors thrown: see api.hpp. Accumulates in float, or double.
 // Relative to the terms' absolute sum the error is at most (T + Dk + C + 4) eps, the gates' own
 // |g| eps aside. FLOPs a head and token: 4 Dk Dv + (C + 1)(Dk + Dv), chunks of C = 64 (16 for gates
 // of channels); recurrent 4 Dk Dv and the decay.

@@ -8,7 +8,7 @@
 // In the place of q and k stand C and B [batch, groups, tokens, state dim], of v x [batch, heads,
 // tokens, head dim]; dt [batch, heads, tokens] is positive (its softplus taken), A [heads]
 // negative, D [heads]. Scale 1 unless given. Axes, scalars, NaN and errors thrown: see
-// matrix_call.hpp; errors and cost as in gated.hpp. Source: Dao, Gu 2024, arXiv 2405.21060, eq. 16
+// api.hpp; errors and cost as in gla.hpp. Source: Dao, Gu 2024, arXiv 2405.21060, eq. 16
 // and section 6 (chunks).
 #pragma once
 

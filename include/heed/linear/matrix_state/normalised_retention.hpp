@@ -73,23 +73,26 @@ struct normalised_retention_method {
     const view<const scalar_of<const Q&>, 4> q4 = as_rank4(as_view(q));
     const view<const scalar_of<const K&>, 4> k4 = as_rank4(as_view(k));
     workspace own;
-    recurrence_options inner = o;
-    if (inner.scratch == nullptr) inner.scratch = &own;
-    // The larger call first: it checks the arguments, and its scratch suffices for the other.
+    workspace& memory = o.scratch != nullptr ? *o.scratch : own;
+    // Both calls are checked, and all memory is there, before either writes.
+    const auto run = [&](auto&& sum, auto&& keys, tensor<A, 2>* decays) {
+      const auto values = retention_method::check(out, q, k, v, sum, o);
+      const auto divisors = retention_method::check(weights, q4, k4, ones, keys, o);
+      (void)memory.reserve(std::max(detail::matrix_bytes(exec, values.core, values.form),
+                                    detail::matrix_bytes(exec, divisors.core, divisors.form)));
+      detail::run_matrix(exec, values.core, values.form, memory);
+      detail::run_matrix(exec, divisors.core, divisors.form, memory);
+      divide(exec, out4, as_view(std::as_const(weights)), heads, o.sequence_bounds, decays);
+    };
     if constexpr (keeps) {
       const bool ragged = !o.sequence_bounds.empty();
       const index sequences =
           ragged ? static_cast<index>(o.sequence_bounds.size()) - 1 : v4.extent(0);
       require_state("state.keys", state.keys.extents(), {sequences, heads, k4.extent(3), 1});
       require_state("state.decays", state.decays.extents(), {sequences, heads});
-      retention_into(exec, out, q, k, v, state.sum, inner);
-      retention_into(exec, weights, q4, k4, ones, state.keys, inner);
-      divide(exec, out4, as_view(std::as_const(weights)), heads, o.sequence_bounds, &state.decays);
+      run(state.sum, state.keys, &state.decays);
     } else {
-      retention_into(exec, out, q, k, v, inner);
-      retention_into(exec, weights, q4, k4, ones, inner);
-      divide(exec, out4, as_view(std::as_const(weights)), heads, o.sequence_bounds,
-             static_cast<tensor<A, 2>*>(nullptr));
+      run(no_state{}, no_state{}, nullptr);
     }
   }
 
@@ -117,11 +120,12 @@ struct normalised_retention_method {
       const auto at = static_cast<std::size_t>(n);
       const range t = bounds.empty() ? range{0, out.extent(2)} : range{bounds[at], bounds[at + 1]};
       const index b = bounds.empty() ? n : 0;
-      const auto rate = static_cast<A>(std::exp(retention_gate(h)));
-      A decay = decays != nullptr ? (*decays)(n, h) : A(0);
+      // In double: 1 / (1 - rate) tokens and more add up.
+      const double rate = std::exp(retention_gate(h));
+      double decay = decays != nullptr ? static_cast<double>((*decays)(n, h)) : 0.0;
       for (index i = t.begin; i < t.end; ++i) {
-        decay = rate * decay + A(1);
-        const A least = std::sqrt(decay);
+        decay = rate * decay + 1.0;
+        const auto least = static_cast<A>(std::sqrt(decay));
         for (index o = h * group; o < (h + 1) * group; ++o) {
           const A weight = std::abs(weights(b, o, i, 0));
           // A NaN is not the smaller one.
@@ -131,7 +135,7 @@ struct normalised_retention_method {
           }
         }
       }
-      if (decays != nullptr) (*decays)(n, h) = decay;
+      if (decays != nullptr) (*decays)(n, h) = static_cast<A>(decay);
     });
   }
 };

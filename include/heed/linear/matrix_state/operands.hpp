@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // What a recurrence with a matrix state reads and writes: its inputs and output, its state, and the
-// scratch of a worker. The arithmetic on them is in matrix_state.hpp.
+// scratch of a worker. The arithmetic on them is in forward.hpp.
 #pragma once
 
 #include <algorithm>
@@ -38,7 +38,8 @@ struct matrix_tokens {
   bool keep_pairs = true;  ///< scratch has a number of each pair of tokens of a chunk
 
   struct scratch_type {
-    matrix_rows<A> sum;                                 // S
+    matrix_rows<A> sum;  // S
+    matrix_rows<A> low;  // what the roundings of S have lost; null data where nothing is kept
     matrix_rows<A> k, kt, a, b, bt, q, v, x, out, raw;  // kt, bt: keys as columns
     matrix_rows<A> written_k, written_b;                // those decayed to the chunk's end
     matrix_rows<A> w, w2, m, n;  // weights of pairs: q k', q b', and those of x
@@ -72,6 +73,7 @@ struct matrix_tokens {
     };
     scratch_type s{};
     s.sum = take(d, v.channels());
+    if (keep_pairs) s.low = take(d, v.channels());
     s.k = take(rows, d);
     s.a = take(rows, d);
     if (low) s.b = take(rows, d);
@@ -105,19 +107,27 @@ struct matrix_tokens {
     return s;
   }
 
-  void enter(index head, scratch_type& s) const noexcept {
-    for (index f = 0; f < padded(k.channels()); ++f) std::fill_n(s.sum[f], s.sum.stride, A(0));
+  void load_state(index head, scratch_type& s) const noexcept {
+    // Up to 16 chunks need no low parts, nor 64 tokens.
+    if (span_of(head).size() <= std::max<index>(64, 16 * chunk_tokens)) s.low = {};
+    clear(s.sum);
+    clear(s.low);
     if (state.data() != nullptr) {
-      const auto home = state_at(head);
-      copy_tile(rectangle<const A>{home.data, home.row, home.column},
+      const auto stored = state_at(head);
+      copy_tile(rectangle<const A>{stored.data, stored.row, stored.column},
                 rectangle<A>{s.sum.data, s.sum.stride, 1}, k.channels(), v.channels());
     }
     load_bonus(head, s);
   }
+  /// Zeros in S or its low parts.
+  void clear(matrix_rows<A> x) const noexcept {
+    if (x.data == nullptr) return;
+    for (index f = 0; f < padded(k.channels()); ++f) std::fill_n(x[f], x.stride, A(0));
+  }
   void load_bonus(index head, scratch_type& s) const noexcept {
     if (bonus.present()) bonus.load(0, head_of(head), state_heads(), {0, 1}, {s.bonus, 0});
   }
-  void leave(index head, scratch_type& s) const noexcept {
+  void store_state(index head, scratch_type& s) const noexcept {
     if (state.data() == nullptr) return;
     copy_tile(rectangle<const A>{s.sum.data, s.sum.stride, 1}, state_at(head), k.channels(),
               v.channels());
@@ -178,7 +188,7 @@ struct matrix_tokens {
     }
   }
 
-  /// The output's last additions, and the way home.
+  /// The output's last additions, and its store where the rows are scratch.
   void finish(index head, index h, range t, matrix_rows<A> o, scratch_type& s) const noexcept {
     if (skip.present()) {
       const A factor = number(skip, head);

@@ -40,7 +40,7 @@ class matrix_quadratic {
 
   void head(index head, buffers& s) const noexcept {
     const range t = r_.span_of(head);
-    r_.enter(head, s.rows);
+    r_.load_state(head, s.rows);
     if (t.empty()) return;
     r_.load(head, t, s.rows);
     for (index g = 0; g < r_.group(); ++g) {
@@ -57,7 +57,7 @@ class matrix_quadratic {
         }
       }
     }
-    r_.leave(head, s.rows);
+    r_.store_state(head, s.rows);
   }
 
  private:

@@ -8,8 +8,8 @@
 //   auto out = heed::retention(q, k, v);
 //   auto out = heed::lightning_attention(q, k, v, heed::layer_position{.layer = 3, .layers = 24});
 //
-// h counts the state's heads. Axes, scalars, NaN and errors thrown: see matrix_call.hpp; errors and
-// cost as in gated.hpp.
+// h counts the state's heads. Axes, scalars, NaN and errors thrown: see matrix_state/api.hpp;
+// errors and cost as in gla.hpp.
 // Sources: Sun et al. 2023, arXiv 2307.08621, eq. 6 and 8, without its rotation of q and k and the
 // group norm after it; its score normalisations: normalised_retention.hpp; Qin et al. 2024, arXiv
 // 2401.04658, and its published code for the decay.
@@ -22,7 +22,7 @@
 
 namespace heed::inline HEED_TARGET {
 
-/// Of head h, natural log.
+/// The natural log of retention's decay, of head h of the state.
 [[nodiscard]] inline double retention_gate(index h) noexcept {
   return std::log1p(-std::exp2(-5.0 - static_cast<double>(h)));
 }

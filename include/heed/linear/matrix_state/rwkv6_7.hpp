@@ -9,8 +9,8 @@
 //   auto out = heed::rwkv7(r, k, v, w, a, b);
 //
 // w is the natural log of the decay (-exp of the models' w'), [batch, heads, tokens, Dk]; so are a
-// and b shaped. Scale 1 unless given. Axes, scalars, NaN and errors thrown: see matrix_call.hpp;
-// errors and cost as in gated.hpp and low_rank.hpp.
+// and b shaped. Scale 1 unless given. Axes, scalars, NaN and errors thrown: see api.hpp;
+// errors and cost as in gla.hpp and dplr.hpp.
 // Sources: Peng et al. 2024, arXiv 2404.05892, eq. 18 and 19; Peng et al. 2025, arXiv 2503.14456,
 // eq. 17.
 #pragma once

@@ -25,7 +25,7 @@ class matrix_segments {
   };
 
   explicit matrix_segments(const matrix_recurrence<A>& r) noexcept : whole_(r), adds_(r) {
-    adds_.out.extents[1] = 0;  // no query is answered
+    adds_.out.extents[1] = 0;  // no output is computed
     moves_ = adds_;
     moves_.v.extents[3] = whole_.k.channels();
     moves_.v.packets_fit = false;
@@ -49,19 +49,21 @@ class matrix_segments {
     if (mixes()) s.moves = moves_.allocate(c);
     return s;
   }
-  void enter(index head, scratch_type& s) const noexcept { whole_.enter(head, s.rows); }
-  void leave(index head, scratch_type& s) const noexcept { whole_.leave(head, s.rows); }
-  void answer_span(index head, range t, scratch_type& s) const noexcept {
+  void load_state(index head, scratch_type& s) const noexcept { whole_.load_state(head, s.rows); }
+  void store_state(index head, scratch_type& s) const noexcept { whole_.store_state(head, s.rows); }
+  void compute_span(index head, range t, scratch_type& s) const noexcept {
     run(whole_, head, t, s.rows, [](const auto&) {});
   }
 
   [[nodiscard]] index kept_size() const noexcept { return features() * (columns() + moved()); }
 
   void summarise(index head, range t, scratch_type& s, A* kept) const noexcept {
-    clear(s.rows.sum, features());
+    adds_.clear(s.rows.sum);
+    adds_.clear(s.rows.low);
     const matrix_rows<A> move{kept + features() * columns(), moved()};
     if (mixes()) {
-      clear(s.moves.sum, features());
+      moves_.clear(s.moves.sum);
+      moves_.clear(s.moves.low);
       for (index f = 0; f < features(); ++f) s.moves.sum[f][f] = A(1);
       run(moves_, head, t, s.moves, [](const auto&) {});
       for (index f = 0; f < features(); ++f) std::copy_n(s.moves.sum[f], moved(), move[f]);
@@ -80,19 +82,29 @@ class matrix_segments {
     const matrix_rows<A> before{kept, columns()};
     const matrix_rows<const A> move{kept + features() * columns(), moved()};
     for (index f = 0; f < features(); ++f) {
-      std::swap_ranges(s.rows.sum[f], s.rows.sum[f] + columns(), before[f]);
-    }
-    for (index f = 0; f < features(); ++f) {
       if (!mixes()) {
-        add(move.data[f], before[f], s.rows.sum[f]);
-        continue;
+        for (index c = 0; c < columns(); c += simd::lanes<A>) {
+          const auto added = simd::load<A>(before[f] + c);
+          const auto sum = simd::load<A>(s.rows.sum[f] + c);
+          simd::store(before[f] + c, sum);
+          if (s.rows.low.data != nullptr) {
+            decay_and_add(move.data[f], s.rows.sum[f] + c, s.rows.low[f] + c, added);
+          } else {
+            simd::store(s.rows.sum[f] + c, simd::fmadd(simd::broadcast(move.data[f]), sum, added));
+          }
+        }
+      } else {
+        std::swap_ranges(s.rows.sum[f], s.rows.sum[f] + columns(), before[f]);
       }
+    }
+    for (index f = 0; mixes() && f < features(); ++f) {
       for (index j = 0; j < features(); ++j) add(move[f][j], before[j], s.rows.sum[f]);
     }
   }
 
   void resume(index head, A* kept, scratch_type& s) const noexcept {
     whole_.load_bonus(head, s.rows);
+    whole_.clear(s.rows.low);
     for (index f = 0; f < features(); ++f) {
       std::copy_n(kept + f * columns(), columns(), s.rows.sum[f]);
     }
@@ -109,9 +121,6 @@ class matrix_segments {
   /// Numbers a row of T has.
   [[nodiscard]] index moved() const noexcept { return mixes() ? padded(features()) : 1; }
 
-  static void clear(matrix_rows<A> x, index rows) noexcept {
-    for (index f = 0; f < padded(rows); ++f) std::fill_n(x[f], x.stride, A(0));
-  }
   void add(A by, const A* x, A* y) const noexcept {
     matrix_recurrence<A>::add_multiple(by, x, y, columns());
   }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Inputs and outputs of a recurrence whose scalar no longer matters: rows of tokens, brought to the
-// accumulator type and home again.
+// accumulator type and back.
 //
 // A member of the family has up to eight inputs, each perhaps of another scalar. Below the check
 // their types are gone: what is left is an address, strides, and a function that copies a
@@ -23,9 +23,9 @@
 namespace heed::inline HEED_TARGET::detail {
 
 /// Rows that the next chunk will want, where their channels lie side by side.
-inline void ask_for_rows(read_ahead& ahead, const void* data, index offset,
-                         const std::array<index, 4>& strides, index channels, index bytes,
-                         index rows) noexcept {
+inline void prefetch_rows(read_ahead& ahead, const void* data, index offset,
+                          const std::array<index, 4>& strides, index channels, index bytes,
+                          index rows) noexcept {
   if (strides[3] != 1 || data == nullptr) return;
   ahead.add(static_cast<const std::byte*>(data) + offset * bytes, strides[2] * bytes,
             channels * bytes, rows);
@@ -42,7 +42,7 @@ struct token_input {
   std::array<index, 4> strides{};
   copy_function copy = nullptr;
   bool packets_fit = false;  ///< the rows may be read where they lie
-  index bytes = 0;           ///< of a number; 0 where there is nothing to ask for ahead
+  index bytes = 0;           ///< of a number; 0 where there is nothing to prefetch
 
   [[nodiscard]] bool present() const noexcept { return copy != nullptr; }
   [[nodiscard]] index heads() const noexcept { return extents[1]; }
@@ -69,8 +69,8 @@ struct token_input {
   }
 
   void look_ahead(read_ahead& ahead, index b, index head, index of_heads, range t) const noexcept {
-    ask_for_rows(ahead, data, offset(b, head, of_heads, t.begin), strides, channels(), bytes,
-                 t.size());
+    prefetch_rows(ahead, data, offset(b, head, of_heads, t.begin), strides, channels(), bytes,
+                  t.size());
   }
 
   /// The same rows where they lie, or copied to `to`.
@@ -100,12 +100,12 @@ struct token_output {
     return b * strides[0] + head * strides[1] + token * strides[2];
   }
   void look_ahead(read_ahead& ahead, index b, index head, range t) const noexcept {
-    ask_for_rows(ahead, data, offset(b, head, t.begin), strides, extents[3], bytes, t.size());
+    prefetch_rows(ahead, data, offset(b, head, t.begin), strides, extents[3], bytes, t.size());
   }
   void store(index b, index head, range t, matrix_rows<const A> from) const noexcept {
     copy(from, data, offset(b, head, t.begin), strides[2], strides[3], t.size(), extents[3]);
   }
-  /// Rows to write to: the output's own, or `scratch`, which `store` then brings home.
+  /// Rows to write to: the output's own, or `scratch`, which `store` then copies to it.
   [[nodiscard]] matrix_rows<A> rows(index b, index head, range t,
                                     matrix_rows<A> scratch) const noexcept {
     if (!packets_fit) return scratch;

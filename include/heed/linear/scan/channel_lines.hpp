@@ -20,7 +20,7 @@ template <class T>
   return x.data() + k.batch * x.stride(0) + token * x.stride(1) + k.first * x.stride(2);
 }
 
-/// Row by row and a line of channels at a time, of each tensor one with each call of `ask`.
+/// Row by row and a line of channels at a time, of each tensor one with each call of `issue`.
 class channel_lines {
  public:
   /// What is ahead: at most `rows` tokens of it, of `tokens` in all. Lines are counted in floats.
@@ -34,7 +34,7 @@ class channel_lines {
     at_[count_++] = {reinterpret_cast<const std::byte*>(channel_row(x, a.block, a.token)),
                      x.stride(1) * size, x.stride(2) * line * size};
   }
-  HEED_INLINE void ask() noexcept {
+  HEED_INLINE void issue() noexcept {
     if (rows_ <= 0) return;
     for (std::size_t i = 0; i < count_; ++i) {
       simd::prefetch<2>(at_[i].row + column_ * at_[i].step);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The driver of diagonal scans: recurrences whose channels never meet, a few numbers of state each.
 //
-// A band of blocks of channels of one sequence is one task, run over all its tokens: tile by tile,
+// Consecutive blocks of channels of one sequence are one task, run over all its tokens: tile by tile,
 // and in each of them block by block, so that memory is read in long rows however narrow a block.
 // In the form `scan` the segments of a block are the tasks. Every token of a channel undergoes the
 // same operations wherever tiles, blocks and bands end: the result has the same bits for any number
@@ -12,14 +12,15 @@
 //   width, unit, tile_tokens             most channels of a block, whole ones of which it has,
 //                                        tokens of a tile
 //   scratch_type allocate(arena&)          what any block may use for a tile
-//   carve_channels(arena&, s)           what belongs to a block's channels from tile to tile
+//   allocate_channels(arena&, s)           what belongs to a block's channels from tile to tile
 //   prepare(block, s)                    the latter, with the empty state
-//   enter(block, s), leave(block, s)     the caller's state, if any, in and home
-//   take_in(block, tokens, s, move, ahead)
+//   load_state(block, s), store_state(block, s)
+//                                        the caller's state, if any
+//   update_state(block, tokens, s, move, ahead)
 //                                        the state moves on; where `move` is not null, what these
 //                                        tokens do to any state is added to its numbers; `ahead` is
 //                                        read next
-//   answer(block, tokens, s)             the answers of those tokens go home
+//   compute_output(block, tokens, s)     the outputs of those tokens, stored
 //   state_numbers(s), state_size()       the state in one piece
 //   move_size()                          numbers of `move`, zeros before the first token
 //   join(before, move, s)                the state, reached from an empty one, as if from `before`
@@ -92,23 +93,23 @@ struct channel_recurrence {
   }
   [[nodiscard]] scratch_type allocate(arena& c) const noexcept {
     scratch_type s = kernel.allocate(c);
-    kernel.carve_channels(c, s);
+    kernel.allocate_channels(c, s);
     return s;
   }
   /// No token leaves the state's bits alone.
-  void enter(index head, scratch_type& s) const noexcept {
+  void load_state(index head, scratch_type& s) const noexcept {
     if (span_of(head).empty()) return;
     kernel.prepare(plan.at(head), s);
-    kernel.enter(plan.at(head), s);
+    kernel.load_state(plan.at(head), s);
   }
-  void leave(index head, scratch_type& s) const noexcept {
-    if (!span_of(head).empty()) kernel.leave(plan.at(head), s);
+  void store_state(index head, scratch_type& s) const noexcept {
+    if (!span_of(head).empty()) kernel.store_state(plan.at(head), s);
   }
-  void answer_span(index head, range t, scratch_type& s) const noexcept {
+  void compute_span(index head, range t, scratch_type& s) const noexcept {
     const channel_block block = plan.at(head);
     each_scan_tile<Kernel>(t, [&](range tile) noexcept {
-      kernel.take_in(block, tile, s, static_cast<A*>(nullptr), {block, tile.end});
-      kernel.answer(block, tile, s);
+      kernel.update_state(block, tile, s, static_cast<A*>(nullptr), {block, tile.end});
+      kernel.compute_output(block, tile, s);
     });
   }
 
@@ -120,8 +121,9 @@ struct channel_recurrence {
     kernel.prepare(block, s);
     A* const move = kept + kernel.state_size();
     std::fill_n(move, kernel.move_size(), A(0));
-    each_scan_tile<Kernel>(
-        t, [&](range tile) noexcept { kernel.take_in(block, tile, s, move, {block, tile.end}); });
+    each_scan_tile<Kernel>(t, [&](range tile) noexcept {
+      kernel.update_state(block, tile, s, move, {block, tile.end});
+    });
     std::copy_n(kernel.state_numbers(s), kernel.state_size(), kept);
   }
   void carry(A* kept, scratch_type& s) const noexcept {
@@ -137,8 +139,8 @@ struct channel_recurrence {
 
 /// Bands of `length` consecutive blocks of a sequence.
 template <class A, executor E, class Kernel>
-void run_bands(E& exec, const Kernel& kernel, const channel_plan& plan,
-               std::span<const index> bounds, index tokens, index length, workspace& memory) {
+void run_blocks(E& exec, const Kernel& kernel, const channel_plan& plan,
+                std::span<const index> bounds, index tokens, index length, workspace& memory) {
   using scratch_type = typename Kernel::scratch_type;
   const index per_sequence = ceil_div(plan.blocks_per_sequence(), length);
   const index tasks = plan.sequences * per_sequence;
@@ -147,7 +149,7 @@ void run_bands(E& exec, const Kernel& kernel, const channel_plan& plan,
     auto* const blocks = c.allocate<scratch_type>(length);
     for (index i = 0; i < length; ++i) {
       scratch_type own = shared;
-      kernel.carve_channels(c, own);
+      kernel.allocate_channels(c, own);
       if (blocks != nullptr) blocks[i] = own;
     }
     return blocks;
@@ -160,7 +162,7 @@ void run_bands(E& exec, const Kernel& kernel, const channel_plan& plan,
     const index count = std::min(length, (sequence + 1) * plan.blocks_per_sequence() - first);
     for (index i = 0; i < count; ++i) {
       kernel.prepare(plan.at(first + i), s[i]);
-      kernel.enter(plan.at(first + i), s[i]);
+      kernel.load_state(plan.at(first + i), s[i]);
     }
     each_scan_tile<Kernel>(all, [&](range tile) noexcept {
       for (index i = 0; i < count; ++i) {
@@ -168,11 +170,11 @@ void run_bands(E& exec, const Kernel& kernel, const channel_plan& plan,
         const channel_ahead ahead = i + 1 < count
                                         ? channel_ahead{plan.at(first + i + 1), tile.begin}
                                         : channel_ahead{plan.at(first), tile.end};
-        kernel.take_in(at, tile, s[i], static_cast<A*>(nullptr), ahead);
-        kernel.answer(at, tile, s[i]);
+        kernel.update_state(at, tile, s[i], static_cast<A*>(nullptr), ahead);
+        kernel.compute_output(at, tile, s[i]);
       }
     });
-    for (index i = 0; i < count; ++i) kernel.leave(plan.at(first + i), s[i]);
+    for (index i = 0; i < count; ++i) kernel.store_state(plan.at(first + i), s[i]);
   });
 }
 
@@ -184,18 +186,20 @@ void run_channel_scan(E& exec, const Kernel& kernel, const std::array<index, 3>&
   const index sequences = ragged ? static_cast<index>(o.sequence_bounds.size()) - 1 : x[0];
   const bool segmented = o.form == linear_form::scan;
   const index length = segment_tokens(x[1], 256, Kernel::tile_tokens);
-  const index pieces = segmented ? sequences * ceil_div(x[1], length) : sequences;
+  const index pieces = !segmented ? sequences
+                       : ragged   ? sequences + ceil_div(x[1], length)
+                                  : sequences * ceil_div(x[1], length);
   const index share = channels_per_task(exec, pieces, x[2], Kernel::unit);
   const channel_plan plan{sequences, groups, x[2], std::min(share, Kernel::width), ragged};
   workspace own;
   workspace& memory = o.scratch != nullptr ? *o.scratch : own;
   if (segmented) {
     const channel_recurrence<A, Kernel> r{kernel, plan, o.sequence_bounds, x[1]};
-    return run_segments(exec, r, length, memory);
+    return run_segments(exec, r, 256, Kernel::tile_tokens, memory);
   }
   const index wide = std::max<index>(std::min(plan.width, plan.group_size()), 1);
-  const index band = std::max<index>(std::min({share, band_channels<A>, x[2]}) / wide, 1);
-  run_bands<A>(exec, kernel, plan, o.sequence_bounds, x[1], band, memory);
+  const index band = std::max<index>(std::min({share, task_channels<A>, x[2]}) / wide, 1);
+  run_blocks<A>(exec, kernel, plan, o.sequence_bounds, x[1], band, memory);
 }
 
 /// A tensor that a scan reads, and its scalar's compatibility with the accumulator type.

@@ -62,22 +62,22 @@ struct hgrn_scan {
     s.g = c.allocate<A>(scan_tile * width);
     return s;
   }
-  static void carve_channels(arena& c, scratch_type& s) noexcept { s.h = c.allocate<A>(width); }
+  static void allocate_channels(arena& c, scratch_type& s) noexcept { s.h = c.allocate<A>(width); }
 
   void prepare(const channel_block&, const scratch_type& s) const noexcept {
     std::fill_n(s.h, width, A(0));
   }
-  void enter(const channel_block& c, const scratch_type& s) const noexcept {
+  void load_state(const channel_block& c, const scratch_type& s) const noexcept {
     if (state.data() == nullptr) return;
     for (index i = 0; i < c.count; ++i) s.h[i] = state(c.sequence, c.first + i);
   }
-  void leave(const channel_block& c, const scratch_type& s) const noexcept {
+  void store_state(const channel_block& c, const scratch_type& s) const noexcept {
     if (state.data() == nullptr) return;
     for (index i = 0; i < c.count; ++i) state(c.sequence, c.first + i) = s.h[i];
   }
 
-  void take_in(const channel_block& c, range t, const scratch_type& s, A* move,
-               const channel_ahead&) const noexcept {
+  void update_state(const channel_block& c, range t, const scratch_type& s, A* move,
+                    const channel_ahead&) const noexcept {
     load_channels(x, c, t, s.x, width, unit);
     load_channels(g, c, t, s.g, width, unit);
     if (move != nullptr) add_rows(s.g, t.size(), round_up(c.count, simd::lanes<A>), width, move);
@@ -90,7 +90,7 @@ struct hgrn_scan {
       }
     }
   }
-  void answer(const channel_block& c, range t, const scratch_type& s) const noexcept {
+  void compute_output(const channel_block& c, range t, const scratch_type& s) const noexcept {
     store_channels(s.x, width, out, c, t);
   }
 

@@ -71,7 +71,7 @@ struct selective_scan_kernel {
     s.c = m.allocate<A>(tile_tokens * states());
     return s;
   }
-  void carve_channels(arena& m, scratch_type& s) const noexcept {
+  void allocate_channels(arena& m, scratch_type& s) const noexcept {
     s.h = m.allocate<A>(states() * width);
     s.a = m.allocate<A>(states() * width);
     s.skip = m.allocate<A>(width);
@@ -96,15 +96,15 @@ struct selective_scan_kernel {
       if (options.dt_bias.data() != nullptr) s.bias[i] = options.dt_bias(k.first + i);
     }
   }
-  void enter(const channel_block& k, const scratch_type& s) const noexcept {
+  void load_state(const channel_block& k, const scratch_type& s) const noexcept {
     if (state.data() == nullptr) return;
     each_packet(k, [&](index first, index count) {
-      const auto home = state_at(k, first);
-      copy_tile(rectangle<const A>{home.data, home.row, home.column},
+      const auto stored = state_at(k, first);
+      copy_tile(rectangle<const A>{stored.data, stored.row, stored.column},
                 rectangle<A>{s.h + first * states(), lanes, 1}, states(), count);
     });
   }
-  void leave(const channel_block& k, const scratch_type& s) const noexcept {
+  void store_state(const channel_block& k, const scratch_type& s) const noexcept {
     if (state.data() == nullptr) return;
     each_packet(k, [&](index first, index count) {
       copy_tile(rectangle<const A>{s.h + first * states(), lanes, 1}, state_at(k, first), states(),
@@ -112,8 +112,8 @@ struct selective_scan_kernel {
     });
   }
 
-  void take_in(const channel_block& k, range t, const scratch_type& s, A* move,
-               const channel_ahead& ahead) const noexcept {
+  void update_state(const channel_block& k, range t, const scratch_type& s, A* move,
+                    const channel_ahead& ahead) const noexcept {
     tile_rows from;
     from.x = channel_rows(x, k, t, s.x, copied(x));
     from.step = channel_rows(dt, k, t, s.dt, copied(dt));
@@ -141,8 +141,8 @@ struct selective_scan_kernel {
     });
   }
 
-  /// Skip and gate, and home.
-  void answer(const channel_block& k, range t, const scratch_type& s) const noexcept {
+  /// Skip and gate, and the store.
+  void compute_output(const channel_block& k, range t, const scratch_type& s) const noexcept {
     tile_rows from;
     from.x = channel_rows(x, k, t, s.x, copied(x));
     if (options.gate.data() != nullptr) {
@@ -310,7 +310,7 @@ struct selective_scan_kernel {
         y = simd::fmadd(h[i], simd::broadcast(reads.data[i]), y);
       });
       simd::store(y_row, y);
-      if (first == 0) next.ask();
+      if (first == 0) next.issue();
       steps.data += steps.stride;
       in_rows.data += in_rows.stride;
       writes.data += writes.stride;

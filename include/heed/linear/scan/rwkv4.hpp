@@ -76,7 +76,7 @@ struct rwkv4_scan {
     s.v = c.allocate<A>(scan_tile * width);
     return s;
   }
-  static void carve_channels(arena& c, scratch_type& s) noexcept {
+  static void allocate_channels(arena& c, scratch_type& s) noexcept {
     s.rows = c.allocate<A>(5 * width);
   }
 
@@ -88,21 +88,21 @@ struct rwkv4_scan {
       s.rows[4 * width + i] = static_cast<A>(bonus(c.first + i));
     }
   }
-  void enter(const channel_block& c, const scratch_type& s) const noexcept {
+  void load_state(const channel_block& c, const scratch_type& s) const noexcept {
     for (index i = 0; state.data() != nullptr && i < c.count; ++i) {
       for (index r = 0; r < 2; ++r) s.rows[r * width + i] = state(c.sequence, r, c.first + i);
       if (s.rows[width + i] != A(0)) s.rows[2 * width + i] = state(c.sequence, 2, c.first + i);
     }
   }
-  void leave(const channel_block& c, const scratch_type& s) const noexcept {
+  void store_state(const channel_block& c, const scratch_type& s) const noexcept {
     if (state.data() == nullptr) return;
     for (index r = 0; r < 3; ++r) {
       for (index i = 0; i < c.count; ++i) state(c.sequence, r, c.first + i) = s.rows[r * width + i];
     }
   }
 
-  void take_in(const channel_block& c, range t, const scratch_type& s, A* move,
-               const channel_ahead& ahead) const noexcept {
+  void update_state(const channel_block& c, range t, const scratch_type& s, A* move,
+                    const channel_ahead& ahead) const noexcept {
     channel_lines next(ahead, tile_tokens, k.extent(1));
     next.add(k, ahead);
     next.add(v, ahead);
@@ -114,7 +114,7 @@ struct rwkv4_scan {
       run(t.size(), {s.rows + first, s.k + first, s.v + first}, next);
     }
   }
-  void answer(const channel_block& c, range t, const scratch_type& s) const noexcept {
+  void compute_output(const channel_block& c, range t, const scratch_type& s) const noexcept {
     store_channels(s.v, width, out, c, t);
   }
 
@@ -132,7 +132,7 @@ struct rwkv4_scan {
                            simd::load<A>(before + 2 * width + i + p * step));
         y[p] = simd::load<A>(s.rows + 2 * width + i + p * step);
       });
-      weigh(x, y, old, own, m);
+      online_weights(x, y, old, own, m);
       simd::unroll<packets>([&](auto p) HEED_INLINE_LAMBDA {
         for (index r = 0; r < 2; ++r) {
           A* const at = s.rows + r * width + i + p * step;
@@ -148,8 +148,8 @@ struct rwkv4_scan {
   using packet = simd::packet<A>;
 
   /// The exponentials of x and y less their maximum, which is returned.
-  HEED_INLINE static void weigh(const packet* x, const packet* y, packet* ex, packet* ey,
-                                packet* m) noexcept {
+  HEED_INLINE static void online_weights(const packet* x, const packet* y, packet* ex, packet* ey,
+                                         packet* m) noexcept {
     // Not below the lowest number, so that two infinities do not make a NaN.
     const packet lowest = simd::broadcast(std::numeric_limits<A>::lowest());
     packet e[std::size_t{2 * packets}];
@@ -183,10 +183,10 @@ struct rwkv4_scan {
       A* const row = s.v + t * width;
       load(s.k + t * width, key);
       unroll<packets>([&](auto i) HEED_INLINE_LAMBDA { x[i] = simd::add(u[i], key[i]); });
-      weigh(p, x, old, own, m);
+      online_weights(p, x, old, own, m);
       unroll<packets>([&](auto i) HEED_INLINE_LAMBDA { y[i] = simd::add(p[i], w[i]); });
       packet older[n], newer[n];
-      weigh(y, key, older, newer, p);
+      online_weights(y, key, older, newer, p);
       unroll<packets>([&](auto i) HEED_INLINE_LAMBDA {
         const packet value = simd::load<A>(row + i * lane_count);
         const packet den = simd::fmadd(old[i], b[i], own[i]);
@@ -197,7 +197,7 @@ struct rwkv4_scan {
         a[i] = simd::fmadd(older[i], a[i], simd::mul(newer[i], value));
         b[i] = simd::fmadd(older[i], b[i], newer[i]);
       });
-      next.ask();
+      next.issue();
     }
     unroll<packets>([&](auto i) HEED_INLINE_LAMBDA {
       simd::store(s.rows + i * lane_count, a[i]);
