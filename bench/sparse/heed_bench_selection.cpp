@@ -155,13 +155,15 @@ void register_selection(const std::string& method, index n, const Make& make, co
   })->Unit(benchmark::kMicrosecond);
 }
 
-[[nodiscard]] heed::recall_options of_64_rows(index n) { return {.stride = n / 64}; }
+[[nodiscard]] heed::recall_options of_64_rows(index n) {
+  return {.stride = n / 64, .causal = true};
+}
 
 void register_chosen_blocks(const std::string& method, index n, index block, bool by_means,
                             index count) {
   const auto choose = [=](planted_data& d, index choices) {
     const heed::selection_options o{
-        .count = choices, .block = block, .order = heed::choice_order::ascending};
+        .count = choices, .block = block, .causal = true, .order = heed::choice_order::ascending};
     const choices_view chosen = d.choices(choices);
     if (by_means) {
       heed::mixture_of_blocks_into(pool_of(1), chosen, d.q, d.k, o);
@@ -226,10 +228,10 @@ void register_indexer(index n) {
   const auto choose = [=](indexed_data& d, index count) {
     using D = indexed_data;
     const choices_view chosen = d.choices(count);
-    heed::indexer_keys_into(pool_of(1), chosen,
-                            D::of_heads(d.qi.data(), n, D::index_dim, D::index_heads),
-                            D::of_heads(d.ki.data(), n, D::index_dim, 1), d.weight,
-                            {.count = count, .order = heed::choice_order::ascending});
+    heed::indexer_keys_into(
+        pool_of(1), chosen, D::of_heads(d.qi.data(), n, D::index_dim, D::index_heads),
+        D::of_heads(d.ki.data(), n, D::index_dim, 1), d.weight,
+        {.count = count, .causal = true, .order = heed::choice_order::ascending});
     return chosen;
   };
   register_selection(
@@ -279,7 +281,7 @@ struct decode_data : planted_data {
 template <class Bound>
 void register_page_bounds(const std::string& method, index n, index heads) {
   using data_type = decode_data<Bound>;
-  const heed::page_options o{.count = 128};
+  const heed::page_options o{.count = 128, .causal = true};
   register_selection(
       method, n, [=](index tokens) { return data_type(tokens, heads); },
       [=](data_type& d) {

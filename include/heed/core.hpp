@@ -2,6 +2,7 @@
 // Front header of the core floor: index types, positions, errors, workspace.
 #pragma once
 
+#include "heed/core/checked.hpp"
 #include "heed/core/config.hpp"
 #include "heed/core/errors.hpp"
 #include "heed/core/float8.hpp"

@@ -24,6 +24,7 @@
 #include "heed/kernel/kv_source.hpp"
 #include "heed/score.hpp"
 #include "heed/tensor/layout.hpp"
+#include "heed/tensor/overlap.hpp"
 #include "heed/tensor/scalar.hpp"
 #include "heed/tensor/tensor.hpp"
 
@@ -244,13 +245,27 @@ template <class Target, class Q, class Source, class... M>
     fail<shape_error>("out has extents " + format_extents(out4.extents()) + ", the result has " +
                       format_extents(expected));
   }
+  require_distinct("out", out4);
+  require_distinct("log-sum-exp", lse);
+  require_apart("out", out4, "q", q4);
+  require_apart("log-sum-exp", lse, "q", q4);
+  require_apart("log-sum-exp", lse, "out", out4);
   o.offset.check(extents.batch);
   using Program = score_program<A, M...>;
   exact_call<TQ, typename Out::scalar, Source, Program> call{
-      q4, source,           out4,    lse, static_cast<A>(scale_of(o, q4.extent(3))),
+      q4, source,           out4,    lse, checked_finite<A>("scale", scale_of(o, q4.extent(3))),
       o,  Program(mods...), extents, {}};
   call.program.check(extents);
   return call;
+}
+
+/// Throws shape_error where a result would be written over keys or values that are still read.
+template <class Call, class K, class V>
+void require_results_apart(const Call& call, const K& k, const V& v) {
+  require_apart("out", call.out, "k", k);
+  require_apart("out", call.out, "v", v);
+  require_apart("log-sum-exp", call.lse, "k", k);
+  require_apart("log-sum-exp", call.lse, "v", v);
 }
 
 /// Checks q, k, v as tensors of one batch size and builds the call.
@@ -263,9 +278,11 @@ template <class Target, class Q, class K, class V, class... M>
   const auto v4 = input4(v);
   check_shapes(q4.extents(), k4.extents(), v4.extents());
   using Source = tensor_source<scalar_of<const K&>, scalar_of<const V&>>;
-  return open_source_call(std::forward<Target>(target), q, Source(k4, v4),
-                          {q4.extent(0), q4.extent(1), k4.extent(1), q4.extent(2), k4.extent(2)}, o,
-                          mods...);
+  auto call = open_source_call(
+      std::forward<Target>(target), q, Source(k4, v4),
+      {q4.extent(0), q4.extent(1), k4.extent(1), q4.extent(2), k4.extent(2)}, o, mods...);
+  require_results_apart(call, k4, v4);
+  return call;
 }
 
 /// The result's extents: q's, with v's channels.

@@ -50,11 +50,11 @@ class offsets {
 }
 
 struct attention_options {
-  /// Multiplies q.k, once. 1 / sqrt(head dim) where absent.
+  /// Multiplies q.k, once; finite. 1 / sqrt(head dim) where absent.
   std::optional<double> scale = std::nullopt;
   /// Position of row 0.
   offsets offset = 0;
-  /// Scratch the caller keeps between calls; not to be used by two calls at once. Without it a call
+  /// Scratch the caller keeps between calls; two calls at once are refused. Without it a call
   /// allocates its own.
   workspace* scratch = nullptr;
 };

@@ -122,17 +122,16 @@ struct naive_kernel {
     const score_extents e = call.extents;
     const index tasks = e.batch * e.heads;
     const index workers = worker_count(exec, tasks);
-    workspace own;
-    workspace& memory = call.options.scratch != nullptr ? *call.options.scratch : own;
+    scratch_lease memory(call.options.scratch);
     const auto allocate = [&](arena c, A*& scores, double*& sums) {
-      scores = c.allocate<A>(e.queries * e.keys);
+      scores = c.allocate<A>(e.queries, e.keys);
       sums = c.allocate<double>(call.out.extent(3));
       return c.used();
     };
     A* scores = nullptr;
     double* sums = nullptr;
     const std::size_t each = allocate(arena(), scores, sums);
-    std::byte* const block = memory.reserve(each * static_cast<std::size_t>(workers));
+    std::byte* const block = memory.reserve(each, workers);
     for_each_task(exec, workers, tasks, [&](index worker, index t) {
       A* s = nullptr;
       double* row = nullptr;

@@ -104,6 +104,7 @@ struct ragged_form {
         std::forward<Out>(out), q, Source(k4, v4, k_starts),
         {sequences, q4.extent(1), k4.extent(1), longest(q_starts), longest(k_starts)}, options,
         modifiers...);
+    require_results_apart(call, k4, v4);
     call.starts = q_starts;
     Kernel::run(exec, call);
   }

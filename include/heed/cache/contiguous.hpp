@@ -26,10 +26,18 @@ namespace heed::inline HEED_TARGET {
 struct cache_extents {
   index batch = 1;
   index kv_heads = 1;
-  index capacity = 0;  ///< tokens
-  index head_dim = 0;
+  index capacity = 0;                             ///< tokens
+  index head_dim = 0;                             ///< at least 1
   std::optional<index> value_dim = std::nullopt;  ///< head_dim where absent
 };
+
+/// Throws shape_error on a negative extent, and where head dim is missing.
+inline const cache_extents& check_cache_extents(const cache_extents& e) {
+  const index all[] = {e.batch, e.kv_heads, e.capacity, e.head_dim};
+  (void)checked_size("view", all);
+  if (e.head_dim == 0) fail<shape_error>("cache has head_dim 0, needs at least 1");
+  return e;
+}
 
 template <attention_scalar TK, attention_scalar TV = TK>
 class contiguous_cache {
@@ -37,9 +45,10 @@ class contiguous_cache {
   using key_scalar = TK;
   using value_scalar = TV;
 
-  /// Throws shape_error on a negative extent, std::bad_alloc.
+  /// Throws shape_error on a negative extent, without a head_dim and where no memory could hold so
+  /// many tokens; std::bad_alloc.
   explicit contiguous_cache(const cache_extents& e)
-      : keys_({e.batch, e.kv_heads, e.capacity, e.head_dim}),
+      : keys_({e.batch, e.kv_heads, e.capacity, check_cache_extents(e).head_dim}),
         values_({e.batch, e.kv_heads, e.capacity, e.value_dim.value_or(e.head_dim)}) {}
 
   /// Appends the same number of tokens to every batch: k [batch, kv heads, tokens, head dim], v

@@ -32,10 +32,10 @@ class slot_cache {
   using key_scalar = TK;
   using value_scalar = TV;
 
-  /// `batch` slots of `capacity` tokens each. Throws shape_error on a negative extent,
-  /// std::bad_alloc.
+  /// `batch` slots of `capacity` tokens each. Throws shape_error on a negative extent, without a
+  /// head_dim and where no memory could hold so many tokens; std::bad_alloc.
   explicit slot_cache(const cache_extents& e)
-      : keys_({e.batch, e.kv_heads, e.capacity, e.head_dim}),
+      : keys_({e.batch, e.kv_heads, e.capacity, check_cache_extents(e).head_dim}),
         values_({e.batch, e.kv_heads, e.capacity, e.value_dim.value_or(e.head_dim)}),
         lengths_({e.batch}) {}
 

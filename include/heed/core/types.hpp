@@ -67,7 +67,9 @@ struct tile {
 enum class coverage { empty, partial, full };
 
 /// a / b rounded up, for a >= 0 and b > 0.
-[[nodiscard]] constexpr index ceil_div(index a, index b) noexcept { return (a + b - 1) / b; }
+[[nodiscard]] constexpr index ceil_div(index a, index b) noexcept {
+  return a / b + (a % b > 0 ? 1 : 0);
+}
 /// The least multiple of b that is not below a.
 [[nodiscard]] constexpr index round_up(index a, index b) noexcept { return ceil_div(a, b) * b; }
 

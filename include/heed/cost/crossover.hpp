@@ -64,7 +64,7 @@ enum class attention_part {
 [[nodiscard]] constexpr index attention_overtakes_feed_forward(
     const model& m, bool causal_mask = false, attention_part part = attention_part::products,
     std::optional<index> layer = {}) noexcept {
-  const double width = static_cast<double>(m.query_heads * (m.head_dim + m.value_dim));
+  const double width = static_cast<double>(m.query_heads * (m.head_dim + m.values()));
   const double surplus =
       active_feed_forward_weights(m, layer.value_or(m.layers - 1)) -
       (part == attention_part::with_projections ? attention_projection_weights(m) : 0.0);

@@ -43,8 +43,8 @@ struct model {
   index model_dim = 0;
   index query_heads = 0;
   index kv_heads = 0;
-  index head_dim = 0;  ///< of queries and keys, rotary part included
-  index value_dim = 0;
+  index head_dim = 0;                ///< of queries and keys, rotary part included
+  std::optional<index> value_dim{};  ///< head_dim unless given
   feed_forward_shape feed_forward{};
   index vocabulary = 0;
   bool tied_embeddings = false;
@@ -52,19 +52,21 @@ struct model {
   bool biases = false;  ///< a bias on every projection, and in the norms
   std::optional<latent_attention> latent{};
   std::optional<mixture_of_experts> mixture{};
+
+  [[nodiscard]] constexpr index values() const noexcept { return value_dim.value_or(head_dim); }
 };
 
 /// Matrices of one layer's attention: queries, keys, values, output. Biases and norms left out.
 [[nodiscard]] constexpr double attention_projection_weights(const model& m) noexcept {
   const index queries = m.query_heads * m.head_dim;
-  const index output = m.query_heads * m.value_dim * m.model_dim;
+  const index output = m.query_heads * m.values() * m.model_dim;
   if (m.latent) {
     const latent_attention& l = *m.latent;
-    const index up = m.query_heads * (m.head_dim - l.rope_dim + m.value_dim);
+    const index up = m.query_heads * (m.head_dim - l.rope_dim + m.values());
     return static_cast<double>(m.model_dim * l.query_rank + l.query_rank * queries +
                                m.model_dim * (l.rank + l.rope_dim) + l.rank * up + output);
   }
-  const index keys_values = m.kv_heads * (m.head_dim + m.value_dim);
+  const index keys_values = m.kv_heads * (m.head_dim + m.values());
   return static_cast<double>(m.model_dim * (queries + keys_values) + output);
 }
 
@@ -86,9 +88,8 @@ constexpr double embedding_weights(const model& m) noexcept {
 constexpr double vector_weights(const model& m, index layer) noexcept {
   index count = 2 * m.model_dim;
   if (m.biases) {
-    count += 2 * m.model_dim + m.query_heads * m.head_dim +
-             m.kv_heads * (m.head_dim + m.value_dim) + m.model_dim + m.feed_forward.hidden_dim +
-             m.model_dim;
+    count += 2 * m.model_dim + m.query_heads * m.head_dim + m.kv_heads * (m.head_dim + m.values()) +
+             m.model_dim + m.feed_forward.hidden_dim + m.model_dim;
   }
   if (m.latent) count += m.latent->rank + m.latent->query_rank;
   if (m.mixture && layer >= m.mixture->dense_layers) count += m.mixture->experts;
@@ -129,7 +130,7 @@ constexpr double output_weights(const model& m) noexcept {
 
 /// Numbers the cache holds for one token in one layer.
 [[nodiscard]] constexpr index kv_cache_width(const model& m) noexcept {
-  return m.latent ? m.latent->rank + m.latent->rope_dim : m.kv_heads * (m.head_dim + m.value_dim);
+  return m.latent ? m.latent->rank + m.latent->rope_dim : m.kv_heads * (m.head_dim + m.values());
 }
 
 /// Keys and values, or latent rows, of every layer.
@@ -149,7 +150,7 @@ constexpr double output_weights(const model& m) noexcept {
           .queries = tokens,
           .keys = cached + tokens,
           .head_dim = m.head_dim,
-          .value_dim = m.value_dim,
+          .value_dim = m.values(),
           .visible = causal(cached),
           .scalar_bytes = scalar_bytes,
           .accumulator_bytes = 4};

@@ -22,7 +22,8 @@ void for_each_with_scratch(E& exec, index tasks, workspace& memory, Carve&& allo
   arena measure;
   (void)allocate(measure);
   const std::size_t each = measure.used();
-  std::byte* const block = memory.reserve(each * static_cast<std::size_t>(workers));
+  std::byte* const block = memory.reserve(
+      static_cast<std::size_t>(saturating_product(static_cast<index>(each), workers)));
   for_each_task(exec, workers, tasks, [&](index worker, index t) noexcept {
     arena c(block + static_cast<std::size_t>(worker) * each);
     auto scratch = allocate(c);

@@ -44,7 +44,8 @@ class rotary_embedding {
  public:
   /// `heed::rotary_embedding rope(heed::rotary_layout::half_split, 128, {.base = 500000.0})`.
   /// Throws shape_error when `rotated_dims` is odd or less than 2, option_error when the base is
-  /// not above 1 or a parameter of the scaling is outside its domain.
+  /// not above 1, a parameter of the scaling is outside its domain, or all of them together give a
+  /// frequency or a magnitude that is not finite.
   rotary_embedding(rotary_layout layout, index rotated_dims, const rotary_options& options = {})
       : layout_(layout) {
     if (rotated_dims < 2 || rotated_dims % 2 != 0) {
@@ -61,11 +62,15 @@ class rotary_embedding {
       frequencies_[i] = frequency(static_cast<index>(i));
     }
     magnitude_ = frequency.magnitude();
+    check_numbers();
   }
 
   /// Frequencies of one's own, in radians per token, one a pair: for a scaling that heed lacks.
+  /// Throws option_error where one of the numbers is not finite.
   rotary_embedding(rotary_layout layout, std::vector<double> frequencies, double magnitude = 1.0)
-      : layout_(layout), frequencies_(std::move(frequencies)), magnitude_(magnitude) {}
+      : layout_(layout), frequencies_(std::move(frequencies)), magnitude_(magnitude) {
+    check_numbers();
+  }
 
   [[nodiscard]] rotary_layout layout() const noexcept { return layout_; }
   [[nodiscard]] index rotated_dims() const noexcept { return 2 * pairs(); }
@@ -74,6 +79,21 @@ class rotary_embedding {
   [[nodiscard]] double magnitude() const noexcept { return magnitude_; }
 
  private:
+  /// Angles at every position are finite.
+  void check_numbers() const {
+    constexpr double most = 1e280;
+    for (std::size_t i = 0; i < frequencies_.size(); ++i) {
+      if (!(std::abs(frequencies_[i]) <= most)) {
+        fail<option_error>("rotary_embedding frequency of pair " + std::to_string(i) + " is " +
+                           std::to_string(frequencies_[i]) + ", must be finite");
+      }
+    }
+    if (!std::isfinite(magnitude_)) {
+      fail<option_error>("rotary_embedding magnitude is " + std::to_string(magnitude_) +
+                         ", must be finite");
+    }
+  }
+
   rotary_layout layout_;
   std::vector<double> frequencies_;
   double magnitude_ = 1.0;

@@ -115,6 +115,7 @@ class scaled_frequency {
     require_positive("ntk_scaling factor", s.factor);
     // For r = 2 the exponent is infinite, but the only pair has frequency 1 whatever the base.
     if (dims_ > 2.0) base_ *= std::pow(s.factor, dims_ / (dims_ - 2.0));
+    require_positive("ntk_scaling scaled base", base_);
   }
   void prepare(const yarn_scaling& s) {
     require_positive("yarn_scaling factor", s.factor);

@@ -113,13 +113,16 @@ template <class M>
   }
 }
 
-/// Positions at whose multiples the mask's rows change together; 0 where it does not say.
+/// Positions at whose multiples the mask's rows change together; 0 where it does not say, and for
+/// blocks so large that an edge is seldom met: a tile across one is merely masked.
 template <class M>
 [[nodiscard]] constexpr index query_block_of(const M& m) noexcept {
   if constexpr (requires {
                   { m.query_block() } -> std::convertible_to<index>;
                 }) {
-    return m.query_block();
+    constexpr index most = index{1} << 16;
+    const auto block = static_cast<index>(m.query_block());
+    return block > most ? index{0} : block;
   } else {
     return 0;
   }

@@ -32,7 +32,7 @@ struct causal_mask {
 
 /// Key j is visible iff p - left <= j <= p + right; an absent side is unbounded. `window{.left =
 /// 2}` with `causal()` sees three keys. Negative sides are allowed: left = -1 hides the key at p
-/// itself.
+/// itself. Sides whose sum is below 0 hide every key, as left = -1 with `causal()` does.
 struct window {
   static constexpr stage when = stage::mask;
 

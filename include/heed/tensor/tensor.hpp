@@ -12,6 +12,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "heed/core/checked.hpp"
 #include "heed/core/target.hpp"
 #include "heed/core/workspace.hpp"
 #include "heed/tensor/pages.hpp"
@@ -31,8 +32,8 @@ template <class T>
 class owned_storage {
  public:
   owned_storage() = default;
-  /// `size` zeros.
-  explicit owned_storage(index size) : array_(size + pad), size_(size) {
+  /// `size` zeros. Throws shape_error where no memory could hold them, std::bad_alloc.
+  explicit owned_storage(index size) : array_(checked(size) + pad), size_(size) {
     prefer_large_pages(data(), static_cast<std::size_t>(size) * sizeof(T));
     Eigen::Map<Eigen::Array<T, Eigen::Dynamic, 1>>(data(), size).setConstant(T(0));
   }
@@ -55,6 +56,15 @@ class owned_storage {
 
  private:
   static constexpr index pad = static_cast<index>(cache_line / sizeof(T));
+
+  static index checked(index size) {
+    constexpr index most = largest_index / static_cast<index>(sizeof(T)) - pad;
+    if (size < 0 || size > most) {
+      fail<shape_error>("a storage has " + std::to_string(size) + " elements, may have 0 to " +
+                        std::to_string(most));
+    }
+    return size;
+  }
 
   template <class P>
   static P* align(P* p) noexcept {
@@ -91,15 +101,15 @@ class tensor {
     return *this;
   }
 
-  /// Zeros.
+  /// Zeros. Throws shape_error where no memory could hold so many, std::bad_alloc.
   explicit tensor(const extents_type& extents)
     requires std::constructible_from<Storage, index>
-      : tensor(extents, Storage(view<T, Rank>(nullptr, extents).size())) {}
+      : tensor(extents, Storage(checked_size("view", extents, sizeof(T)))) {}
 
   /// Takes the storage. Throws shape_error when it holds fewer elements than the extents ask for.
   tensor(const extents_type& extents, Storage storage)
       : extents_(extents), storage_(std::move(storage)) {
-    const index need = view<T, Rank>(nullptr, extents).size();
+    const index need = checked_size("view", extents, sizeof(T));
     if (static_cast<index>(storage_.size()) < need) {
       fail<shape_error>("tensor of extents " + format_extents(extents) + " needs " +
                         std::to_string(need) + " elements, its storage has " +
@@ -113,21 +123,32 @@ class tensor {
   [[nodiscard]] index extent(int axis) const noexcept {
     return extents_[static_cast<std::size_t>(axis)];
   }
-  [[nodiscard]] index size() const noexcept { return cview().size(); }
+  [[nodiscard]] index size() const noexcept {
+    index n = 1;
+    for (const index e : extents_) n *= e;
+    return n;
+  }
   [[nodiscard]] Storage& storage() noexcept { return storage_; }
   [[nodiscard]] const Storage& storage() const noexcept { return storage_; }
 
   template <class... I>
   [[nodiscard]] decltype(auto) operator()(I... at) noexcept {
-    return tensor_traits<tensor>::to_view(*this)(at...);
+    return storage_.data()[place(at...)];
   }
   template <class... I>
   [[nodiscard]] decltype(auto) operator()(I... at) const noexcept {
-    return cview()(at...);
+    return storage_.data()[place(at...)];
   }
 
  private:
-  [[nodiscard]] view<const T, Rank> cview() const noexcept { return {storage_.data(), extents_}; }
+  template <class... I>
+    requires(sizeof...(I) == static_cast<std::size_t>(Rank))
+  [[nodiscard]] index place(I... at) const noexcept {
+    index offset = 0;
+    std::size_t axis = 0;
+    ((offset = offset * extents_[axis++] + static_cast<index>(at)), ...);
+    return offset;
+  }
 
   extents_type extents_{};
   Storage storage_{};

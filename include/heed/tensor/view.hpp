@@ -5,14 +5,18 @@
 //   rank 2: tokens x channels                          (one head)
 //   rank 3: heads x tokens x channels
 //   rank 4: batch x heads x tokens x channels
-// Strides count elements, may be negative, zero (broadcast) or in any order. Extents may be zero.
+// Strides count elements, may be negative, zero (broadcast) or in any order. Extents may be zero. A
+// view of a pointer believes it; one of a span is checked against the memory it is given.
 #pragma once
 
 #include <array>
 #include <cstddef>
+#include <cstdint>
+#include <span>
 #include <string>
 #include <type_traits>
 
+#include "heed/core/checked.hpp"
 #include "heed/core/config.hpp"
 #include "heed/core/errors.hpp"
 #include "heed/core/target.hpp"
@@ -31,15 +35,38 @@ class view {
 
   constexpr view() noexcept = default;
 
-  /// Row-major: the last axis is contiguous. Throws shape_error on a negative extent.
-  constexpr view(T* data, const extents_type& extents) : view(data, extents, packed(extents)) {}
+  /// Row-major: the last axis is contiguous. Throws shape_error on a negative extent, and where no
+  /// memory could hold so many elements.
+  constexpr view(T* data, const extents_type& extents)
+      : data_(data), extents_(extents), strides_(packed(extents)) {
+    (void)checked_size("view", extents, bytes);
+  }
 
-  /// Any strides, in elements. Throws shape_error on a negative extent.
+  /// Any strides, in elements. Throws shape_error on a negative extent, and where an index cannot
+  /// count the elements or no memory reaches from the first to the last.
   constexpr view(T* data, const extents_type& extents, const extents_type& strides)
       : data_(data), extents_(extents), strides_(strides) {
-    for (const index e : extents) {
-      if (e < 0) fail<shape_error>("view extents " + format_extents(extents) + " are negative");
+    (void)checked_size("view", extents);
+    const reach r = reach_of(extents, strides);
+    if (saturating_product(saturating_sum(r.before, r.behind), bytes) >= largest_index - bytes) {
+      fail<shape_error>("view of extents " + format_extents(extents) + " and strides " +
+                        format_extents(strides) + " reaches further than memory can");
     }
+  }
+
+  /// The same over memory of known size, which begins at element 0. Throws shape_error where an
+  /// element lies outside it.
+  template <class U, std::size_t N>
+    requires(std::is_same_v<U, T> || std::is_same_v<const U, T>)
+  constexpr view(std::span<U, N> memory, const extents_type& extents)
+      : view(memory.data(), extents) {
+    require_inside(static_cast<index>(memory.size()));
+  }
+  template <class U, std::size_t N>
+    requires(std::is_same_v<U, T> || std::is_same_v<const U, T>)
+  constexpr view(std::span<U, N> memory, const extents_type& extents, const extents_type& strides)
+      : view(memory.data(), extents, strides) {
+    require_inside(static_cast<index>(memory.size()));
   }
 
   /// A view of mutable data reads as a view of constant data.
@@ -115,12 +142,44 @@ class view {
     index step = 1;
     for (std::size_t a = static_cast<std::size_t>(Rank); a-- > 0;) {
       s[a] = step;
-      step *= extents[a];
+      step = extents[a] > 0 ? saturating_product(step, extents[a]) : 0;
     }
     return s;
   }
 
  private:
+  static constexpr index bytes = static_cast<index>(sizeof(T));
+
+  /// How far the elements lie before and behind element 0.
+  struct reach {
+    index before = 0;
+    index behind = 0;
+  };
+  [[nodiscard]] static constexpr reach reach_of(const extents_type& extents,
+                                                const extents_type& strides) noexcept {
+    reach r;
+    for (std::size_t a = 0; a < extents.size(); ++a) {
+      if (extents[a] == 0) return {};
+      // The least index has no opposite.
+      const index step = strides[a] >= 0               ? strides[a]
+                         : strides[a] < -largest_index ? largest_index
+                                                       : -strides[a];
+      index& side = strides[a] >= 0 ? r.behind : r.before;
+      side = saturating_sum(side, saturating_product(extents[a] - 1, step));
+    }
+    return r;
+  }
+  constexpr void require_inside(index elements) const {
+    if (empty()) return;
+    const reach r = reach_of(extents_, strides_);
+    if (r.before > 0 || r.behind >= elements) {
+      fail<shape_error>("view of extents " + format_extents(extents_) + " and strides " +
+                        format_extents(strides_) + " has elements from " +
+                        std::to_string(-r.before) + " to " + std::to_string(r.behind) +
+                        ", its memory has " + std::to_string(elements));
+    }
+  }
+
   template <class, int>
   friend class view;
 
@@ -134,6 +193,19 @@ template <class T, std::size_t Rank>
 [[nodiscard]] constexpr view<T, static_cast<int>(Rank)> make_view(T* data,
                                                                   const index (&extents)[Rank]) {
   return {data, std::to_array(extents)};
+}
+
+/// Memory of known size with extents, row-major; a view that reaches outside it is refused.
+template <class T, std::size_t N, std::size_t Rank>
+[[nodiscard]] constexpr view<T, static_cast<int>(Rank)> make_view(std::span<T, N> memory,
+                                                                  const index (&extents)[Rank]) {
+  return {memory, std::to_array(extents)};
+}
+template <class T, std::size_t N, std::size_t Rank>
+[[nodiscard]] constexpr view<T, static_cast<int>(Rank)> make_view(std::span<T, N> memory,
+                                                                  const index (&extents)[Rank],
+                                                                  const index (&strides)[Rank]) {
+  return {memory, std::to_array(extents), std::to_array(strides)};
 }
 
 /// A raw pointer with extents and strides, in elements.

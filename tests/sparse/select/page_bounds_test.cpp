@@ -225,14 +225,16 @@ TYPED_TEST(PageBounds, SelectTheBestPages) {
   for (const index count : {0, 1, 6, 40}) {
     for (const bool newest : {false, true}) {
       for (const auto group : {group_choice::each, group_choice::sum, group_choice::largest}) {
-        check_pages<TypeParam>({{.count = count, .group = group, .newest = newest}}, 3);
+        check_pages<TypeParam>({{.count = count, .group = group, .newest = newest, .causal = true}},
+                               3);
       }
     }
   }
-  check_pages<TypeParam>({{.causal = false}}, 1);
-  check_pages<TypeParam>({{.count = 5, .offset = 0}}, 1);
-  check_pages<TypeParam>({{.count = 5, .offset = -3}}, 2);
-  check_pages<TypeParam>({{.count = 5, .offset = 80}}, 8);  // some rows stand behind the last key
+  check_pages<TypeParam>({{}, 83, 2, 2}, 1);
+  check_pages<TypeParam>({{.count = 5, .causal = true, .offset = 0}}, 1);
+  check_pages<TypeParam>({{.count = 5, .causal = true, .offset = -3}}, 2);
+  check_pages<TypeParam>({{.count = 5, .causal = true, .offset = 80}},
+                         8);  // some rows stand behind the last key
   check_pages<TypeParam>({{.count = 5}, 700, 1, 1}, 33);
   check_pages<TypeParam>({{.count = 5}, 0, 2, 4}, 2);
   check_pages<TypeParam>({{.count = 2}, 83, 0, 4}, 2);
@@ -360,8 +362,8 @@ TEST(PageBoundsDecode, AttendsToTheChosenPagesOfACache) {
     cache.append(tokens(k, length, length + count), tokens(v, length, length + count));
     length += count;
     bounds.update(serial, cache);
-    const auto pages =
-        heed::select_pages(serial, newest, bounds, {.count = 4, .group = heed::group_choice::sum});
+    const auto pages = heed::select_pages(
+        serial, newest, bounds, {.count = 4, .group = heed::group_choice::sum, .causal = true});
     heed::tensor<float, 4> out({2, 6, count, 16});
     heed::tensor<float, 3> lse({2, 6, count});
     heed::selected_decode_into(heed::into(out, lse), newest, cache, pages, bounds.page(), {},
@@ -419,7 +421,7 @@ TEST(PageBoundsDecode, SequencesOfDifferentLengths) {
   EXPECT_EQ(bounds.pages(0), 13);
   EXPECT_EQ(bounds.pages(1), 5);
   EXPECT_EQ(bounds.pages(2), 1);
-  const auto pages = heed::select_pages(serial, q, bounds, {.count = 3});
+  const auto pages = heed::select_pages(serial, q, bounds, {.count = 3, .causal = true});
   const auto got = heed::selected_decode(serial, q, source, pages, 8, {}, heed::causal());
   // One choice for all batches: page 12 is behind the end of two of them.
   heed::tensor<index, 4> shared({1, 1, 2, 2});

@@ -137,7 +137,7 @@ TEST(RecallEnds, OneForAllAndZeroForNone) {
   heed::serial_executor serial;
   const auto q = oracle::random_tensor<float, 4>({1, 2, 50, 8}, 1);
   const auto k = oracle::random_tensor<float, 4>({1, 1, 50, 8}, 2);
-  const auto all = heed::attention_recall(serial, q, k, heed::causal());
+  const auto all = heed::attention_recall(serial, q, k, heed::causal(), {.causal = true});
   const auto none = heed::attention_recall(serial, q, k, heed::window{.left = -1, .right = -1});
   const heed::tensor<float, 4> no_rows({1, 2, 0, 8});
   const auto of_nothing = heed::attention_recall(serial, no_rows, k, heed::causal());
@@ -159,7 +159,7 @@ TEST(RecallEnds, ANaNOfOneHeadIsItsOwn) {
   const auto q = oracle::random_tensor<float, 4>({1, 2, 50, 8}, 1);
   auto k = oracle::random_tensor<float, 4>({1, 2, 50, 8}, 2);
   k(0, 1, 20, 3) = std::numeric_limits<float>::quiet_NaN();
-  const auto got = heed::attention_recall(serial, q, k, heed::causal());
+  const auto got = heed::attention_recall(serial, q, k, heed::causal(), {.causal = true});
   EXPECT_EQ(got(0, 0), 1.0);
   EXPECT_TRUE(std::isnan(got(0, 1)));
 }
@@ -211,8 +211,9 @@ TEST(RecallLayouts, QueriesAndKeysOfAnyLayout) {
   const oracle::laid_out<float> turned_q(q, {.order = {3, 1, 0, 2}, .backwards = {0, 1, 1, 0}});
   const oracle::laid_out<float> turned_k(k, {.order = {0, 3, 2, 1}, .gap = {0, 0, 2, 1}});
   const heed::window window{.left = 9};
-  const auto want = heed::attention_recall(serial, q, k, window);
-  const auto got = heed::attention_recall(serial, turned_q.cview(), turned_k.cview(), window);
+  const auto want = heed::attention_recall(serial, q, k, window, {.causal = true});
+  const auto got =
+      heed::attention_recall(serial, turned_q.cview(), turned_k.cview(), window, {.causal = true});
   for (index h = 0; h < 4; ++h) EXPECT_NEAR(got(0, h), want(0, h), tolerance(q, k, 0.25));
   const auto lists = heed::estimate_vertical_slash(serial, q, k, {.verticals = 5, .slashes = 5});
   const auto turned = heed::estimate_vertical_slash(serial, turned_q.cview(), turned_k.cview(),
@@ -228,8 +229,9 @@ TEST(RecallOfTopKeys, GrowsToOne) {
   const auto k = oracle::random_tensor<float, 4>({1, 1, 60, 16}, 2);
   double last = 0;
   for (const index count : {1, 4, 16, 60}) {
-    const auto keys = heed::top_k_keys(serial, q, k, {.count = count});
-    const double share = heed::mean_recall(heed::selection_recall(serial, q, k, keys, 1));
+    const auto keys = heed::top_k_keys(serial, q, k, {.count = count, .causal = true});
+    const double share =
+        heed::mean_recall(heed::selection_recall(serial, q, k, keys, 1, {.causal = true}));
     EXPECT_GT(share, last);
     last = share;
   }
@@ -375,7 +377,7 @@ TEST(EstimateOfPlanted, FindsThem) {
     }
   }
   // They are nearly all there is, for all rows, not for the last alone.
-  const auto share = heed::attention_recall(serial, data.q, data.k, lists.mask());
+  const auto share = heed::attention_recall(serial, data.q, data.k, lists.mask(), {.causal = true});
   EXPECT_GT(share(0, 0), 0.95);
   EXPECT_GT(share(0, 1), 0.95);
 }
@@ -412,8 +414,8 @@ TEST(EstimateLists, AreAMaskAndAPatternForEachHead) {
   });
   // Whole blocks and causal keep at least what the lists do.
   const auto of_blocks =
-      heed::attention_recall(pool, q, k, heed::blocks(pattern) && heed::causal());
-  const auto of_lists = heed::attention_recall(pool, q, k, lists.mask());
+      heed::attention_recall(pool, q, k, heed::blocks(pattern) && heed::causal(), {.causal = true});
+  const auto of_lists = heed::attention_recall(pool, q, k, lists.mask(), {.causal = true});
   for (index i = 0; i < of_lists.size(); ++i) EXPECT_GE(of_blocks.data()[i], of_lists.data()[i]);
 }
 

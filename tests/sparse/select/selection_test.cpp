@@ -312,14 +312,16 @@ TYPED_TEST(Selection, IndexerKeys) {
   constexpr index group = heed::kernel::tile_plan<heed::accumulate_t<TypeParam>>::group;
   for (const index count : {0, 6, 40}) {
     for (const index keys : {index{1}, group - 1, group, group + 1, index{101}}) {
+      check_indexer<TypeParam>({.keys = keys}, {.count = count, .causal = true});
       check_indexer<TypeParam>({.keys = keys}, {.count = count});
-      check_indexer<TypeParam>({.keys = keys}, {.count = count, .causal = false});
     }
-    check_indexer<TypeParam>({.keys = 60, .with_nans = true}, {.count = count, .offset = 30});
+    check_indexer<TypeParam>({.keys = 60, .with_nans = true},
+                             {.count = count, .causal = true, .offset = 30});
     check_indexer<TypeParam>({.heads = 4, .queries = 150, .keys = 160},
-                             {.count = count, .offset = -3});
+                             {.count = count, .causal = true, .offset = -3});
   }
-  check_indexer<TypeParam>({.queries = 100, .keys = 900}, {.count = 40, .offset = 820});
+  check_indexer<TypeParam>({.queries = 100, .keys = 900},
+                           {.count = 40, .causal = true, .offset = 820});
   for (const index heads : {0, 1, 64, 257}) {
     for (const index queries : {0, 1, 5}) {
       check_indexer<TypeParam>({.heads = heads, .queries = queries, .keys = 70},
@@ -334,7 +336,7 @@ TYPED_TEST(Selection, OfEverythingIsAttention) {
   const auto q = oracle::random_tensor<TypeParam, 4>({1, 4, 40, 16}, 1);
   const auto k = oracle::random_tensor<TypeParam, 4>({1, 2, 40, 16}, 2);
   const auto want = oracle::expected(q, k, k, {}, heed::causal());
-  const auto all = heed::top_k_keys(serial, q, k, {.count = 40});
+  const auto all = heed::top_k_keys(serial, q, k, {.count = 40, .causal = true});
   EXPECT_EQ(oracle::difference<TypeParam>(heed::selected_attention(q, k, k, all, 1), want.output,
                                           want.sizes),
             "");

@@ -209,13 +209,12 @@ void run_selected_blocks(E& exec, const Call& call, const view<const I, 4>& sele
       l.allocate(c, blocks, listed, most);
       if (!counts) lists[n] = l;
     }
-    out = c.allocate<A>(pass.heads * listed * d.value_dim);
+    out = c.allocate<A>(pass.heads * listed, d.value_dim);
     lse = c.allocate<A>(pass.heads * listed);
-    scratch = c.allocate<std::byte>(static_cast<index>(measure.used()) * workers);
+    scratch = c.allocate<std::byte>(static_cast<index>(measure.used()), workers);
     return c.used();
   };
-  workspace own;
-  workspace& memory = call.options.scratch != nullptr ? *call.options.scratch : own;
+  scratch_lease memory(call.options.scratch);
   (void)allocate(arena(memory.reserve(allocate(arena()))));
 
   const auto run_pass = [&](range of_heads, range rows) {

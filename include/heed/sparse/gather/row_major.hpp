@@ -227,10 +227,8 @@ void run_selected_rows(E& exec, const Call& call, const view<const I, 4>& select
   const index workers = worker_count(exec, tasks);
   arena measure;
   (void)allocate(measure);
-  workspace own;
-  workspace& memory = call.options.scratch != nullptr ? *call.options.scratch : own;
-  std::byte* const memory_block =
-      memory.reserve(measure.used() * static_cast<std::size_t>(workers));
+  scratch_lease memory(call.options.scratch);
+  std::byte* const memory_block = memory.reserve(measure.used(), workers);
 
   const auto task = [&](index worker, index t) noexcept {
     arena c(memory_block + static_cast<std::size_t>(worker) * measure.used());

@@ -26,13 +26,14 @@
 
 #include "heed/core/gaussian.hpp"
 #include "heed/core/target.hpp"
+#include "heed/sparse/lsh/sorted_buckets.hpp"
 #include "heed/sparse/select/top_k.hpp"
 
 namespace heed::inline HEED_TARGET {
 
 struct lsh_options {
   index rounds = 4;    ///< hashes of their own
-  index buckets = 64;  ///< a round's, even
+  index buckets = 64;  ///< a round's, even, at most most_lsh_buckets
   index factor = 1;    ///< 1, or an even divisor of `buckets` with an even quotient
   std::uint64_t seed = 0;
 };
@@ -49,9 +50,10 @@ inline void check_lsh(const lsh_options& o) {
   const auto even = [](index n) { return n > 0 && n % 2 == 0; };
   const bool factors =
       o.factor == 1 || (even(o.factor) && o.buckets % o.factor == 0 && even(o.buckets / o.factor));
-  if (o.rounds < 0 || !even(o.buckets) || !factors) {
+  if (o.rounds < 0 || !even(o.buckets) || o.buckets > most_lsh_buckets || !factors) {
     fail<option_error>("lsh has rounds " + std::to_string(o.rounds) + ", buckets " +
-                       std::to_string(o.buckets) + " (even), factor " + std::to_string(o.factor) +
+                       std::to_string(o.buckets) + " (even, at most " +
+                       std::to_string(most_lsh_buckets) + "), factor " + std::to_string(o.factor) +
                        " (1, or even with an even quotient)");
   }
 }

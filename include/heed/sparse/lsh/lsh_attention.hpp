@@ -19,7 +19,7 @@
 // 1 batch or the call's, 1 head, the KV heads or the query heads. The result is that of `attention`
 // under that mask: scale, modifiers, masks, sinks, dropout and log-sum-exp mean what they mean
 // there, `causal()` must be asked for, and a row that sees nothing is 0 with log-sum-exp -inf.
-// `lsh_buckets` (heed/sparse.hpp) makes buckets.
+// Buckets are below `most_lsh_buckets`. `lsh_buckets` (heed/sparse.hpp) makes them.
 //
 // `shared_qk`: k are the queries, normalised (`unit_keys`); a token then attends to itself only
 // where it sees nothing else:
@@ -105,7 +105,7 @@ template <class I>
       }
     }
   }
-  constexpr index largest = std::numeric_limits<listed_token>::max() - 1;
+  constexpr index largest = most_lsh_buckets - 1;
   if (most > largest) {
     fail<shape_error>(std::string(name) + " names bucket " + std::to_string(most) +
                       ", the most is " + std::to_string(largest));
@@ -202,12 +202,11 @@ void run_lsh(E& exec, const Call& call, const view<const I, 4>& query_buckets,
       if (!counts) reach[n] = r;
     }
     state = c.allocate<softmax_state<A>>(heads * e.queries);
-    out = c.allocate<A>(heads * e.queries * d.value_dim);
-    scratch = c.allocate<std::byte>(static_cast<index>(measure.used()) * workers);
+    out = c.allocate<A>(heads * e.queries, d.value_dim);
+    scratch = c.allocate<std::byte>(static_cast<index>(measure.used()), workers);
     return c.used();
   };
-  workspace own;
-  workspace& memory = call.options.scratch != nullptr ? *call.options.scratch : own;
+  scratch_lease memory(call.options.scratch);
   (void)allocate(arena(memory.reserve(allocate(arena()))));
 
   for_each_task(exec, workers, k_heads.size() * rounds, [&](index, index n) noexcept {

@@ -13,6 +13,13 @@
 #include "heed/core/target.hpp"
 #include "heed/sparse/gather/gathered_tile.hpp"
 
+namespace heed::inline HEED_TARGET {
+
+/// Every round of every head counts its buckets: more of them than this are refused.
+inline constexpr index most_lsh_buckets = index{1} << 24;
+
+}  // namespace heed::inline HEED_TARGET
+
 namespace heed::inline HEED_TARGET::detail {
 
 /// The tokens of one head and round by (bucket, position); those of a negative bucket are left out.

@@ -18,6 +18,7 @@
 #include <algorithm>
 #include <string>
 
+#include "heed/core/checked.hpp"
 #include "heed/core/target.hpp"
 #include "heed/parallel/openmp.hpp"
 #include "heed/score/masks.hpp"
@@ -58,7 +59,14 @@ struct compressed_blocks {
                          std::to_string(stride) + ", must have 1 <= stride <= length");
     }
   }
-  void check(const score_extents&) const { check(); }
+  void check(const score_extents& e) const {
+    check();
+    if (saturating_product(e.keys, stride) > largest_index - length) {
+      fail<option_error>("compressed_blocks has length " + std::to_string(length) + ", stride " +
+                         std::to_string(stride) + ": " + std::to_string(e.keys) +
+                         " blocks are more tokens than can be counted");
+    }
+  }
 };
 
 /// The mean of each whole block of x [batch, kv heads, tokens, channels]: [batch, kv heads, blocks,

@@ -111,7 +111,8 @@ inline void check_compressed_selection(const std::array<index, 4>& q, const std:
   }
   if (o.block < 1)
     fail<option_error>("block is " + std::to_string(o.block) + ", must be at least 1");
-  if (o.initial < 0 || o.local < 0 || o.count < o.initial + o.local) {
+  check_row_positions(o.offset, q[2]);
+  if (o.initial < 0 || o.local < 0 || o.count < saturating_sum(o.initial, o.local)) {
     fail<option_error>("count is " + std::to_string(o.count) + ", initial " +
                        std::to_string(o.initial) + ", local " + std::to_string(o.local) +
                        ", must have initial, local >= 0 and count >= initial + local");
@@ -122,10 +123,12 @@ inline void check_compressed_selection(const std::array<index, 4>& q, const std:
 template <class E, class TQ, class TK, class A>
 [[nodiscard]] tensor<index, 4> select_compressed(E& exec, const view<const TQ, 4>& q,
                                                  const view<const TK, 4>& k, index tokens,
-                                                 const compressed_selection_options& o,
+                                                 compressed_selection_options o,
                                                  const view<const A, 3>* lse) {
   using plan = tile_plan<A>;
   check_compressed_selection(q.extents(), k.extents(), tokens, o);
+  // A block of more tokens than there are is one of all.
+  o.block = std::min(o.block, std::max<index>(tokens, 1));
   const index n = q.extent(2);
   const index d = q.extent(3);
   const index kv_heads = k.extent(1);
@@ -133,7 +136,7 @@ template <class E, class TQ, class TK, class A>
   const index blocks = ceil_div(tokens, o.block);
   check_listed("the blocks", blocks);
   const double root = std::sqrt(static_cast<double>(std::max<index>(d, 1)));
-  const A scale = static_cast<A>(o.scale.value_or(1 / root));
+  const A scale = checked_finite<A>("scale", o.scale.value_or(1 / root));
   tensor<index, 4> chosen({q.extent(0), kv_heads, n, o.count});
   const index tiles = ceil_div(n, plan::group);
   const index tasks = q.extent(0) * kv_heads * tiles;

@@ -27,6 +27,7 @@
 #include <span>
 #include <string>
 
+#include "heed/core/checked.hpp"
 #include "heed/core/target.hpp"
 #include "heed/score/combine.hpp"
 #include "heed/score/masks.hpp"
@@ -66,7 +67,8 @@ struct dilated_window {
 
   [[nodiscard]] constexpr bool operator()(const position& p) const noexcept {
     const index distance = p.query - p.key;
-    return distance <= left * dilation && -distance <= right * dilation && distance % dilation == 0;
+    return distance <= saturating_product(left, dilation) &&
+           -distance <= saturating_product(right, dilation) && distance % dilation == 0;
   }
   [[nodiscard]] constexpr heed::coverage coverage(const tile& t) const noexcept {
     const heed::coverage c = reach().coverage(t);
@@ -84,7 +86,8 @@ struct dilated_window {
 
  private:
   [[nodiscard]] constexpr window reach() const noexcept {
-    return {.left = left * dilation, .right = right * dilation};
+    return {.left = saturating_product(left, dilation),
+            .right = saturating_product(right, dilation)};
   }
 };
 

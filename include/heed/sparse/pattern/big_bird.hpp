@@ -30,8 +30,9 @@ namespace detail {
 inline void draw_others(std::mt19937_64& draw, range all, range seen, index count,
                         std::vector<index>& row) {
   const index others = all.size() - intersect(all, seen).size();
+  count = std::min(count, others);
   const auto first = static_cast<std::ptrdiff_t>(row.size());
-  if (others <= 4 * count) {
+  if (others / 4 <= count) {
     for (index k = all.begin; k < all.end; ++k) {
       if (k < seen.begin || k >= seen.end) row.push_back(k);
     }
@@ -68,9 +69,11 @@ inline void draw_others(std::mt19937_64& draw, range all, range seen, index coun
     fail<shape_error>("big_bird has query block " + std::to_string(e.query_block) + ", key block " +
                       std::to_string(e.key_block));
   }
-  const index reach = o.window / 2;
+  check_pattern_extents(e);
+  const index reach = std::min(o.window / 2, e.query_blocks() + e.key_blocks());
   std::mt19937_64 draw(o.seed);
   std::vector<std::vector<index>> rows;
+  rows.reserve(static_cast<std::size_t>(e.rows()));
   for (index r = 0; r < e.rows(); ++r) {
     const index i = r % e.query_blocks();
     const index last = o.causal ? std::min(i + 1, e.key_blocks()) : e.key_blocks();

@@ -20,6 +20,7 @@
 #include <string>
 #include <vector>
 
+#include "heed/core/checked.hpp"
 #include "heed/core/errors.hpp"
 #include "heed/core/target.hpp"
 #include "heed/parallel/executor.hpp"
@@ -42,6 +43,23 @@ struct pattern_extents {
   [[nodiscard]] constexpr index rows() const noexcept { return batch * heads * query_blocks(); }
   friend constexpr bool operator==(const pattern_extents&, const pattern_extents&) = default;
 };
+
+/// Throws shape_error on an extent below its least, or rows of blocks that no memory could hold.
+inline const pattern_extents& check_pattern_extents(const pattern_extents& e) {
+  if (e.batch < 0 || e.heads < 0 || e.queries < 0 || e.keys < 0 || e.query_block < 1 ||
+      e.key_block < 1) {
+    const index extents[] = {e.batch, e.heads, e.queries, e.keys, e.query_block, e.key_block};
+    fail<shape_error>("pattern extents are " + format_extents(extents) +
+                      " (batch, heads, queries, keys, query block, key block)");
+  }
+  // A list a row while the pattern is built, of either side: a pattern may be transposed.
+  constexpr auto bytes = static_cast<index>(sizeof(std::vector<index>));
+  const index rows[] = {e.batch, e.heads, e.query_blocks()};
+  const index columns[] = {e.batch, e.heads, e.key_blocks()};
+  (void)checked_size("pattern rows of blocks (batch, heads, query blocks):", rows, bytes);
+  (void)checked_size("pattern columns of blocks (batch, heads, key blocks):", columns, bytes);
+  return e;
+}
 
 /// A visible block of a row.
 struct block_entry {
@@ -185,21 +203,16 @@ class block_pattern {
   block_pattern() = default;
 
   static const pattern_extents& checked(const pattern_extents& e) {
-    if (e.batch < 0 || e.heads < 0 || e.queries < 0 || e.keys < 0 || e.query_block < 1 ||
-        e.key_block < 1) {
-      const index extents[] = {e.batch, e.heads, e.queries, e.keys, e.query_block, e.key_block};
-      fail<shape_error>("pattern extents are " + format_extents(extents) +
-                        " (batch, heads, queries, keys, query block, key block)");
-    }
-    return e;
+    return check_pattern_extents(e);
   }
 
   [[nodiscard]] range queries_of(index q) const noexcept {
-    return intersect({0, extents_.queries},
-                     {q * extents_.query_block, (q + 1) * extents_.query_block});
+    const index begin = q * extents_.query_block;
+    return {begin, begin + std::min(extents_.query_block, extents_.queries - begin)};
   }
   [[nodiscard]] range keys_of(index k) const noexcept {
-    return intersect({0, extents_.keys}, {k * extents_.key_block, (k + 1) * extents_.key_block});
+    const index begin = k * extents_.key_block;
+    return {begin, begin + std::min(extents_.key_block, extents_.keys - begin)};
   }
 
   /// f(where(batch, head, query block), entry) for every visible block.

@@ -118,6 +118,7 @@ template <executor E, tensor_like Q, tensor_like K>
   const index n = q4.extent(2);
   const index heads = q4.extent(1);
   const index d = q4.extent(3);
+  detail::check_row_positions(o.offset, n);
   if (o.offset + n > k4.extent(2)) {
     fail<shape_error>("q has tokens up to position " + std::to_string(o.offset + n) + ", k has " +
                       std::to_string(k4.extent(2)));
@@ -129,8 +130,8 @@ template <executor E, tensor_like Q, tensor_like K>
   const index slashes = std::min(o.slashes, seen);
   vertical_slash_lists lists{tensor<index, 3>({q4.extent(0), heads, verticals}),
                              tensor<index, 3>({q4.extent(0), heads, slashes})};
-  const A scale = static_cast<A>(
-      o.scale ? *o.scale : 1 / std::sqrt(static_cast<double>(std::max<index>(d, 1))));
+  const A scale = checked_finite<A>(
+      "scale", o.scale ? *o.scale : 1 / std::sqrt(static_cast<double>(std::max<index>(d, 1))));
   const index group = k4.extent(1) > 0 ? heads / k4.extent(1) : 1;
   constexpr index rows = kernel::split_plan<A>::tile_rows;
   struct scratch_type {
@@ -191,11 +192,7 @@ template <executor E>
                                                   pattern_extents extents) {
   extents.batch = lists.batch();
   extents.heads = lists.heads();
-  const index sizes[] = {extents.queries, extents.keys, extents.query_block, extents.key_block};
-  if (extents.queries < 0 || extents.keys < 0 || extents.query_block < 1 || extents.key_block < 1) {
-    fail<shape_error>("pattern extents are " + format_extents(sizes) +
-                      " (queries, keys, query block, key block)");
-  }
+  check_pattern_extents(extents);
   std::vector<std::vector<index>> rows(static_cast<std::size_t>(extents.rows()));
   const index workers = std::max<index>(1, static_cast<index>(exec.concurrency()));
   for_each_task(exec, workers, extents.rows(), [&](index, index r) {

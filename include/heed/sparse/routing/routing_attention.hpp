@@ -116,13 +116,12 @@ void run_routing(E& exec, const Call& call, const view<const I, 4>& queries,
       l.allocate(c, clusters, keys.extent(3), e.keys);
       if (!counts) k_lists[n] = l;
     }
-    out = c.allocate<A>(heads * clusters * window * d.value_dim);
-    lse = c.allocate<A>(heads * clusters * window);
-    scratch = c.allocate<std::byte>(static_cast<index>(measure.used()) * workers);
+    out = c.allocate<A>(heads, clusters, window, d.value_dim);
+    lse = c.allocate<A>(heads, clusters, window);
+    scratch = c.allocate<std::byte>(static_cast<index>(measure.used()), workers);
     return c.used();
   };
-  workspace own;
-  workspace& memory = call.options.scratch != nullptr ? *call.options.scratch : own;
+  scratch_lease memory(call.options.scratch);
   (void)allocate(arena(memory.reserve(allocate(arena()))));
 
   for_each_task(exec, workers, q_heads.size() + k_heads.size(), [&](index, index n) noexcept {

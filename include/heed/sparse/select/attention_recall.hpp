@@ -34,7 +34,7 @@ namespace heed::inline HEED_TARGET {
 
 struct recall_options {
   index stride = 1;                            ///< every stride-th row, counted from the last
-  bool causal = true;                          ///< what a row may see: keys up to its own position
+  bool causal = false;                         ///< a row may see keys up to its own position alone
   index offset = 0;                            ///< position of row 0
   std::optional<double> scale = std::nullopt;  ///< 1 / sqrt(head dim) where absent
 };
@@ -50,8 +50,8 @@ template <class A, class E, class TQ, class TK, class Kept>
   const index heads = q.extent(1);
   const index d = q.extent(3);
   const index group = k.extent(1) > 0 ? heads / k.extent(1) : 1;
-  const A scale = static_cast<A>(
-      o.scale ? *o.scale : 1 / std::sqrt(static_cast<double>(std::max<index>(d, 1))));
+  const A scale = checked_finite<A>(
+      "scale", o.scale ? *o.scale : 1 / std::sqrt(static_cast<double>(std::max<index>(d, 1))));
   const index first = n > 0 ? (n - 1) % o.stride : 0;
   const index sampled = ceil_div(n - first, o.stride);
   constexpr index rows = split_plan<A>::tile_rows;
@@ -102,6 +102,7 @@ template <class A, class E, class TQ, class TK, class Kept>
 inline void check_recall(const std::array<index, 4>& q, const std::array<index, 4>& k,
                          const recall_options& o) {
   check_selection_call(q, k, {});
+  check_row_positions(o.offset, q[2]);
   if (o.stride < 1) {
     fail<option_error>("stride is " + std::to_string(o.stride) + ", must be at least 1");
   }
@@ -161,6 +162,7 @@ template <executor E, tensor_like Q, tensor_like K, tensor_like S>
                       " (batch, heads, queries, choices), q has " + format_extents(q4.extents()) +
                       " and k " + std::to_string(k4.extent(1)) + " heads");
   }
+  block = std::min(block, std::max<index>(k4.extent(2), 1));
   using A = accumulate_t<scalar_of<const Q&>>;
   return detail::recall_of<A>(exec, q4, k4, o, [&](A* weights, const tile& where) {
     const index b = s4.extent(0) == 1 ? 0 : where.batch;

@@ -51,7 +51,7 @@ class page_bounds {
       : page_(checked(e, page)),
         capacity_(e.capacity),
         groups_({e.batch, e.kv_heads, ceil_div(ceil_div(e.capacity, page), group),
-                 2 * e.head_dim * group}),
+                 e.head_dim < 0 ? e.head_dim : saturating_product(e.head_dim, 2 * group)}),
         head_dim_(e.head_dim),
         length_(static_cast<std::size_t>(e.batch), index{0}) {}
 
@@ -96,6 +96,7 @@ class page_bounds {
   [[nodiscard]] index batch() const noexcept { return groups_.extent(0); }
   [[nodiscard]] index kv_heads() const noexcept { return groups_.extent(1); }
   [[nodiscard]] index head_dim() const noexcept { return head_dim_; }
+  /// Tokens a page; all of the capacity where more were asked for.
   [[nodiscard]] index page() const noexcept { return page_; }
   [[nodiscard]] index capacity() const noexcept { return capacity_; }
   /// Tokens learned of a batch, and the pages they fill, the last one perhaps in part.
@@ -125,7 +126,7 @@ class page_bounds {
       fail<shape_error>("the bounds are for " + std::to_string(e.capacity) + " tokens");
     }
     if (page < 1) fail<option_error>("page is " + std::to_string(page) + ", must be at least 1");
-    return page;
+    return std::min(page, std::max<index>(e.capacity, 1));
   }
 
   template <class E, class Keys, class Length>

@@ -22,10 +22,10 @@ namespace heed::inline HEED_TARGET {
 enum class group_choice { each, sum, largest };
 
 struct page_options {
-  index count = 16;  ///< pages a row
+  index count = 16;  ///< pages a row; 0 chooses nothing
   group_choice group = group_choice::each;
-  bool newest = true;  ///< the newest page a row sees is chosen, whatever its bound, and first
-  bool causal = true;  ///< choose among pages that hold a key up to the row's own position
+  bool newest = true;   ///< the newest page a row sees is chosen, whatever its bound, and first
+  bool causal = false;  ///< choose among pages that hold a key up to the row's own position alone
   /// Position of row 0; where absent the queries are the newest tokens, as in `decode`.
   std::optional<index> offset = std::nullopt;
 };
@@ -96,6 +96,7 @@ template <executor E, tensor_like Q, class T, class Bound>
   detail::check_selection_call(q4.extents(),
                                {bounds.batch(), bounds.kv_heads(), 0, bounds.head_dim()},
                                {.count = o.count, .block = bounds.page()});
+  detail::check_row_positions(o.offset.value_or(0), q4.extent(2));
   kernel::check_listed("the pages", ceil_div(bounds.capacity(), bounds.page()));
   const index n = q4.extent(2);
   const index d = q4.extent(3);

@@ -12,7 +12,9 @@
 // 64-bit integers: a prompt's choices may be gigabytes, and to be given them by the system may take
 // longer than to choose. Ties go to the lower index, so that a selection is the same on every run
 // and for any number of threads. Scores accumulate in float (double for double); a NaN is never
-// preferred. Causal rows choose among keys j <= offset + i alone. Cost 2 N M D FLOPs a head for
+// preferred. As in `attention`, nothing is causal unless asked for, and row i stands at position
+// offset + i, offset being 0 where it is not given: causal rows choose among keys j <= offset + i
+// alone. mixture_of_blocks is causal by its definition. Cost 2 N M D FLOPs a head for
 // keys, 1 / block of that for blocks; beside the result a worker holds O(count) numbers for each of
 // some rows, and O(M) for few queries. Throws shape_error, option_error, std::bad_alloc.
 //
@@ -35,10 +37,10 @@
 namespace heed::inline HEED_TARGET {
 
 struct selection_options {
-  index count = 16;    ///< choices a row
-  index block = 1;     ///< keys a block, where blocks are chosen
-  bool causal = true;  ///< choose among keys up to the row's own position
-  index offset = 0;    ///< position of row 0
+  index count = 16;     ///< choices a row; 0 chooses nothing
+  index block = 1;      ///< keys a block, where blocks are chosen
+  bool causal = false;  ///< choose among keys up to the row's own position alone
+  index offset = 0;     ///< position of row 0
   choice_order order = choice_order::best_first;  ///< of a row's choices
 };
 
@@ -50,6 +52,15 @@ template <class T>
   static_assert(attention_scalar<S>,
                 "heed: a selection is made from float, double, half, bfloat16");
   return view<const S, 4>(as_rank4(as_view(t)));
+}
+
+/// Throws option_error where positions offset + row cannot be counted.
+inline void check_row_positions(index offset, index rows) {
+  constexpr index most = largest_index / 4;
+  if (offset < -most || offset > most || rows > most) {
+    fail<option_error>("offset is " + std::to_string(offset) + " for " + std::to_string(rows) +
+                       " rows, must be within " + std::to_string(most));
+  }
 }
 
 inline void check_selection_call(const std::array<index, 4>& q, const std::array<index, 4>& k,
@@ -64,6 +75,7 @@ inline void check_selection_call(const std::array<index, 4>& q, const std::array
     fail<option_error>("selection of " + std::to_string(o.count) + " blocks of " +
                        std::to_string(o.block));
   }
+  check_row_positions(o.offset, q[2]);
 }
 
 /// For the choices of all heads, or none where the options will be refused.
@@ -134,6 +146,7 @@ template <executor E, tensor_like K>
   const auto k4 = detail::selection_input(k);
   if (block < 1) fail<option_error>("block is " + std::to_string(block) + ", must be at least 1");
   using A = accumulate_t<scalar_of<const K&>>;
+  block = std::min(block, std::max<index>(k4.extent(2), 1));
   const index blocks = ceil_div(k4.extent(2), block);
   tensor<A, 4> means({k4.extent(0), k4.extent(1), blocks, k4.extent(3)});
   const index tasks = k4.extent(0) * k4.extent(1) * blocks;
@@ -161,7 +174,8 @@ template <executor E, tensor_like K>
 }
 
 /// mixture_of_blocks_into(executor, chosen, q, k, options): for `selected_attention` with the same
-/// block, and `causal()`. Always causal: a row chooses among blocks that end before its own begins.
+/// block, and `causal()`. Causal by definition, whatever `options.causal`: a row chooses among
+/// blocks that end before its own begins.
 template <executor E, tensor_like C, tensor_like Q, tensor_like K>
 void mixture_of_blocks_into(E& exec, C&& chosen, const Q& q, const K& k,
                             const selection_options& o) {
@@ -169,10 +183,12 @@ void mixture_of_blocks_into(E& exec, C&& chosen, const Q& q, const K& k,
   detail::check_selection_call(q4.extents(), detail::selection_input(k).extents(), o);
   const auto to = detail::selection_output(chosen, q4.extents(), q4.extent(1), o);
   if (o.count == 0) return;
-  const auto means = block_means(exec, k, o.block);
+  // A block of more keys than there are is one of all.
+  const index block = std::min(o.block, std::max<index>(detail::selection_input(k).extent(2), 1));
+  const auto means = block_means(exec, k, block);
   using A = accumulate_t<scalar_of<const Q&>>;
   const view<const A, 4> m = as_view(means);
-  const auto own = [&](index i) { return std::min((o.offset + i) / o.block, m.extent(2) - 1); };
+  const auto own = [&](index i) { return std::min((o.offset + i) / block, m.extent(2) - 1); };
   // Each row's own block, and the best before it.
   kernel::largest_scores(exec, q4, m, o.count - 1, o.order, own, [&](index b, index h, index i) {
     auto* const row = detail::choices_of(to, b, h, i);
