@@ -65,15 +65,8 @@ void register_fixed_width(index d, index n) {
   register_sparse(
       "window_blocks", d, n,
       [](index tokens) {
-        // Its partial blocks taken whole.
-        const heed::block_pattern window =
-            heed::block_pattern(pool_of(1), blocks_of_one_head(tokens), heed::window{511, 511});
-        std::vector<std::vector<index>> rows;
-        for (index q = 0; q < window.extents().query_blocks(); ++q) {
-          rows.emplace_back();
-          for (const auto& b : window.row(0, 0, q)) rows.back().push_back(b.key_block);
-        }
-        return std::make_shared<heed::block_pattern>(window.extents(), rows);
+        return std::make_shared<heed::block_pattern>(whole_blocks(
+            heed::block_pattern(pool_of(1), blocks_of_one_head(tokens), heed::window{511, 511})));
       },
       listed);
   register_analytic("longformer", d, n, heed::longformer(512, 128));

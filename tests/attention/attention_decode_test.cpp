@@ -181,7 +181,7 @@ TEST(Decode, ChunksFromAHalfCache) { check_chunks<float, heed::half>(); }
 TEST(Decode, ChunksFromABfloat16Cache) { check_chunks<float, heed::bfloat16>(); }
 TEST(Decode, ChunksInBfloat16) { check_chunks<heed::bfloat16, heed::bfloat16>(); }
 
-// Every form, its position set from the cache, `options.offset` unread.
+// Every form, its position set from the cache; one that is given is refused.
 TEST(Decode, EveryForm) {
   const auto k = oracle::random_tensor<float, 3>({2, 20, 8}, 1);
   const auto v = oracle::random_tensor<float, 3>({2, 20, 6}, 2);
@@ -196,7 +196,10 @@ TEST(Decode, EveryForm) {
     };
     const auto cache = full();
     heed::serial_executor exec;
-    const heed::attention_options o{.scale = 0.3, .offset = 999};
+    const heed::attention_options o{.scale = 0.3};
+    EXPECT_THROW((void)heed::decode(q, cache, {.offset = 999}), heed::option_error);
+    EXPECT_THROW((void)heed::decode(q, cache, {.offset = std::vector<index>{0}}),
+                 heed::option_error);
     EXPECT_EQ(
         oracle::difference<float>(heed::decode(q, cache, o, heed::causal()), e.output, e.sizes),
         "");

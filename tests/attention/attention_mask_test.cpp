@@ -344,8 +344,8 @@ TEST(MaskCombination, AWindowAsWideAsAnIndex) {
 
 /// What a mask says about any tile against each of its pairs.
 template <class M>
-void check_tiles(const M& mask, const heed::score_extents& e, const heed::attention_options& o) {
-  heed::check_modifier(mask, e);
+void check_tiles(const M& unbound, const heed::score_extents& e, const heed::attention_options& o) {
+  const auto& mask = heed::bind_modifier(unbound, e);
   heed::tile t;
   t.batch = *rc::gen::inRange<index>(0, e.batch);
   t.head = *rc::gen::inRange<index>(0, e.heads);
@@ -454,8 +454,7 @@ TEST(MaskTiles, TilesAwayFromTheEdgeAreKnown) {
   std::fill(q_ids.begin() + 48, q_ids.end(), 1);
   std::vector<index> k_ids(256, 0);
   std::fill(k_ids.begin() + 128, k_ids.end(), 1);
-  const heed::documents documents(q_ids, k_ids);
-  documents.check(e);
+  const heed::documents documents = heed::documents(q_ids, k_ids).bind(e);
   EXPECT_EQ(documents.coverage(square(0, 0)), coverage::full);
   EXPECT_EQ(documents.coverage(square(0, 128)), coverage::empty);
   EXPECT_EQ(documents.coverage(square(48, 0)), coverage::empty);

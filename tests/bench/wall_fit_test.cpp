@@ -129,8 +129,8 @@ TEST(WallSparse, BigBirdIsCounted) {
           const heed::big_bird_options o{
               .window = near, .global = global, .random = random, .causal = true, .seed = 5};
           const heed::block_pattern pattern = heed::big_bird({1, 1, n, n, block, block}, o);
-          const auto mask = heed::blocks(pattern) && heed::causal();
-          heed::check_modifier(mask, {1, 1, 1, n, n});
+          const auto mask =
+              heed::bind_modifier(heed::blocks(pattern) && heed::causal(), {1, 1, 1, n, n});
           EXPECT_EQ(wall::big_bird_blocks(n, block, o), pattern.visible_blocks());
           EXPECT_EQ(wall::big_bird_pairs(n, block, o), count_pairs(n, mask))
               << n << ", " << near << ", " << global << ", " << random;

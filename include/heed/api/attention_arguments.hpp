@@ -252,11 +252,24 @@ template <class Target, class Q, class Source, class... M>
   require_apart("log-sum-exp", lse, "out", out4);
   o.offset.check(extents.batch);
   using Program = score_program<A, M...>;
-  exact_call<TQ, typename Out::scalar, Source, Program> call{
-      q4, source,           out4,    lse, checked_finite<A>("scale", scale_of(o, q4.extent(3))),
-      o,  Program(mods...), extents, {}};
-  call.program.check(extents);
-  return call;
+  return exact_call<TQ, typename Out::scalar, Source, Program>{
+      q4,
+      source,
+      out4,
+      lse,
+      checked_finite<A>("scale", scale_of(o, q4.extent(3))),
+      o,
+      Program(extents, mods...),
+      extents,
+      {}};
+}
+
+/// For kernels that see a row in parts: its probabilities are not known until the last.
+template <class Call>
+constexpr void require_rows_in_parts() noexcept {
+  static_assert(!Call::program_type::template has<stage::probability>,
+                "heed: a probability modifier acts on whole rows; attention, decode, ragged and "
+                "naive attention offer it, this method does not");
 }
 
 /// Throws shape_error where a result would be written over keys or values that are still read.

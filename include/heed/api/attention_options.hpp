@@ -3,6 +3,7 @@
 #pragma once
 
 #include <concepts>
+#include <iterator>
 #include <optional>
 #include <span>
 
@@ -24,9 +25,34 @@ class offsets {
     requires std::convertible_to<const R&, std::span<const index>>
   constexpr offsets(const R& per_batch) noexcept  // NOLINT(google-explicit-constructor)
       : per_batch_(per_batch), given_(true) {}
+  template <class R>
+    requires(!std::convertible_to<const R&, std::span<const index>> &&
+             requires(const R& r) { std::begin(r); })
+  constexpr offsets(const R&) {  // NOLINT(google-explicit-constructor)
+    static_assert(std::convertible_to<const R&, std::span<const index>>,
+                  "heed: offsets are one number, or contiguous numbers of heed::index "
+                  "(std::ptrdiff_t), one a batch, in a container that outlives the call");
+  }
+
+  /// Queries that are the last `queries` tokens of each batch entry of a source, which must outlive
+  /// the call: length(batch) - queries.
+  template <class Source>
+  [[nodiscard]] static constexpr offsets of_newest(const Source& source, index queries) noexcept {
+    offsets o(-queries);
+    o.source_ = &source;
+    o.length_ = [](const void* s, index batch) noexcept {
+      return static_cast<index>(static_cast<const Source*>(s)->length(batch));
+    };
+    return o;
+  }
 
   [[nodiscard]] constexpr index operator[](index batch) const noexcept {
+    if (length_ != nullptr) return length_(source_, batch) + all_;
     return given_ ? per_batch_[static_cast<std::size_t>(batch)] : all_;
+  }
+  /// Whether row 0 stands at key 0 because nothing else was said.
+  [[nodiscard]] constexpr bool is_default() const noexcept {
+    return length_ == nullptr && !given_ && all_ == 0;
   }
   /// Throws unless there is one number, or one per batch.
   void check(index batch) const {
@@ -40,6 +66,8 @@ class offsets {
   index all_ = 0;
   std::span<const index> per_batch_;
   bool given_ = false;
+  const void* source_ = nullptr;
+  index (*length_)(const void*, index) noexcept = nullptr;
 };
 
 /// Row 0 at key 0, the default.

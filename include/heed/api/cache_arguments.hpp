@@ -12,11 +12,11 @@
 #include <string>
 #include <type_traits>
 #include <utility>
-#include <vector>
 
 #include "heed/api/attention_arguments.hpp"
 #include "heed/core/target.hpp"
 #include "heed/kernel/kv_source.hpp"
+#include "heed/parallel/executor.hpp"
 
 namespace heed::inline HEED_TARGET::api {
 
@@ -59,6 +59,51 @@ class kv_source_reference {
 
 template <class T>
 concept a_cache = key_value_source<std::remove_cvref_t<T>>;
+
+/// A class that is meant as a cache but does not model key_value_source.
+template <class T>
+concept no_cache =
+    !a_cache<T> && !tensor_like<const std::remove_cvref_t<T>&> && !executor<std::remove_cvref_t<T>>;
+
+/// Compile errors that name the member it lacks.
+template <class C>
+constexpr void explain_source() {
+  static_assert(
+      requires {
+        typename C::key_scalar;
+        typename C::value_scalar;
+      }, "heed: the cache has no types key_scalar and value_scalar");
+  static_assert(
+      requires(const C& c) {
+        { c.batch() } -> std::convertible_to<index>;
+      }, "heed: the cache has no batch() const -> index");
+  static_assert(
+      requires(const C& c) {
+        { c.kv_heads() } -> std::convertible_to<index>;
+      }, "heed: the cache has no kv_heads() const -> index");
+  static_assert(
+      requires(const C& c) {
+        { c.head_dim() } -> std::convertible_to<index>;
+        { c.value_dim() } -> std::convertible_to<index>;
+      }, "heed: the cache has no head_dim() and value_dim() const -> index");
+  static_assert(
+      requires(const C& c) {
+        { c.length(index{}) } -> std::convertible_to<index>;
+      }, "heed: the cache has no length(batch) const -> index");
+  static_assert(
+      requires(const C& c) {
+        c.keys(index{}, index{}, index{});
+        c.values(index{}, index{}, index{});
+      }, "heed: the cache has no keys(batch, kv_head, token) and values(...) const");
+  static_assert(
+      requires(const C& c) {
+        { c.key_channel_stride() } -> std::convertible_to<index>;
+        { c.value_channel_stride() } -> std::convertible_to<index>;
+      }, "heed: the cache has no key_channel_stride() and value_channel_stride() const");
+  static_assert(key_value_source<C>,
+                "heed: the cache is no key_value_source: keys and values return "
+                "heed::row_run<key_scalar> and heed::row_run<value_scalar>");
+}
 
 /// Takes back the tokens that were appended last, unless told to keep them: as many of every
 /// sequence, or starts[s + 1] - starts[s] of sequence s.
@@ -115,29 +160,36 @@ void check_decode_heads(const Q4& q4, const Cache& cache) {
   }
 }
 
+/// Positions come from the cache: one that is given would be ignored.
+inline void check_decode_offset(const attention_options& options) {
+  if (!options.offset.is_default()) {
+    fail<option_error>(
+        "options.offset is given; the queries of a decode are the cache's last tokens, their "
+        "positions are set by it");
+  }
+}
+
 template <class Target, class Q, class Cache, class... M>
 [[nodiscard]] auto open_decode(Target&& target, const Q& q, const Cache& cache,
-                               const attention_options& options, std::vector<index>& offset,
-                               const M&... modifiers) {
+                               const attention_options& options, const M&... modifiers) {
   check_decode<Q, Cache>();
   const auto q4 = input4(q);
   const index batch = static_cast<index>(cache.batch());
   require_equal("q", "batch", q4.extent(0), "the cache", batch);
   check_decode_heads(q4, cache);
+  check_decode_offset(options);
   const auto kv_heads = static_cast<index>(cache.kv_heads());
   index longest = 0;
-  offset.resize(static_cast<std::size_t>(batch));
   for (index b = 0; b < batch; ++b) {
     const auto length = static_cast<index>(cache.length(b));
     if (length < q4.extent(2)) {
       fail<shape_error>("q has " + std::to_string(q4.extent(2)) + " tokens, the cache holds " +
                         std::to_string(length));
     }
-    offset[static_cast<std::size_t>(b)] = length - q4.extent(2);
     longest = std::max(longest, length);
   }
   attention_options o = options;
-  o.offset = offsets(offset);
+  o.offset = offsets::of_newest(cache, q4.extent(2));
   return open_source_call(std::forward<Target>(target), q, kv_source_reference<Cache>(cache),
                           {batch, q4.extent(1), kv_heads, q4.extent(2), longest}, o, modifiers...);
 }

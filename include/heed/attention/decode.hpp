@@ -7,14 +7,13 @@
 // | k, v     | [batch, kv heads, N, head dim / value dim]        |
 //
 // The N queries are the last N tokens of the cache: row i stands at position length - N + i. The
-// position is set here; `options.offset` is not read. No mask is implied: for N > 1 pass
+// position is set here; an `options.offset` is refused. No mask is implied: for N > 1 pass
 // `causal()`. Few queries split along the keys, each row of the cache read once for all heads that
 // share it; many run tiled. All else is as in `attention`. Throws shape_error, option_error,
 // capacity_error, std::bad_alloc; the cache then is as before.
 #pragma once
 
 #include <utility>
-#include <vector>
 
 #include "heed/api/cache_arguments.hpp"
 #include "heed/attention/exact.hpp"
@@ -27,9 +26,8 @@ namespace heed::inline HEED_TARGET {
 template <api::an_executor E, class Out, class Q, api::a_cache Cache, class... M>
 void decode_into(E&& exec, Out&& out, const Q& q, const Cache& cache,
                  const attention_options& options = {}, const M&... modifiers) {
-  std::vector<index> offset;
   detail::exact_kernel::run(
-      exec, api::open_decode(std::forward<Out>(out), q, cache, options, offset, modifiers...));
+      exec, api::open_decode(std::forward<Out>(out), q, cache, options, modifiers...));
 }
 
 /// Appends k and v, then attends q to the cache.
@@ -97,6 +95,28 @@ template <class Q, class K, class V, api::a_cache Cache, class... M>
                           const attention_options& options = {}, const M&... modifiers) {
   default_executor exec;
   return decode(exec, q, k, v, cache, options, modifiers...);
+}
+
+/// What is no cache is told what it lacks.
+template <class Q, api::no_cache Cache, class... M>
+  requires tensor_like<const Q&>
+void decode(const Q&, const Cache&, const M&...) {
+  api::explain_source<Cache>();
+}
+template <api::an_executor E, class Q, api::no_cache Cache, class... M>
+  requires tensor_like<const Q&>
+void decode(E&&, const Q&, const Cache&, const M&...) {
+  api::explain_source<Cache>();
+}
+template <class Out, class Q, api::no_cache Cache, class... M>
+  requires(!api::an_executor<Out> && tensor_like<const Q&>)
+void decode_into(Out&&, const Q&, const Cache&, const M&...) {
+  api::explain_source<Cache>();
+}
+template <api::an_executor E, class Out, class Q, api::no_cache Cache, class... M>
+  requires tensor_like<const Q&>
+void decode_into(E&&, Out&&, const Q&, const Cache&, const M&...) {
+  api::explain_source<Cache>();
 }
 
 }  // namespace heed::inline HEED_TARGET

@@ -14,7 +14,8 @@
 // Accumulates in the accumulator type; for q, k and v in [-1, 1] the result is within 3e-7 of exact
 // arithmetic in float, 1e-14 in double (measured: 2e-7; for normal numbers, whose scores reach 5,
 // 8e-7, where the textbook in float errs 5e-7; root mean square 5e-8). Key blocks that the masks
-// make empty are skipped, full ones run no mask code. Few queries are split along the keys instead.
+// make empty are skipped, full ones run no mask code. Few queries are split along the keys instead;
+// with `probability(f)` rows run one by one (probabilities.hpp).
 // The same bits for any number of threads and any batch size. A masked pair contributes nothing
 // whatever k and v hold; an unmasked NaN propagates; a row without a visible key gives 0 and
 // log-sum-exp -inf. A score of -inf weighs nothing, as if masked. Cost per head: 4 N M D FLOPs over
@@ -26,6 +27,7 @@
 
 #include <algorithm>
 
+#include "heed/attention/probabilities.hpp"
 #include "heed/attention/split_kv.hpp"
 #include "heed/attention/tiled.hpp"
 #include "heed/core/target.hpp"
@@ -40,20 +42,26 @@ struct exact_kernel {
   template <class E, class Call>
   static void run(E& exec, const Call& call) {
     constexpr index few = split_plan<typename Call::A>::most_queries;
-    if (call.extents.queries <= few) {
+    if constexpr (Call::program_type::template has<stage::probability>) {
+      probability_kernel::run(exec, call);
+    } else if (call.extents.queries <= few) {
       split_kernel::run(exec, call);
     } else if (call.starts.empty()) {
       tiled_kernel::run(exec, call);
     } else {
-      Call part = call;
-      part.served.begin = few + 1;
-      tiled_kernel::run(exec, part);
-      part.served = {0, few + 1};
-      part.extents.queries = 0;
-      for (index b = 0; b < part.extents.batch; ++b) {
-        part.extents.queries = std::max(part.extents.queries, part.queries(b));
-      }
-      split_kernel::run(exec, part);
+      Call many = call;
+      many.served.begin = few + 1;
+      Call others = call;
+      others.served = {0, few + 1};
+      // All memory for both is there before either writes.
+      workspace own;
+      workspace& memory = call.options.scratch != nullptr ? *call.options.scratch : own;
+      (void)memory.reserve(std::max(tiled_kernel::scratch_bytes(exec, many),
+                                    split_kernel::scratch_bytes(exec, others)));
+      many.options.scratch = &memory;
+      others.options.scratch = &memory;
+      tiled_kernel::run(exec, many);
+      split_kernel::run(exec, others);
     }
   }
 };

@@ -95,12 +95,12 @@ void naive_head(const Call& call, index b, index h, A* scores, double* sums,
       double weight = 0;
       if (s[j] != masked) {
         weight = exponential(s[j]) / sum * static_cast<double>(call.program.dropout_factor(p));
-      }
-      if constexpr (Call::program_type::template has<stage::probability>) {
-        weight = static_cast<double>(call.program.changed_probability(static_cast<A>(weight), p));
+        if constexpr (Call::program_type::template has<stage::probability>) {
+          weight = static_cast<double>(call.program.changed_probability(static_cast<A>(weight), p));
+        }
       }
       if (stages != nullptr) stages->probabilities(b, h, i, j) = static_cast<A>(weight);
-      if (s[j] == masked && weight == 0) continue;
+      if (s[j] == masked) continue;
       const auto* v = call.source.values(b, kv, j).data;
       for (index c = 0; c < call.out.extent(3); ++c) {
         sums[c] += weight * static_cast<double>(v[c * vc]);

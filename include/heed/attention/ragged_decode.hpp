@@ -20,13 +20,27 @@
 #include <span>
 #include <string>
 #include <utility>
-#include <vector>
 
 #include "heed/api/cache_arguments.hpp"
 #include "heed/attention/varlen.hpp"
 #include "heed/core/target.hpp"
 
 namespace heed::inline HEED_TARGET {
+
+namespace detail {
+
+/// How many tokens of each sequence come before its new ones.
+template <class Cache>
+struct tokens_before {
+  const Cache* cache;
+  std::span<const index> starts;
+  [[nodiscard]] index length(index b) const noexcept {
+    const auto s = static_cast<std::size_t>(b);
+    return cache->length(b) - (starts[s + 1] - starts[s]);
+  }
+};
+
+}  // namespace detail
 
 /// ragged_decode_into(executor, out | into(out, lse), q, cache, starts, options = {}, modifiers...)
 template <api::an_executor E, class Out, class Q, api::a_cache Cache, class... M>
@@ -42,8 +56,8 @@ void ragged_decode_into(E&& exec, Out&& out, const Q& q, const Cache& cache,
   detail::check_starts("starts", starts, "q", q4.extent(2));
   require_equal("starts", "entries", static_cast<index>(starts.size()), "the cache's batch + 1",
                 batch + 1);
+  api::check_decode_offset(options);
   index longest = 0;
-  std::vector<index> offset(static_cast<std::size_t>(batch));
   for (index b = 0; b < batch; ++b) {
     const auto s = static_cast<std::size_t>(b);
     const index count = starts[s + 1] - starts[s];
@@ -52,11 +66,11 @@ void ragged_decode_into(E&& exec, Out&& out, const Q& q, const Cache& cache,
       fail<shape_error>("q has " + std::to_string(count) + " tokens of sequence " +
                         std::to_string(b) + ", the cache holds " + std::to_string(length));
     }
-    offset[s] = length - count;
     if (count > 0) longest = std::max(longest, length);
   }
   attention_options o = options;
-  o.offset = offsets(offset);
+  const detail::tokens_before<Cache> before{&cache, starts};
+  o.offset = offsets::of_newest(before, 0);
   auto call = api::open_source_call(
       std::forward<Out>(out), q, api::kv_source_reference<Cache>(cache),
       {batch, q4.extent(1), cache.kv_heads(), detail::longest(starts), longest}, o, modifiers...);

@@ -4,7 +4,8 @@
 // few queries to fill the lanes.
 //
 // Cost: the bytes of k and v, once; 4 N M D FLOPs a head. Scratch: the queries, and a partial
-// result of value dim numbers per row and split of `split_plan::split` keys.
+// result of value dim numbers per row and split of `split_plan::split` keys: with batch entries of
+// several lengths each has splits for its own, and work and scratch follow their sum.
 #pragma once
 
 #include "heed/api/attention_overloads.hpp"
@@ -42,71 +43,151 @@ void finish_row(const Call& call, const shared_rows& rows, index r, softmax_stat
   if (A* lse = call.lse_rows(where.batch, where.head, row)) *lse = state.log_sum_exp();
 }
 
+/// Where the work of a batch entry begins: its tasks, packed query rows and partial results, all KV
+/// heads one after another.
+struct batch_work {
+  index tasks = 0;
+  index queries = 0;
+  index partials = 0;
+};
+
+/// Query rows that share a KV head of batch entry b, and the splits of its keys; no splits where it
+/// has no queries.
+struct share_size {
+  index rows = 0;
+  index splits = 0;
+
+  template <class Call>
+  share_size(const Call& call, index b) noexcept
+      : rows(call.group() * call.queries(b)),
+        splits(rows == 0 ? 0
+                         : std::max<index>(1, ceil_div(call.source.length(b),
+                                                       split_plan<typename Call::A>::split))) {}
+};
+
+/// How a call's scratch is laid out. Made without memory it counts; `place` then has it all.
+template <class A>
+struct split_layout {
+  head_dims d;
+  index most_rows = 0;  // of a share
+  index workers = 1;
+  batch_work all;
+  std::size_t each = 0;  // of a worker
+
+  batch_work* begin = nullptr;  // [batch]
+  A* q = nullptr;
+  A* out = nullptr;
+  softmax_state<A>* state = nullptr;
+  std::byte* worker = nullptr;
+
+  template <class E, class Call>
+  split_layout(const E& exec, const Call& call) noexcept : d{call.q.extent(3), call.out.extent(3)} {
+    for (index b = 0; b < call.extents.batch; ++b) all = after(call, b, all);
+    workers = worker_count(exec, all.tasks);
+    arena measure;
+    split_scratch<A>().allocate(measure, most_rows, d);
+    each = measure.used();
+  }
+  /// What comes behind batch entry b, whose own begins at `at`.
+  template <class Call>
+  batch_work after(const Call& call, index b, batch_work at) noexcept {
+    const share_size s(call, b);
+    const index heads = s.splits == 0 ? 0 : call.extents.kv_heads;
+    most_rows = std::max(most_rows, s.rows);
+    return {at.tasks + heads * s.splits, at.queries + heads * split_plan<A>::padded(s.rows),
+            at.partials + heads * s.splits * s.rows};
+  }
+  /// Bytes of all.
+  std::size_t allocate(arena c, index batch) noexcept {
+    begin = c.allocate<batch_work>(batch);
+    q = c.allocate<A>(all.queries * d.head_dim);
+    out = c.allocate<A>(all.partials * d.value_dim);
+    state = c.allocate<softmax_state<A>>(all.partials);
+    worker = c.allocate<std::byte>(static_cast<index>(each) * workers);
+    return c.used();
+  }
+  template <class Call>
+  void place(const Call& call, std::byte* block) noexcept {
+    (void)allocate(arena(block), call.extents.batch);
+    batch_work at;
+    for (index b = 0; b < call.extents.batch; ++b) {
+      begin[b] = at;
+      at = after(call, b, at);
+    }
+  }
+  /// The batch entry that task t belongs to: the last that begins at t or before.
+  [[nodiscard]] index batch_of(index t, index batch) const noexcept {
+    return std::upper_bound(begin, begin + batch, t,
+                            [](index task, const batch_work& w) { return task < w.tasks; }) -
+           begin - 1;
+  }
+};
+
 struct split_kernel {
+  /// Bytes of scratch that `run` takes.
+  template <class E, class Call>
+  [[nodiscard]] static std::size_t scratch_bytes(const E& exec, const Call& call) noexcept {
+    split_layout<typename Call::A> layout(exec, call);
+    return layout.all.tasks == 0 ? 0 : layout.allocate(arena(), call.extents.batch);
+  }
+
   template <class E, class Call>
   static void run(E& exec, const Call& call) {
+    require_rows_in_parts<Call>();
     using A = typename Call::A;
     using plan = split_plan<A>;
     const score_extents e = call.extents;
-    const head_dims d{call.q.extent(3), call.out.extent(3)};
-    if (e.batch * e.heads * e.queries == 0) return;
-    const index rows = call.group() * e.queries;
-    const index splits = std::max<index>(1, ceil_div(e.keys, plan::split));
-    const index shares = e.batch * e.kv_heads;
-    const index tasks = shares * splits;
-    const index workers = worker_count(exec, tasks);
-
-    arena measure;
-    split_scratch<A>().allocate(measure, rows, d);
-    const std::size_t each = measure.used();
-    const index q_rows = split_plan<A>::padded(rows);
-    const auto allocate = [&](arena c, A*& q, A*& out, softmax_state<A>*& state, std::byte*& own) {
-      q = c.allocate<A>(shares * q_rows * d.head_dim);
-      out = c.allocate<A>(tasks * rows * d.value_dim);
-      state = c.allocate<softmax_state<A>>(tasks * rows);
-      own = c.allocate<std::byte>(static_cast<index>(each) * workers);
-      return c.used();
-    };
-    A* q = nullptr;
-    A* out = nullptr;
-    softmax_state<A>* state = nullptr;
-    std::byte* scratch_block = nullptr;
+    split_layout<A> layout(exec, call);
+    if (layout.all.tasks == 0) return;
+    const head_dims d = layout.d;
     workspace own;
     workspace& memory = call.options.scratch != nullptr ? *call.options.scratch : own;
-    std::byte* const block = memory.reserve(allocate(arena(), q, out, state, scratch_block));
-    (void)allocate(arena(block), q, out, state, scratch_block);
+    layout.place(call, memory.reserve(layout.allocate(arena(), e.batch)));
 
-    const auto share = [&](index s) {
-      const index b = s / e.kv_heads;
-      const index h = s % e.kv_heads;
+    const auto share = [&](index b, index h) {
       return shared_rows{
           b, h, h * call.group(), call.group(), 0, call.queries(b), call.options.offset[b]};
     };
-    for (index s = 0; s < shares; ++s) pack_queries(call, share(s), q + s * q_rows * d.head_dim);
+    const auto queries = [&](index b, index h) {
+      const index rows = plan::padded(share_size(call, b).rows);
+      return layout.q + (layout.begin[b].queries + h * rows) * d.head_dim;
+    };
+    for (index b = 0; b < e.batch; ++b) {
+      if (call.queries(b) == 0) continue;
+      for (index h = 0; h < e.kv_heads; ++h) pack_queries(call, share(b, h), queries(b, h));
+    }
 
     const auto task = [&](index worker, index t) noexcept {
       split_scratch<A> scratch;
-      arena c(scratch_block + static_cast<std::size_t>(worker) * each);
-      scratch.allocate(c, rows, d);
-      const index s = t / splits;
-      const index first = t % splits * plan::split;
-      const index end = std::min(first + plan::split, call.source.length(s / e.kv_heads));
+      arena c(layout.worker + static_cast<std::size_t>(worker) * layout.each);
+      scratch.allocate(c, layout.most_rows, d);
+      const index b = layout.batch_of(t, e.batch);
+      const share_size size(call, b);
+      const index at = t - layout.begin[b].tasks;
+      const index h = at / size.splits;
+      const index first = at % size.splits * plan::split;
+      const index end = std::min(first + plan::split, call.source.length(b));
       const range keys{first, std::max(first, end)};
-      split_task(call.program, call.source, share(s), d, q + s * q_rows * d.head_dim, d.head_dim,
-                 keys, scratch,
-                 split_partial<A>{state + t * rows, out + t * rows * d.value_dim, d.value_dim});
+      const index part = layout.begin[b].partials + at * size.rows;
+      split_task(
+          call.program, call.source, share(b, h), d, queries(b, h), d.head_dim, keys, scratch,
+          split_partial<A>{layout.state + part, layout.out + part * d.value_dim, d.value_dim});
     };
     // Splits next to each other stay with one worker, whose memory stream then runs on.
-    const index grain = std::clamp<index>(tasks / (workers * 64), 1, 4);
-    for_each_task(exec, workers, tasks, task, grain);
+    const index grain = std::clamp<index>(layout.all.tasks / (layout.workers * 64), 1, 4);
+    for_each_task(exec, layout.workers, layout.all.tasks, task, grain);
 
-    for_each_task(exec, workers, shares, [&](index, index s) noexcept {
-      softmax_state<A>* const states = state + s * splits * rows;
-      A* const outs = out + s * splits * rows * d.value_dim;
-      const shared_rows shared = share(s);
-      merge_splits(states, outs, shared.size(), rows, splits, d.value_dim);
-      for (index r = 0; r < shared.size(); ++r) {
-        finish_row(call, shared, r, states[r], outs + r * d.value_dim);
+    for_each_task(exec, layout.workers, e.batch * e.kv_heads, [&](index, index s) noexcept {
+      const index b = s / e.kv_heads;
+      const index h = s % e.kv_heads;
+      const share_size size(call, b);
+      if (size.splits == 0) return;
+      const index part = layout.begin[b].partials + h * size.splits * size.rows;
+      softmax_state<A>* const states = layout.state + part;
+      A* const outs = layout.out + part * d.value_dim;
+      merge_splits(states, outs, size.rows, size.rows, size.splits, d.value_dim);
+      for (index r = 0; r < size.rows; ++r) {
+        finish_row(call, share(b, h), r, states[r], outs + r * d.value_dim);
       }
     });
   }

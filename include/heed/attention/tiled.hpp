@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: MIT
-// The tiled kernel over a call: tasks of a few groups of queries, batch by batch, head by head.
+// The tiled kernel over a call: tasks of a few groups of queries, batch by batch, head by head; of
+// packed sequences as many as each has rows for.
 #pragma once
+
+#include <algorithm>
 
 #include "heed/api/attention_overloads.hpp"
 #include "heed/core/target.hpp"
 #include "heed/kernel/tiled/task.hpp"
-#include "heed/parallel/scratch_tasks.hpp"
 
 namespace heed::inline HEED_TARGET::detail {
 
@@ -40,31 +42,90 @@ class row_cut {
 };
 
 struct tiled_kernel {
-  template <class E, class Call>
-  static void run(E& exec, const Call& call) {
-    using A = typename Call::A;
-    using plan = tile_plan<A>;
-    const score_extents e = call.extents;
-    const head_dims d{call.q.extent(3), call.out.extent(3)};
+  template <class Call>
+  [[nodiscard]] static row_cut cut_of(const Call& call) noexcept {
+    using plan = tile_plan<typename Call::A>;
     // Blocks narrower than a packet would waste more than they let skip.
     const index together = call.program.query_block();
-    const row_cut cut(plan::group * plan::groups_per_task, together < plan::lanes ? 0 : together);
-    const index blocks = cut.tasks(e.queries);
-    const index tasks = e.batch * e.heads * blocks;
+    return row_cut(plan::group * plan::groups_per_task, together < plan::lanes ? 0 : together);
+  }
+  template <class Call>
+  [[nodiscard]] static index tasks_of(const Call& call, const row_cut& cut) noexcept {
+    if (call.starts.empty()) {
+      return call.extents.batch * call.extents.heads * cut.tasks(call.extents.queries);
+    }
+    index tasks = 0;
+    for (index b = 0; b < call.extents.batch; ++b) tasks += cut.tasks(call.queries(b));
+    return tasks * call.extents.heads;
+  }
+  /// Bytes of a worker's scratch.
+  template <class Call>
+  [[nodiscard]] static std::size_t worker_bytes(const Call& call) noexcept {
+    arena measure;
+    exact_scratch<typename Call::A>().allocate(measure, {call.q.extent(3), call.out.extent(3)});
+    return measure.used();
+  }
+  /// Of packed sequences where each one's tasks begin, then the workers' scratch.
+  template <class Call>
+  static std::size_t allocate(const Call& call, index workers, arena c, index*& begin,
+                              std::byte*& scratch) noexcept {
+    begin = c.allocate<index>(call.starts.empty() ? 0 : call.extents.batch);
+    scratch = c.allocate<std::byte>(static_cast<index>(worker_bytes(call)) * workers);
+    return c.used();
+  }
+  /// Bytes of scratch that `run` takes.
+  template <class E, class Call>
+  [[nodiscard]] static std::size_t scratch_bytes(const E& exec, const Call& call) noexcept {
+    index* begin = nullptr;
+    std::byte* scratch = nullptr;
+    return allocate(call, worker_count(exec, tasks_of(call, cut_of(call))), arena(), begin,
+                    scratch);
+  }
+
+  template <class E, class Call>
+  static void run(E& exec, const Call& call) {
+    require_rows_in_parts<Call>();
+    using A = typename Call::A;
+    const score_extents e = call.extents;
+    const head_dims d{call.q.extent(3), call.out.extent(3)};
+    const row_cut cut = cut_of(call);
+    const index tasks = tasks_of(call, cut);
     if (tasks == 0) return;
+    const index workers = worker_count(exec, tasks);
 
     workspace own;
     workspace& memory = call.options.scratch != nullptr ? *call.options.scratch : own;
-    const auto allocate = [&](arena& c) noexcept {
+    index* begin = nullptr;
+    std::byte* block = nullptr;
+    std::byte* const all = memory.reserve(allocate(call, workers, arena(), begin, block));
+    (void)allocate(call, workers, arena(all), begin, block);
+    if (!call.starts.empty()) {
+      index at = 0;
+      for (index b = 0; b < e.batch; ++b) {
+        begin[b] = at;
+        at += e.heads * cut.tasks(call.queries(b));
+      }
+    }
+    const std::size_t each = worker_bytes(call);
+    for_each_task(exec, workers, tasks, [&](index worker, index t) noexcept {
       exact_scratch<A> scratch;
+      arena c(block + static_cast<std::size_t>(worker) * each);
       scratch.allocate(c, d);
-      return scratch;
-    };
-    for_each_with_scratch(exec, tasks, memory, allocate, [&](auto& scratch, index t) noexcept {
-      const index b = t / (e.heads * blocks);
-      const index h = t / blocks % e.heads;
+      index b = 0;
+      index at = t;
+      index blocks = 0;
+      if (call.starts.empty()) {
+        blocks = cut.tasks(e.queries);
+        b = t / (e.heads * blocks);
+        at = t % (e.heads * blocks);
+      } else {
+        b = std::upper_bound(begin, begin + e.batch, t) - begin - 1;
+        blocks = cut.tasks(call.queries(b));
+        at = t - begin[b];
+      }
+      const index h = at / blocks;
       const index offset = call.options.offset[b];
-      const range rows = cut.rows(t % blocks, offset, call.queries(b));
+      const range rows = cut.rows(at % blocks, offset, call.queries(b));
       if (rows.empty()) return;
       const index first = rows.begin;
       const tile where{b,

@@ -10,6 +10,8 @@ namespace heed::inline HEED_TARGET {
 
 /// Every extent, stride and position. Signed: offsets and strides may be negative.
 using index = std::ptrdiff_t;
+/// The same, for `using heed::index_t` where the C library's function `index` is in the way.
+using index_t = index;
 
 /// Where one score stands, for score modifiers and masks.
 ///

@@ -23,8 +23,39 @@ concept heed_mask = mask_function<M> && requires { requires M::when == stage::ma
 template <class A, class B>
 concept mask_pair = (heed_mask<A> && mask_function<B>) || (mask_function<A> && heed_mask<B>);
 
+/// A mask as a part of a bound one: itself where small, else where it is.
+template <class M>
+struct mask_reference {
+  static constexpr stage when = stage::mask;
+  const M* mask;
+  [[nodiscard]] constexpr bool operator()(const position& p) const noexcept { return (*mask)(p); }
+  [[nodiscard]] constexpr heed::coverage coverage(const tile& t) const noexcept {
+    return coverage_of(*mask, t);
+  }
+  [[nodiscard]] constexpr range visible_keys(const tile& t) const noexcept {
+    return visible_keys_of(*mask, t);
+  }
+  [[nodiscard]] constexpr index query_block() const noexcept { return query_block_of(*mask); }
+};
+
+/// bind_modifier for a mask that another one holds.
+template <class M>
+[[nodiscard]] auto bind_part(const M& m, const score_extents& e) {
+  if constexpr (binds_to_call<M> || copied_freely<M>) {
+    return bind_modifier(m, e);
+  } else {
+    (void)bind_modifier(m, e);
+    return mask_reference<M>{&m};
+  }
+}
+/// What bind_part returns.
+template <class M>
+using bound_part =
+    decltype(bind_part(std::declval<const M&>(), std::declval<const score_extents&>()));
+
 namespace detail {
-/// A mask of two others checks both.
+
+/// A mask of two others.
 template <class A, class B>
 struct two_masks {
   static constexpr stage when = stage::mask;
@@ -36,11 +67,8 @@ struct two_masks {
   [[nodiscard]] constexpr index query_block() const noexcept {
     return query_block_of(a) > query_block_of(b) ? query_block_of(a) : query_block_of(b);
   }
-  void check(const score_extents& e) const {
-    check_modifier(a, e);
-    check_modifier(b, e);
-  }
 };
+
 }  // namespace detail
 
 /// `a && b`: the pairs that both masks keep.
@@ -59,10 +87,14 @@ struct mask_and : detail::two_masks<A, B> {
   [[nodiscard]] constexpr range visible_keys(const tile& t) const noexcept {
     return intersect(visible_keys_of(this->a, t), visible_keys_of(this->b, t));
   }
+  [[nodiscard]] auto bind(const score_extents& e) const {
+    return mask_and<bound_part<A>, bound_part<B>>{bind_part(this->a, e), bind_part(this->b, e)};
+  }
 };
 
-/// f(mask): m, or where one side of a conjunction shows all of the tile the other side alone, which
-/// then decides. f is not called where m shows all.
+/// f(mask): m, or the part of it that decides in the tile: of a conjunction one side where the other
+/// shows all, of a disjunction one side where the other shows nothing. f is not called where m shows
+/// all.
 template <class M, class F>
 constexpr void with_hiding(const M& m, const tile& t, F&& f) {
   if (coverage_of(m, t) != coverage::full) f(m);
@@ -94,7 +126,24 @@ struct mask_or : detail::two_masks<A, B> {
   [[nodiscard]] constexpr range visible_keys(const tile& t) const noexcept {
     return hull(visible_keys_of(this->a, t), visible_keys_of(this->b, t));
   }
+  [[nodiscard]] auto bind(const score_extents& e) const {
+    return mask_or<bound_part<A>, bound_part<B>>{bind_part(this->a, e), bind_part(this->b, e)};
+  }
 };
+
+/// The same of a disjunction.
+template <class A, class B, class F>
+constexpr void with_hiding(const mask_or<A, B>& m, const tile& t, F&& f) {
+  const coverage a = coverage_of(m.a, t);
+  if (a == coverage::full) return;
+  if (a == coverage::empty) {
+    with_hiding(m.b, t, f);
+  } else if (const coverage b = coverage_of(m.b, t); b == coverage::empty) {
+    with_hiding(m.a, t, f);
+  } else if (b == coverage::partial) {
+    f(m);
+  }
+}
 
 /// `!a`: the pairs that the mask hides.
 template <class A>
@@ -115,7 +164,9 @@ struct mask_not {
         return heed::coverage::partial;
     }
   }
-  void check(const score_extents& e) const { check_modifier(a, e); }
+  [[nodiscard]] auto bind(const score_extents& e) const {
+    return mask_not<bound_part<A>>(bind_part(a, e));
+  }
 };
 
 template <class A, class B>

@@ -9,20 +9,27 @@
 // with A the accumulator type (a callable that takes float also serves double kernels, in float).
 // It may offer, const and noexcept:
 //
-//   coverage coverage(const tile&)       what the mask leaves of a tile; lets kernels skip or not
-//   mask range visible_keys(const tile&)      a range inside tile.keys that holds every visible
-//   key;
-//                                        asked again behind each block, so that holes are skipped
-//   index query_block()                  queries that stand together: kernels cut rows at multiples
-//                                        of it, in positions, and none where it is 0
-//   void check(const score_extents&)     throws where the modifier does not fit the call
+//   coverage coverage(const tile&)     what the mask leaves of a tile; lets kernels skip or not mask
+//   range visible_keys(const tile&)    a range inside tile.keys that holds every visible key; called
+//                                      again behind each block, so that holes are skipped
+//   index query_block()                queries that stand together: kernels cut rows at multiples
+//                                      of it, in positions, and none where it is 0
 //
-// A mask that offers none is correct and merely slower. Rows and keys outside the call are never
-// asked about.
+// and, called once a call before anything is written, const and free to throw:
+//
+//   void check(const score_extents&)   throws where the modifier does not fit the call
+//   auto bind(const score_extents&)    in place of check: what serves the call, with all it learns
+//                                      from the extents; the modifier itself stays as it is, so that
+//                                      calls of several threads may share it
+//
+// A mask that offers none is correct and merely slower. Kernels pass only rows and keys of the call.
+// No kernel copies a modifier that is not small: one that holds a table costs what it would by
+// reference.
 #pragma once
 
 #include <concepts>
 #include <type_traits>
+#include <utility>
 
 #include "heed/core/errors.hpp"
 #include "heed/core/target.hpp"
@@ -128,10 +135,32 @@ template <class M>
   }
 }
 
-/// Throws where the modifier says that it does not fit the call.
+/// A modifier that a kernel may copy into its registers; others it reads where they are.
 template <class M>
-void check_modifier(const M& m, const score_extents& e) {
-  if constexpr (requires { m.check(e); }) m.check(e);
+concept copied_freely = std::is_trivially_copyable_v<M> && sizeof(M) <= 128;
+
+/// How a modifier is kept: a copy of a small one, else a reference to the caller's.
+template <class M>
+using held_modifier = std::conditional_t<copied_freely<M>, M, const M&>;
+
+/// Offers `bind(extents)`.
+template <class M>
+concept binds_to_call = requires(const M& m, const score_extents& e) { m.bind(e); };
+
+/// The modifier that serves a call of these extents; refers to `m` unless that is small. Throws
+/// where it does not fit.
+template <class M>
+[[nodiscard]] decltype(auto) bind_modifier(const M& m, const score_extents& e) {
+  if constexpr (binds_to_call<M>) {
+    return m.bind(e);
+  } else {
+    if constexpr (requires { m.check(e); }) m.check(e);
+    return held_modifier<M>(m);
+  }
 }
+/// What bind_modifier returns.
+template <class M>
+using bound_modifier =
+    decltype(bind_modifier(std::declval<const M&>(), std::declval<const score_extents&>()));
 
 }  // namespace heed::inline HEED_TARGET

@@ -4,6 +4,8 @@
 #pragma once
 
 #include <algorithm>
+#include <concepts>
+#include <iterator>
 #include <optional>
 #include <span>
 
@@ -58,6 +60,11 @@ struct window {
   }
 };
 
+/// Numbers of another type than heed::index: what takes a span of those says so.
+template <class R>
+concept other_numbers = !std::convertible_to<const R&, std::span<const index>> &&
+                        requires(const R& r) { std::begin(r); };
+
 /// Key j of batch b is visible iff j < length[b] (right padding). Keys past it are never read.
 /// One length per batch; the numbers must outlive the call.
 struct lengths {
@@ -66,6 +73,12 @@ struct lengths {
   std::span<const index> length;
 
   explicit constexpr lengths(std::span<const index> per_batch) noexcept : length(per_batch) {}
+  template <other_numbers R>
+  explicit lengths(const R&) {
+    static_assert(!other_numbers<R>,
+                  "heed: lengths are contiguous numbers of heed::index (std::ptrdiff_t), one a "
+                  "batch, in a container that outlives the call");
+  }
 
   [[nodiscard]] constexpr bool operator()(const position& p) const noexcept {
     return p.key < length[static_cast<std::size_t>(p.batch)];
@@ -100,6 +113,12 @@ class documents {
   documents(std::span<const index> query_ids, std::span<const index> key_ids) noexcept
       : query_(query_ids), key_(key_ids) {}
   explicit documents(std::span<const index> ids) noexcept : documents(ids, ids) {}
+  template <other_numbers R>
+  explicit documents(const R&) {
+    static_assert(!other_numbers<R>,
+                  "heed: ids of documents are contiguous numbers of heed::index (std::ptrdiff_t) "
+                  "in a container that outlives the call");
+  }
 
   [[nodiscard]] bool operator()(const position& p) const noexcept {
     return row(query_, p.batch, queries_)[p.row] == row(key_, p.batch, keys_)[p.key];
@@ -124,13 +143,15 @@ class documents {
     return intersect(t.keys, {std::lower_bound(first, last, q[t.rows().begin]) - k,
                               std::upper_bound(first, last, q[t.rows().end - 1]) - k});
   }
-  /// Also learns the extents and whether the ids never decrease: one pass over them a call.
-  void check(const score_extents& e) const {
+  /// Knows the extents and whether the ids never decrease: one pass over them a call.
+  [[nodiscard]] documents bind(const score_extents& e) const {
     check_ids("documents: query ids", query_, e.queries, e.batch);
     check_ids("documents: key ids", key_, e.keys, e.batch);
-    queries_ = static_cast<index>(query_.size()) == e.queries ? 0 : e.queries;
-    keys_ = static_cast<index>(key_.size()) == e.keys ? 0 : e.keys;
-    sorted_ = sorted_rows(query_, e.queries) && sorted_rows(key_, e.keys);
+    documents bound = *this;
+    bound.queries_ = static_cast<index>(query_.size()) == e.queries ? 0 : e.queries;
+    bound.keys_ = static_cast<index>(key_.size()) == e.keys ? 0 : e.keys;
+    bound.sorted_ = sorted_rows(query_, e.queries) && sorted_rows(key_, e.keys);
+    return bound;
   }
 
  private:
@@ -156,10 +177,10 @@ class documents {
 
   std::span<const index> query_;
   std::span<const index> key_;
-  // Learned by check(), which a call makes before any kernel runs.
-  mutable index queries_ = 0;
-  mutable index keys_ = 0;
-  mutable bool sorted_ = false;
+  // Of a bound mask: from one batch to the next, 0 where all share a row; whether ids ascend.
+  index queries_ = 0;
+  index keys_ = 0;
+  bool sorted_ = false;
 };
 
 }  // namespace heed::inline HEED_TARGET

@@ -65,14 +65,14 @@ class alibi {
     const auto m = static_cast<A>(slope(head));
     return [m](A s, const position& p) noexcept { return biased(s, p, m); };
   }
-  void check(const score_extents& e) const {
-    heads_ = e.heads;
-    if (given_.data() != nullptr) {
-      if (static_cast<index>(given_.size()) != e.heads) {
-        fail<shape_error>("alibi has " + std::to_string(given_.size()) + " slopes, q has " +
-                          std::to_string(e.heads) + " heads");
-      }
+  [[nodiscard]] alibi bind(const score_extents& e) const {
+    if (given_.data() != nullptr && static_cast<index>(given_.size()) != e.heads) {
+      fail<shape_error>("alibi has " + std::to_string(given_.size()) + " slopes, q has " +
+                        std::to_string(e.heads) + " heads");
     }
+    alibi bound = *this;
+    bound.heads_ = e.heads;
+    return bound;
   }
 
  private:
@@ -81,7 +81,7 @@ class alibi {
     return s - m * std::abs(static_cast<A>(p.query - p.key));
   }
   std::span<const double> given_;
-  mutable index heads_ = 1;  // learned by check()
+  index heads_ = 1;  // those of the call a modifier is bound to
 };
 
 /// A logit per query head that joins the denominator alone, unscaled: attention may go nowhere.
@@ -139,8 +139,9 @@ struct dropout {
   }
 };
 
-/// p -> f(p, position) on the probabilities. Only the naive kernel offers it: an arbitrary function
-/// of a probability needs the whole row first.
+/// p -> f(p, position) on the probabilities of visible pairs, after dropout; the log-sum-exp is as
+/// without. Each row is then scored and summed before its values are read, one row at a time:
+/// `attention`, `decode`, ragged and naive attention do so; forms that see a row in parts refuse it.
 template <class F>
 struct probability_modifier {
   static constexpr stage when = stage::probability;

@@ -2,8 +2,9 @@
 // The modifiers of one call, in the order they act: softcap, score modifiers as written, bias,
 // masks.
 //
-// A program holds copies of the modifiers (of their handles; no tensor is copied) and answers what
-// a kernel asks: is there anything to do, what does a tile hold, what is the score at a position.
+// A program holds the modifiers as the call binds them, the large ones by reference, and answers
+// what a kernel needs: is there anything to do, what does a tile hold, what is the score at a
+// position. What a call learns from its extents is here; the caller's modifiers stay as they are.
 #pragma once
 
 #include <limits>
@@ -18,11 +19,13 @@
 
 namespace heed::inline HEED_TARGET {
 
-/// A is the accumulator type.
+/// A is the accumulator type. The modifiers must outlive the program.
 template <class A, class... Mods>
 class score_program {
  public:
-  explicit constexpr score_program(const Mods&... mods) : mods_(mods...) {}
+  /// Throws where a modifier does not fit a call of these extents.
+  explicit score_program([[maybe_unused]] const score_extents& e, const Mods&... mods)
+      : mods_{bind_modifier(mods, e)...} {}
 
   template <stage S>
   static constexpr bool has = ((detail::stage_of<Mods, A>() == S) || ... || false);
@@ -35,11 +38,7 @@ class score_program {
   /// `f(modifier)` for each modifier of stage S, in the order written.
   template <stage S, class F>
   HEED_INLINE constexpr void each(F&& f) const {
-    std::apply([&](const Mods&... m) { (visit<S>(m, f), ...); }, mods_);
-  }
-
-  void check(const score_extents& e) const {
-    std::apply([&](const Mods&... m) { (check_modifier(m, e), ...); }, mods_);
+    std::apply([&](const auto&... m) { (visit<S, Mods>(m, f), ...); }, mods_);
   }
 
   /// What the masks, and the extents of the biases, leave of the tile.
@@ -110,11 +109,11 @@ class score_program {
   }
 
  private:
-  template <stage S, class M, class F>
-  HEED_INLINE static constexpr void visit(const M& m, F& f) {
+  template <stage S, class M, class Bound, class F>
+  HEED_INLINE static constexpr void visit(const Bound& m, F& f) {
     if constexpr (detail::stage_of<M, A>() == S) f(m);
   }
-  std::tuple<Mods...> mods_;
+  std::tuple<bound_modifier<Mods>...> mods_;
 };
 
 }  // namespace heed::inline HEED_TARGET

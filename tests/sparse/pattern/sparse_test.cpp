@@ -126,9 +126,9 @@ RC_GTEST_PROP(SparsePattern, WhatItSaysOfTilesIsSo, ()) {
   const index k = *rc::gen::inRange<index>(0, 400);
   const index rows = *rc::gen::inRange<index>(1, 60);
   const index keys = *rc::gen::inRange<index>(1, 140);
-  each_pattern([&](const auto& mask, const rule& r) {
+  each_pattern([&](const auto& unbound, const rule& r) {
     const tile t{0, 0, 0, {q, q + rows}, {k, k + keys}};
-    heed::check_modifier(mask, {1, 1, 1, 1000, 1000});
+    const auto& mask = heed::bind_modifier(unbound, {1, 1, 1, 1000, 1000});
     const std::string wrong = check_tile(mask, r.visible, t);
     if (!wrong.empty()) RC_FAIL(r.name + ": " + wrong);
   });

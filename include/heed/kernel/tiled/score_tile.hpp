@@ -14,11 +14,11 @@
 
 namespace heed::inline HEED_TARGET::kernel {
 
-/// s = f(s, position) for one key and `rows` consecutive queries. A copy of f, local to the loop,
-/// keeps its captures in registers: through a reference each store could change them.
+/// s = f(s, position) for one key and `rows` consecutive queries. A copy of a small f, local to the
+/// loop, keeps its captures in registers: through a reference each store could change them.
 template <class A, class F>
 HEED_INLINE void each_query(const tile& t, index key, index rows, A* s, const F& f) noexcept {
-  const F local = f;
+  const held_modifier<F> local = f;
   const index query = t.queries.begin;
   const index row = query - t.offset;
   for (index i = 0; i < rows; ++i) {
@@ -40,12 +40,19 @@ HEED_INLINE void each_score(const tile& t, A* s, const F& f) noexcept {
   }
 }
 
+/// A modifier as a member or a capture.
+template <class M>
+struct modifier_handle {
+  held_modifier<M> held;
+};
+
 template <class A, class M>
 HEED_INLINE auto score_function_of(const M& m, index head) noexcept {
   if constexpr (requires { m.template for_head<A>(head); }) {
     return m.template for_head<A>(head);
   } else {
-    return [m](A s, const position& p) HEED_INLINE_LAMBDA { return invoke_score<A>(m, s, p); };
+    return [h = modifier_handle<M>{m}](A s, const position& p)
+               HEED_INLINE_LAMBDA { return invoke_score<A>(h.held, s, p); };
   }
 }
 
@@ -62,7 +69,8 @@ HEED_INLINE void apply_mask(const M& m, const tile& t, A* s) noexcept {
     one.keys = {j, j + 1};
     // Whatever it held is not looked at.
     each_score<A>(one, hiding,
-                  [m](A, const position& p) HEED_INLINE_LAMBDA { return m(p) ? A(0) : hidden; });
+                  [h = modifier_handle<M>{m}](A, const position& p)
+                      HEED_INLINE_LAMBDA { return h.held(p) ? A(0) : hidden; });
     for (index i = 0; i < group; i += tile_plan<A>::lanes) {
       const auto h = simd::load(hiding + i);
       simd::store(s + i, simd::select(simd::equal(h, simd::zero<A>()), simd::load(s + i), h));

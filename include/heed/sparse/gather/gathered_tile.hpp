@@ -95,7 +95,7 @@ class listed_source {
 /// A score modifier, bias or mask asked about places in the lists, which answers about the tokens.
 template <class M, class Lists = token_lists>
 struct listed_modifier {
-  M modifier;
+  held_modifier<M> modifier;
   Lists lists;
 
   HEED_INLINE bool operator()(const position& p) const noexcept

@@ -61,6 +61,7 @@ template <class Call, class I>
 
 template <class E, class Call, class I>
 void run_selected(E& exec, const Call& call, const view<const I, 4>& selection, index block) {
+  require_rows_in_parts<Call>();
   check_selection(selection, block, call.extents);
   // A block of more keys than there are is one of all.
   block = std::min(block, std::max<index>(call.extents.keys, 1));

@@ -9,14 +9,13 @@
 // | selection | [batch, S heads, N, choices]        | blocks of `block` keys, any order; see      |
 // |           |                                     | `selected_attention`                        |
 //
-// Positions are those of `decode`, row i at length - N + i, and `options.offset` is not read; all
+// Positions are those of `decode`, row i at length - N + i, and an `options.offset` is refused; all
 // else is as in `selected_attention`. Sequences may have lengths of their own: a choice behind the
 // end of one is none. No mask is implied. Throws shape_error, option_error, std::bad_alloc before
 // anything is written.
 #pragma once
 
 #include <utility>
-#include <vector>
 
 #include "heed/attention/decode.hpp"
 #include "heed/core/target.hpp"
@@ -29,10 +28,9 @@ template <api::an_executor E, class Out, class Q, api::a_cache Cache, tensor_lik
 void selected_decode_into(E&& exec, Out&& out, const Q& q, const Cache& cache, const S& selection,
                           index block, const attention_options& options = {},
                           const M&... modifiers) {
-  std::vector<index> offset;
-  detail::run_selected(
-      exec, api::open_decode(std::forward<Out>(out), q, cache, options, offset, modifiers...),
-      detail::selection4(selection), block);
+  detail::run_selected(exec,
+                       api::open_decode(std::forward<Out>(out), q, cache, options, modifiers...),
+                       detail::selection4(selection), block);
 }
 template <class Out, class Q, api::a_cache Cache, tensor_like S, class... M>
   requires(!api::an_executor<Out>)

@@ -146,6 +146,7 @@ void run_lsh(E& exec, const Call& call, const view<const I, 4>& query_buckets,
              const view<const J, 4>& key_buckets, const lsh_attention_options& o) {
   using A = typename Call::A;
   const score_extents e = call.extents;
+  require_rows_in_parts<Call>();
   check_listable(e);
   if (o.chunk < 1) {
     fail<option_error>("chunk is " + std::to_string(o.chunk) + ", must be at least 1");

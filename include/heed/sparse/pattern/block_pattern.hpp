@@ -10,9 +10,11 @@
 //   block_pattern p(extents, lists)            the user's own list, every block full
 //   block_pattern p(exec, extents, mask)       a mask's blocks
 //   p | q,  p & q,  transpose(p)               of the same extents
-//   p.visible_blocks(), p.density(), p.flops(head_dim, value_dim)
+//   p.visible_blocks(), p.partial_blocks(), p.density(), p.flops(head_dim, value_dim)
+//   whole_blocks(p)                            partial blocks made full: more pairs than the mask has
 //
-// `blocks(p)` (block_mask.hpp) is the pattern as a mask of attention.
+// As a mask of attention (block_mask.hpp) the pattern is `blocks(p)` where all blocks are full, and
+// `blocks(p, mask)` where some are partial.
 #pragma once
 
 #include <algorithm>
@@ -88,7 +90,7 @@ class block_pattern {
                           std::to_string(row.front() < 0 ? row.front() : row.back()) + " of " +
                           std::to_string(extents.key_blocks()));
       }
-      for (const index k : row) entries_.push_back({k, true});
+      for (const index k : row) add({k, true});
       begin_.push_back(static_cast<index>(entries_.size()));
     }
   }
@@ -99,15 +101,15 @@ class block_pattern {
   template <executor E, mask_function M>
   block_pattern(E& exec, const pattern_extents& extents, const M& mask)
       : extents_(checked(extents)) {
-    check_modifier(mask,
-                   {extents.batch, extents.heads, extents.heads, extents.queries, extents.keys});
+    auto&& bound = bind_modifier(
+        mask, {extents.batch, extents.heads, extents.heads, extents.queries, extents.keys});
     std::vector<std::vector<block_entry>> rows(static_cast<std::size_t>(extents.rows()));
     const index workers = std::max<index>(1, static_cast<index>(exec.concurrency()));
     for_each_task(exec, workers, extents.rows(), [&](index, index r) {
-      classify_row(mask, r, rows[static_cast<std::size_t>(r)]);
+      classify_row(bound, r, rows[static_cast<std::size_t>(r)]);
     });
     for (const auto& row : rows) {
-      entries_.insert(entries_.end(), row.begin(), row.end());
+      for (const block_entry& entry : row) add(entry);
       begin_.push_back(static_cast<index>(entries_.size()));
     }
   }
@@ -141,6 +143,8 @@ class block_pattern {
   [[nodiscard]] index visible_blocks() const noexcept {
     return static_cast<index>(entries_.size());
   }
+  /// Blocks of which the mask hides some pairs: which, the pattern does not know.
+  [[nodiscard]] index partial_blocks() const noexcept { return partial_; }
   /// Pairs in visible blocks: what a kernel computes.
   [[nodiscard]] double visible_pairs() const noexcept {
     double pairs = 0;
@@ -180,6 +184,12 @@ class block_pattern {
       return true;
     });
   }
+  /// Every visible block full: attention then sees pairs that the pattern's mask hides.
+  friend block_pattern whole_blocks(block_pattern p) {
+    for (block_entry& entry : p.entries_) entry.full = true;
+    p.partial_ = 0;
+    return p;
+  }
   /// Queries and keys change places: which blocks of queries each key block is seen by.
   friend block_pattern transpose(const block_pattern& a) {
     block_pattern t;
@@ -193,7 +203,7 @@ class block_pattern {
               {at.second, entry.full});
         });
     for (const auto& row : rows) {
-      t.entries_.insert(t.entries_.end(), row.begin(), row.end());
+      for (const block_entry& entry : row) t.add(entry);
       t.begin_.push_back(static_cast<index>(t.entries_.size()));
     }
     return t;
@@ -204,6 +214,11 @@ class block_pattern {
 
   static const pattern_extents& checked(const pattern_extents& e) {
     return check_pattern_extents(e);
+  }
+
+  void add(const block_entry& entry) {
+    entries_.push_back(entry);
+    partial_ += entry.full ? 0 : 1;
   }
 
   [[nodiscard]] range queries_of(index q) const noexcept {
@@ -281,7 +296,7 @@ class block_pattern {
         const bool left = y == y_end || (x != x_end && x->key_block <= y->key_block);
         const bool right = x == x_end || (y != y_end && y->key_block <= x->key_block);
         block_entry e;
-        if (choose(left ? x : nullptr, right ? y : nullptr, e)) c.entries_.push_back(e);
+        if (choose(left ? x : nullptr, right ? y : nullptr, e)) c.add(e);
         x += left ? 1 : 0;
         y += right ? 1 : 0;
       }
@@ -293,6 +308,7 @@ class block_pattern {
   pattern_extents extents_;
   std::vector<index> begin_{0};
   std::vector<block_entry> entries_;
+  index partial_ = 0;
 };
 
 }  // namespace heed::inline HEED_TARGET

@@ -61,6 +61,7 @@ void run_routing(E& exec, const Call& call, const view<const I, 4>& queries,
                  const view<const J, 4>& keys) {
   using A = typename Call::A;
   const score_extents e = call.extents;
+  require_rows_in_parts<Call>();
   check_listable(e);
   const index clusters = queries.extent(2);
   check_clusters("queries", queries, clusters, e.queries, e);

@@ -114,12 +114,13 @@ inline void check_recall(const std::array<index, 4>& q, const std::array<index, 
 /// `blocks(pattern)` among them. Tiles that the mask can tell are empty or full ask it nothing
 /// more.
 template <executor E, tensor_like Q, tensor_like K, mask_function M>
-[[nodiscard]] tensor<double, 2> attention_recall(E& exec, const Q& q, const K& k, const M& mask,
+[[nodiscard]] tensor<double, 2> attention_recall(E& exec, const Q& q, const K& k, const M& of,
                                                  const recall_options& o = {}) {
   const auto q4 = detail::selection_input(q);
   const auto k4 = detail::selection_input(k);
   detail::check_recall(q4.extents(), k4.extents(), o);
-  check_modifier(mask, {q4.extent(0), q4.extent(1), k4.extent(1), q4.extent(2), k4.extent(2)});
+  auto&& mask =
+      bind_modifier(of, {q4.extent(0), q4.extent(1), k4.extent(1), q4.extent(2), k4.extent(2)});
   using A = accumulate_t<scalar_of<const Q&>>;
   constexpr index block = 128;  // keys a question to the mask
   return detail::recall_of<A>(exec, q4, k4, o, [&](const A* weights, const tile& where) {
