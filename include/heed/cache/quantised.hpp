@@ -108,11 +108,11 @@ class quantised_cache {
   [[nodiscard]] row_run<value_scalar> values(index, index, index j) const noexcept {
     return {nullptr, 0, length_ - j};
   }
-  void widen_keys(index b, index h, range rows, float* to) const noexcept {
-    keys_.widen(b, h, rows, to);
+  void widen_keys(index b, index h, range tokens, float* to) const noexcept {
+    keys_.widen(b, h, tokens, to);
   }
-  void widen_values(index b, index h, range rows, float* to) const noexcept {
-    values_.widen(b, h, rows, to);
+  void widen_values(index b, index h, range tokens, float* to) const noexcept {
+    values_.widen(b, h, tokens, to);
   }
   [[nodiscard]] static constexpr index key_channel_stride() noexcept { return 1; }
   [[nodiscard]] static constexpr index value_channel_stride() noexcept { return 1; }

@@ -91,17 +91,17 @@ void widen_codes(const std::uint8_t* codes, row_scale s, index n, float* to) noe
   constexpr index lanes = simd::lanes<float>;
   if constexpr (Bits == 4) {
     constexpr index step = 64;
-    const index half = ceil_div(n, 2);
-    for (index c = 0; c < half; c += step) {
+    const index pairs = ceil_div(n, 2);
+    for (index c = 0; c < pairs; c += step) {
       std::uint8_t low[std::size_t{step}];
       std::uint8_t high[std::size_t{step}];
-      const index count = std::min(step, half - c);
+      const index count = std::min(step, pairs - c);
       for (index i = 0; i < count; ++i) {
         low[i] = codes[c + i] & 15U;
         high[i] = static_cast<std::uint8_t>(codes[c + i] >> 4U);
       }
       widen_codes<8>(low, s, count, to + c);
-      widen_codes<8>(high, s, std::min(count, n - half - c), to + half + c);
+      widen_codes<8>(high, s, std::min(count, n - pairs - c), to + pairs + c);
     }
   } else {
     const P scale = simd::broadcast(s.scale);

@@ -24,8 +24,9 @@ inline constexpr index largest_index = std::numeric_limits<index>::max();
 /// The product of numbers that are not negative, or the largest index where it does not fit.
 [[nodiscard]] constexpr index saturating_product(index a, index b) noexcept {
   // Few bits need no division.
-  const int bits =
-      std::bit_width(static_cast<std::uint64_t>(a)) + std::bit_width(static_cast<std::uint64_t>(b));
+  // The type of bit_width is the argument's in some libraries, int in others.
+  const int bits = static_cast<int>(std::bit_width(static_cast<std::uint64_t>(a))) +
+                   static_cast<int>(std::bit_width(static_cast<std::uint64_t>(b)));
   if (bits <= 63) return a * b;
   return b > largest_index / a ? largest_index : a * b;
 }

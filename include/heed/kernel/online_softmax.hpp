@@ -109,7 +109,7 @@ struct softmax_state {
     return rescale;
   }
   /// The sum of some weights relative to the reference joins.
-  HEED_INLINE void add(A weights) noexcept { add_to_past(sum, lost, A(1), weights); }
+  HEED_INLINE void add(A block_sum) noexcept { add_to_past(sum, lost, A(1), block_sum); }
 
   /// A sink's logit joins the sum (-inf: there is none); what rescales the output is returned.
   A join_sink(A logit) noexcept { return logit == empty_max ? A(1) : merge({logit, A(1)}).self; }
