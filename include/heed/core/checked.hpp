@@ -19,6 +19,7 @@
 
 namespace heed::inline HEED_TARGET {
 
+/// The largest extent, and what saturating counts stop at.
 inline constexpr index largest_index = std::numeric_limits<index>::max();
 
 /// The product of numbers that are not negative, or the largest index where it does not fit.
