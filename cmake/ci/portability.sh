@@ -73,6 +73,14 @@ run() {
       grep 'INTERFACE_INCLUDE_DIRECTORIES "${_IMPORT_PREFIX}/include"' \
         "$out.prefix/share/cmake/heed/heedTargets.cmake"
       ;;
+    clang)
+      smoke clang++ $native -O2
+      "$out"
+      ;;
+    sanitizers)
+      smoke clang++ $native -fsanitize=address,undefined -fno-sanitize-recover=all
+      "$out"
+      ;;
     g++-11)
       sh cmake/get-deps.sh g++-11
       smoke g++-11 $native
@@ -147,7 +155,7 @@ run() {
   esac
 }
 
-[ $# -gt 0 ] || set -- warnings macros no-exceptions no-packets eigen-5 g++-11 clang-libc++ bits-32 \
+[ $# -gt 0 ] || set -- clang sanitizers warnings macros no-exceptions no-packets eigen-5 g++-11 clang-libc++ bits-32 \
   aarch64 aarch64-bf16 riscv64 windows
 times=
 for name; do

@@ -254,7 +254,7 @@ TEST(Memory, AKeptWorkspaceAllocatesNothing) {
   const auto step = [&](const char* what, auto& exec, index tokens) {
     twice(what, [&] {
       cache.truncate(200);
-      const auto at = [tokens](const auto& t) { return heed::as_view(t).slice(1, 0, tokens); };
+      const auto at = [tokens](auto& t) { return heed::as_view(t).slice(1, 0, tokens); };
       heed::decode_into(exec, at(out), at(q), at(k), at(k), cache, {.scratch = &scratch},
                         heed::causal());
     });

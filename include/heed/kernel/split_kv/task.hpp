@@ -278,4 +278,22 @@ void merge_splits(softmax_state<A>* state, A* out, index rows, index stride, ind
   }
 }
 
+// Kernels that no modifier changes, as in kernel/tiled/query_tile.hpp.
+#define HEED_SPLIT_KV_KERNELS(KEYWORD, A, ROWS)                                                  \
+  KEYWORD template void split_scores<A, ROWS>(const A*, index, index, const ROWS&, index, index, \
+                                              A*) noexcept;                                      \
+  KEYWORD template void split_values<A, ROWS, const exp_and_sum<A>&>(                            \
+      const A*, index, const ROWS&, index, index, bool, A*, index,                               \
+      const exp_and_sum<A>&) noexcept;
+#define HEED_SPLIT_KV_KERNELS_OF(KEYWORD, A, T)      \
+  HEED_SPLIT_KV_KERNELS(KEYWORD, A, strided_rows<T>) \
+  HEED_SPLIT_KV_KERNELS(KEYWORD, A, listed_rows<T>)
+
+#if defined(HEED_COMPILED)
+HEED_SPLIT_KV_KERNELS_OF(extern, float, float)
+HEED_SPLIT_KV_KERNELS_OF(extern, float, half)
+HEED_SPLIT_KV_KERNELS_OF(extern, float, bfloat16)
+HEED_SPLIT_KV_KERNELS_OF(extern, double, double)
+#endif
+
 }  // namespace heed::inline HEED_TARGET::kernel

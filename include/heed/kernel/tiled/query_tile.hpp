@@ -208,4 +208,27 @@ HEED_NOINLINE void attend_tile(query_tile<A>& g, const Program& program, const t
   });
 }
 
+// Kernels that no modifier changes, for P packets of queries: with HEED_COMPILED they are compiled
+// once, in the library heed::compiled, and not in each file that calls attention.
+#define HEED_TILED_KERNELS(KEYWORD, A, P)                                                   \
+  KEYWORD template void score_tile<A, P>(const A*, const A*, index, index, index, A*,       \
+                                         simd::packet<A>*, read_ahead&) noexcept;           \
+  KEYWORD template void value_tile<A, P, running_values<A>>(                                \
+      const A*, const A*, index, index, index, index, const simd::packet<A>*,               \
+      const running_values<A>&, read_ahead&) noexcept;                                      \
+  KEYWORD template void update_online_softmax<A, P>(                                        \
+      query_tile<A>&, A*, index, index, const simd::packet<A>*, simd::packet<A>*) noexcept; \
+  KEYWORD template void exponential_tile<A, P>(A*, index, index, const simd::packet<A>*,    \
+                                               simd::packet<A>*) noexcept;                  \
+  KEYWORD template void tile_maximum<A, P>(const A*, index, simd::packet<A>*) noexcept;
+#define HEED_TILED_KERNELS_OF(KEYWORD, A) \
+  HEED_TILED_KERNELS(KEYWORD, A, 1)       \
+  HEED_TILED_KERNELS(KEYWORD, A, 2)       \
+  HEED_TILED_KERNELS(KEYWORD, A, 3)
+
+#if defined(HEED_COMPILED)
+HEED_TILED_KERNELS_OF(extern, float)
+HEED_TILED_KERNELS_OF(extern, double)
+#endif
+
 }  // namespace heed::inline HEED_TARGET::kernel
