@@ -29,7 +29,8 @@ const char* name_of() {
 
 /// Uniform in [-1, 1), the same on every machine.
 template <class T, int R>
-heed::tensor<T, R> numbers(const std::array<heed::index, static_cast<std::size_t>(R)>& extents, unsigned seed) {
+heed::tensor<T, R> numbers(const std::array<heed::index, static_cast<std::size_t>(R)>& extents,
+                           unsigned seed) {
   heed::tensor<T, R> x(extents);
   for (heed::index i = 0; i < x.size(); ++i) {
     seed = seed * 1664525U + 1013904223U;
