@@ -71,7 +71,7 @@ TEST(CheckedProduct, CeilDivKnowsHugeDivisors) {
   for (index a = -9; a < 10; ++a) {
     for (index b = 1; b < 5; ++b) {
       EXPECT_EQ(heed::ceil_div(a, b),
-                static_cast<index>(std::trunc(static_cast<double>(a + b - 1) / double(b))));
+                static_cast<index>(std::ceil(static_cast<double>(a) / static_cast<double>(b))));
     }
   }
 }

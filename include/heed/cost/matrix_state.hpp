@@ -53,11 +53,11 @@ struct matrix_state_form {
   // Weights of queries and of corrections with the keys, and with b.
   const double weights = (members + 1) * (low ? 2 : 1);
   const double decays = form.channel_gate ? d : std::max(rows, d);
-  // A packet for each pair, of queries and, where the state answers keys, of these.
+  // The state, and what its sums have lost. A packet for each pair, of queries and, where the state answers keys, of these.
   const double parts = form.channel_gate ? (form.write == state_write::outer ? 1 : 2) *
                                                static_cast<double>(tokens * form.lanes) * rows
                                          : 0;
-  return d * v + rows * (key_rows * d + value_rows * v + weights * rows + decays + 2) + 2 * d +
+  return 2 * d * v + rows * (key_rows * d + value_rows * v + weights * rows + decays + 2) + 2 * d +
          parts;
 }
 

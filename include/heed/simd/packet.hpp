@@ -7,6 +7,7 @@
 #pragma once
 
 #include <bit>
+#include <cmath>
 #include <type_traits>
 #include <utility>
 
@@ -104,6 +105,16 @@ HEED_INLINE P div(const P& a, const P& b) noexcept {
 template <class P>
 HEED_INLINE P fmadd(const P& a, const P& b, const P& c) noexcept {
   return Eigen::internal::pmadd(a, b, c);
+}
+/// a b + c of single numbers, rounded as lanes of `fmadd` are, however the compiler vectorises the
+/// loop around it.
+template <class A>
+HEED_INLINE A fmadd_scalar(A a, A b, A c) noexcept {
+#if defined(EIGEN_VECTORIZE_FMA) || defined(EIGEN_VECTORIZE_AVX512) || defined(__aarch64__)
+  return std::fma(a, b, c);
+#else
+  return a * b + c;
+#endif
 }
 /// The larger; which operand a NaN yields is unspecified.
 template <class P>

@@ -62,9 +62,11 @@ void expect_pieces() {
       run_pieces(m, p.in(), cuts, out, state, {});
       expect_near(out.view(), want.out, want.out_error, "pieces");
       expect_near(state.view(), want.state, want.state_error, "pieces' state");
-      // Token by token the pieces do not show at all, nor in chunks where they are whole.
+      // Token by token the pieces do not show at all, nor in chunks where they are whole, as long as
+      // the state is not summed with a compensation, which ends with a call: up to 16 chunks.
       for (const auto form : {linear_form::recurrent, linear_form::chunked}) {
         const recurrence_options o{.form = form, .chunk = 5};
+        if (s.tokens > 16 * (form == linear_form::chunked ? 5 : 1)) continue;
         auto at = cuts;
         for (index& c : at) c = form == linear_form::chunked && c < s.tokens ? c / 5 * 5 : c;
         state = whole_state = p.state;

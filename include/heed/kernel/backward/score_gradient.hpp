@@ -48,6 +48,14 @@ struct gradient_modifier : M {
   F accumulate;
 
   constexpr gradient_modifier(M m, F f) : M(std::move(m)), accumulate(std::move(f)) {}
+
+  /// What M becomes in a call, with the same callback.
+  [[nodiscard]] auto bind(const score_extents& e) const
+    requires binds_to_call<M>
+  {
+    using bound = std::remove_cvref_t<decltype(M::bind(e))>;
+    return gradient_modifier<bound, F>(M::bind(e), accumulate);
+  }
 };
 
 /// `with_gradient(heed::bias(b), [&](float d, heed::position p) { db(p.row, p.key) += d; })`.
@@ -127,10 +135,9 @@ class score_gradient {
       ((acts<Mods>(stage::bias) && accumulates<Mods>) || ... || false);
   static constexpr bool softcaps = (acts<Mods>(stage::softcap) || ... || false);
 
-  /// Copies of the modifiers, which learn the call's extents as those of its program do.
-  score_gradient(const score_extents& e, const Mods&... mods) : mods_(mods...) {
-    std::apply([&](const Mods&... m) { (check_modifier(m, e), ...); }, mods_);
-  }
+  /// The modifiers as the call binds them, the large ones by reference, as in its program.
+  explicit score_gradient([[maybe_unused]] const score_extents& e, const Mods&... mods)
+      : mods_{bind_modifier(mods, e)...} {}
 
   /// From d, the gradient of the final score, to that of `s`, the score before the score modifiers
   /// and behind the softcap. Callbacks are told.
@@ -163,12 +170,12 @@ class score_gradient {
 
   template <stage S, class F>
   HEED_INLINE void each(F&& f) const noexcept {
-    std::apply([&](const Mods&... m) { (visit<S>(m, f), ...); }, mods_);
+    std::apply([&](const auto&... m) { (visit<S, Mods>(m, f), ...); }, mods_);
   }
 
  private:
-  template <stage S, class M, class F>
-  HEED_INLINE static void visit(const M& m, F& f) noexcept {
+  template <stage S, class M, class Bound, class F>
+  HEED_INLINE static void visit(const Bound& m, F& f) noexcept {
     if constexpr (stage_of_modifier<M>() == S) f(m);
   }
   /// Forward through the stage's modifiers from the I-th on, then `inner`, then back.
@@ -178,7 +185,7 @@ class score_gradient {
       return inner(s, d);
     } else {
       const auto& m = std::get<I>(mods_);
-      using M = std::remove_cvref_t<decltype(m)>;
+      using M = std::tuple_element_t<I, std::tuple<Mods...>>;
       if constexpr (stage_of_modifier<M>() != S) {
         return reverse_stage<S, I + 1>(s, p, d, inner);
       } else {
@@ -194,7 +201,7 @@ class score_gradient {
     }
   }
 
-  std::tuple<Mods...> mods_;
+  std::tuple<bound_modifier<Mods>...> mods_;
 };
 
 }  // namespace kernel

@@ -111,7 +111,8 @@ HEED_INLINE void split_score_tile(const A* q, index q_stride, const Keys& k, ind
   for (; c < channels; ++c) {
     for (int r = 0; r < rows; ++r) {
       for (int j = 0; j < keys; ++j) {
-        dot[r * keys + j] += q[r * q_stride + c] * static_cast<A>(at[j][c]);
+        A& sum_of = dot[r * keys + j];
+        sum_of = simd::fmadd_scalar(q[r * q_stride + c], static_cast<A>(at[j][c]), sum_of);
       }
     }
   }
@@ -180,7 +181,9 @@ HEED_NOINLINE void split_scores(const A* q, index q_stride, index rows, const Ke
           sum = simd::fmadd(simd::load(q + r * q_stride + c), simd::load_widened<A>(key + c), sum);
         }
         A dot = simd::sum(sum);
-        for (; c < channels; ++c) dot += q[r * q_stride + c] * static_cast<A>(key[c]);
+        for (; c < channels; ++c) {
+          dot = simd::fmadd_scalar(q[r * q_stride + c], static_cast<A>(key[c]), dot);
+        }
         s[r * plan::keys + j] = dot;
       }
     }
@@ -285,7 +288,7 @@ HEED_NOINLINE void split_values(const A* p, index rows, const Values& v, index k
           for (index i = 0; i < tile_rows; ++i) {
             A sum = A(0);
             for (index j = 0; j < count; ++j) {
-              sum += weight[i * plan::keys + j] * static_cast<A>(at(j)[c]);
+              sum = simd::fmadd_scalar(weight[i * plan::keys + j], static_cast<A>(at(j)[c]), sum);
             }
             A& to = out[i * o_stride + c];
             to = begins ? sum : to + sum;

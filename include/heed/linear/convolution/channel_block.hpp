@@ -47,7 +47,7 @@ void scatter_row(const A* src, T* dst, index stride, index count) noexcept {
 
 /// Rows of one block lie far apart, where no processor expects them.
 template <class T>
-void prefetch_row(const T* row, index stride, index count) noexcept {
+void prefetch_channels(const T* row, index stride, index count) noexcept {
   if (stride != 1) return;
   constexpr auto line = static_cast<index>(cache_line / sizeof(T));
   for (index i = 0; i < count; i += line) simd::prefetch(row + i);
@@ -150,7 +150,7 @@ struct convolution_block {
     }
     for (index i = 0; i < t.size(); ++i) {
       const index later = t.begin + i + tile();
-      if (later < tokens()) prefetch_row(&x(b, first, later), x.stride(1), count);
+      if (later < tokens()) prefetch_channels(&x(b, first, later), x.stride(1), count);
       gather_row(&x(b, first, t.begin + i), x.stride(1), count, s.window + (past_rows + i) * part);
     }
     for (index j = 0; j < past_rows; ++j) {
