@@ -34,7 +34,7 @@ smoke() {
 }
 
 eigen_5() {
-  folder=$work/eigen-5
+  folder=$work/eigen-5-headers
   if [ ! -d "$folder/Eigen" ]; then
     # No release of Eigen 5 is in Debian; the source archive of a package of PyPI carries 5.0.1.
     sh cmake/get-deps.sh python3-pip python3-venv >&2
@@ -104,7 +104,8 @@ run() {
       compile g++ $native -D EIGEN_MAX_ALIGN_BYTES=0 -fsyntax-only tests/portability/smoke_sparse.cpp
       ;;
     bits-32)
-      sh cmake/get-deps.sh g++-multilib
+      # Of one version: the package without one removes every cross compiler.
+      sh cmake/get-deps.sh "g++-$(g++ -dumpversion | cut -d. -f1)-multilib"
       smoke g++ -m32 -msse2 -mfpmath=sse
       "$out"
       ;;
@@ -127,7 +128,7 @@ run() {
       sh cmake/get-deps.sh g++-mingw-w64-x86-64-posix wine64
       smoke x86_64-w64-mingw32-g++-posix -static -march=x86-64
       wine=$(command -v wine64 || command -v wine || echo /usr/lib/wine/wine64)
-      WINEDEBUG=-all WINEPREFIX=$work/wine "$wine" "$out"
+      WINEDEBUG=-all WINEPREFIX=$work/wine "$wine" "$out.exe"
       ;;
     warnings)
       # A user's own code, who takes warnings for errors and Eigen for code of his own.

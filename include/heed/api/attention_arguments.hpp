@@ -138,7 +138,7 @@ struct exact_call {
   score_extents extents;  // queries and keys: the most of any batch
   std::span<const index> starts;
   // Sequences of other counts of queries are left to another kernel.
-  range served{0, std::numeric_limits<index>::max()};
+  range served{0, (std::numeric_limits<index>::max)()};
 
   [[nodiscard]] index group() const noexcept {
     return extents.kv_heads > 0 ? extents.heads / extents.kv_heads : 1;

@@ -186,7 +186,7 @@ template <class Target, class Q, class Cache, class... M>
       fail<shape_error>("q has " + std::to_string(q4.extent(2)) + " tokens, the cache holds " +
                         std::to_string(length));
     }
-    longest = std::max(longest, length);
+    longest = (std::max)(longest, length);
   }
   attention_options o = options;
   o.offset = offsets::of_newest(cache, q4.extent(2));

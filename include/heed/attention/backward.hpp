@@ -45,7 +45,7 @@ void pack_head(const Call& call, index b, index h, backward_scratch<A>& s,
   const auto& f = call.forward;
   for (index g = 0; g < n.groups<A>(); ++g) {
     const index first = g * most;
-    s.pack(g, std::min(most, n.queries - first), f.query_rows(b, h, first),
+    s.pack(g, (std::min)(most, n.queries - first), f.query_rows(b, h, first),
            call.cotangent_rows(b, h, first), f.scale, n);
   }
   for (index i = 0; i < n.queries; ++i) {
@@ -78,7 +78,7 @@ void store_queries(const Call& call, index b, index h, A* sums, const backward_s
     A* const from = sums + g * most * n.d.head_dim;
     for (index i = 0; i < most * n.d.head_dim; ++i) from[i] *= call.forward.scale;
     copy_tile<A, T>({from, 1, most}, Call::rows(call.dq, b, h, g * most),
-                    std::min(most, n.queries - g * most), n.d.head_dim);
+                    (std::min)(most, n.queries - g * most), n.d.head_dim);
   }
 }
 
@@ -160,7 +160,7 @@ struct tiled_backward_kernel {
     const index group = call.forward.group();
     const index pairs = e.batch * e.kv_heads;
     const index together =
-        std::min(pairs, ceil_div(2 * static_cast<index>(exec.concurrency()), parts));
+        (std::min)(pairs, ceil_div(2 * static_cast<index>(exec.concurrency()), parts));
     const index numbers = n.query_numbers<A>();
     // The parts' dq of the heads together, then a scratch for each worker.
     const auto workers = static_cast<index>(exec.concurrency());
@@ -172,7 +172,7 @@ struct tiled_backward_kernel {
     std::byte* const block = memory.reserve(before + each * static_cast<std::size_t>(workers));
     A* const partial = reinterpret_cast<A*>(block);
     for (index first = 0; first < pairs; first += together) {
-      const index count = std::min(together, pairs - first);
+      const index count = (std::min)(together, pairs - first);
       for_each_task(exec, workers, count * parts, [&](index worker, index t) noexcept {
         arena c(block + before + each * static_cast<std::size_t>(worker));
         backward_scratch<A> s;

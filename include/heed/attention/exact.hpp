@@ -56,8 +56,8 @@ struct exact_kernel {
       // All memory for both is there before either writes.
       workspace own;
       workspace& memory = call.options.scratch != nullptr ? *call.options.scratch : own;
-      (void)memory.reserve(std::max(tiled_kernel::scratch_bytes(exec, many),
-                                    split_kernel::scratch_bytes(exec, others)));
+      (void)memory.reserve((std::max)(tiled_kernel::scratch_bytes(exec, many),
+                                      split_kernel::scratch_bytes(exec, others)));
       many.options.scratch = &memory;
       others.options.scratch = &memory;
       tiled_kernel::run(exec, many);

@@ -44,7 +44,7 @@ template <class A, class E, class TP, class TX>
     constexpr index together = 16;  // channels summed at a time
     for (index r = 0; r < mix.extent(1); ++r) {
       for (index first = 0; first < x.extent(3); first += together) {
-        const index count = std::min(together, x.extent(3) - first);
+        const index count = (std::min)(together, x.extent(3) - first);
         double sum[std::size_t{together}] = {};
         for (index j = 0; j < x.extent(2); ++j) {
           const auto weight = static_cast<double>(mix(from, r, j));

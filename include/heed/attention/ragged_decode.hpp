@@ -66,7 +66,7 @@ void ragged_decode_into(E&& exec, Out&& out, const Q& q, const Cache& cache,
       fail<shape_error>("q has " + std::to_string(count) + " tokens of sequence " +
                         std::to_string(b) + ", the cache holds " + std::to_string(length));
     }
-    if (count > 0) longest = std::max(longest, length);
+    if (count > 0) longest = (std::max)(longest, length);
   }
   attention_options o = options;
   const detail::tokens_before<Cache> before{&cache, starts};

@@ -93,7 +93,7 @@ struct split_layout {
   batch_work after(const Call& call, index b, batch_work at) noexcept {
     const share_size s(call, b);
     const index heads = s.splits == 0 ? 0 : call.extents.kv_heads;
-    most_rows = std::max(most_rows, s.rows);
+    most_rows = (std::max)(most_rows, s.rows);
     return {at.tasks + heads * s.splits, at.queries + heads * split_plan<A>::padded(s.rows),
             at.partials + heads * s.splits * s.rows};
   }
@@ -166,8 +166,8 @@ struct split_kernel {
       const index at = t - layout.begin[b].tasks;
       const index h = at / size.splits;
       const index first = at % size.splits * plan::split;
-      const index end = std::min(first + plan::split, call.source.length(b));
-      const range keys{first, std::max(first, end)};
+      const index end = (std::min)(first + plan::split, call.source.length(b));
+      const range keys{first, (std::max)(first, end)};
       const index part = layout.begin[b].partials + at * size.rows;
       split_task(
           call.program, call.source, share(b, h), d, queries(b, h), d.head_dim, keys, scratch,

@@ -76,7 +76,8 @@ inline void check_starts(const char* name, std::span<const index> starts, const 
 
 [[nodiscard]] inline index longest(std::span<const index> starts) noexcept {
   index most = 0;
-  for (std::size_t i = 1; i < starts.size(); ++i) most = std::max(most, starts[i] - starts[i - 1]);
+  for (std::size_t i = 1; i < starts.size(); ++i)
+    most = (std::max)(most, starts[i] - starts[i - 1]);
   return most;
 }
 

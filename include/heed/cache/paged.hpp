@@ -233,7 +233,7 @@ class paged_cache {
   }
   /// Rows from token j to the end of its page or of the sequence.
   [[nodiscard]] index left(index s, index j) const noexcept {
-    return std::min(page_size_ - j % page_size_, length(s) - j);
+    return (std::min)(page_size_ - j % page_size_, length(s) - j);
   }
 
   [[nodiscard]] index checked_length(index sequence) const {
@@ -304,7 +304,7 @@ class paged_cache {
       pool_.page(s, i) = pool_.take();
     }
     for (index j = 0; j < count;) {
-      const index rows = std::min(page_size_ - (length + j) % page_size_, count - j);
+      const index rows = (std::min)(page_size_ - (length + j) % page_size_, count - j);
       for (index h = 0; h < kv_heads(); ++h) {
         const index to = row(s, h, length + j);
         kernel::copy_tile<SK, TK>(tokens.key_rows(from, h, j),

@@ -59,14 +59,14 @@ class prefix_tree {
   /// all but the last token where the last one's output is wanted. Throws shape_error.
   index adopt(std::span<const Token> tokens, index to) {
     const index most = cache_->max_tokens() / page_size() * page_size();
-    const auto limit = std::min(tokens.size(), static_cast<std::size_t>(most));
+    const auto limit = (std::min)(tokens.size(), static_cast<std::size_t>(most));
     const place end = find(tokens.first(limit));
     cache_->require_empty(to);
     touch(end.at);
     const node* n = &root_;
     for (index done = 0; done < end.pages; done += n->size()) {
       n = child(n, tokens, done);
-      const index count = std::min(end.pages - done, n->size());
+      const index count = (std::min)(end.pages - done, n->size());
       cache_->adopt(to, std::span(n->pages).first(at(count)));
     }
     return end.pages * page_size();
@@ -197,7 +197,7 @@ class prefix_tree {
     while (end.pages < whole && end.within == end.at->size()) {
       node* const next = child(end.at, tokens, end.pages);
       if (next == nullptr) break;
-      const auto rest = part(tokens, end.pages, std::min(whole - end.pages, next->size()));
+      const auto rest = part(tokens, end.pages, (std::min)(whole - end.pages, next->size()));
       const auto differ = std::mismatch(rest.begin(), rest.end(), next->tokens.begin()).first;
       end = {next, (differ - rest.begin()) / page_size(), end.pages};
       end.pages += end.within;
@@ -213,7 +213,7 @@ class prefix_tree {
 
   template <class V>
   static void make_room(V& v, std::size_t more) {
-    if (v.capacity() - v.size() < more) v.reserve(std::max(v.size() + more, 2 * v.capacity()));
+    if (v.capacity() - v.size() < more) v.reserve((std::max)(v.size() + more, 2 * v.capacity()));
   }
   [[nodiscard]] static std::unique_ptr<node> make_edge(std::span<const Token> tokens,
                                                        std::span<const page_id> pages) {

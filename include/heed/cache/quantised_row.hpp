@@ -54,15 +54,15 @@ void store_code(std::uint8_t* row, index n, index c, std::uint8_t code) noexcept
 /// The codes of x[0 .. n), and their scale.
 template <int Bits>
 [[nodiscard]] row_scale quantise_row(const float* x, index n, std::uint8_t* codes) noexcept {
-  constexpr float largest = std::numeric_limits<float>::max();
+  constexpr float largest = (std::numeric_limits<float>::max)();
   constexpr float levels = (1 << Bits) - 1;
   float low = n > 0 ? largest : 0;
   float high = n > 0 ? -largest : 0;
   bool nan = false;
   for (index c = 0; c < n; ++c) {
     nan = nan || std::isnan(x[c]);
-    low = std::min(low, std::clamp(x[c], -largest, largest));
-    high = std::max(high, std::clamp(x[c], -largest, largest));
+    low = (std::min)(low, std::clamp(x[c], -largest, largest));
+    high = (std::max)(high, std::clamp(x[c], -largest, largest));
   }
   std::fill_n(codes, code_bytes<Bits>(n), std::uint8_t{0});
   if (nan) return {std::numeric_limits<float>::quiet_NaN(), 0};
@@ -78,7 +78,7 @@ template <int Bits>
                     static_cast<float>(-static_cast<double>(low) * levels / range)};
   for (index c = 0; c < n; ++c) {
     const double at = (std::clamp(x[c], -largest, largest) - static_cast<double>(low)) * levels;
-    const double code = std::min(std::nearbyint(at / range), static_cast<double>(levels));
+    const double code = (std::min)(std::nearbyint(at / range), static_cast<double>(levels));
     detail::store_code<Bits>(codes, n, c, static_cast<std::uint8_t>(code));
   }
   return s;
@@ -95,13 +95,13 @@ void widen_codes(const std::uint8_t* codes, row_scale s, index n, float* to) noe
     for (index c = 0; c < pairs; c += step) {
       std::uint8_t low[std::size_t{step}];
       std::uint8_t high[std::size_t{step}];
-      const index count = std::min(step, pairs - c);
+      const index count = (std::min)(step, pairs - c);
       for (index i = 0; i < count; ++i) {
         low[i] = codes[c + i] & 15U;
         high[i] = static_cast<std::uint8_t>(codes[c + i] >> 4U);
       }
       widen_codes<8>(low, s, count, to + c);
-      widen_codes<8>(high, s, std::min(count, n - pairs - c), to + pairs + c);
+      widen_codes<8>(high, s, (std::min)(count, n - pairs - c), to + pairs + c);
     }
   } else {
     const P scale = simd::broadcast(s.scale);

@@ -87,13 +87,13 @@ class rolling_cache {
         continue;
       }
       const index end = before + i < sinks_ ? sinks_ : capacity();
-      const index rows = std::min(end - place, left);
+      const index rows = (std::min)(end - place, left);
       write(tokens, i, place, rows);
       i += rows;
     }
     seen_ += count;
-    length_ = std::min(seen_, capacity());
-    if (tables_) rotate(seen_ > capacity() ? std::min(first, sinks_) : first);
+    length_ = (std::min)(seen_, capacity());
+    if (tables_) rotate(seen_ > capacity() ? (std::min)(first, sinks_) : first);
   }
 
   void clear() noexcept { seen_ = length_ = 0; }
@@ -150,7 +150,7 @@ class rolling_cache {
   [[nodiscard]] index run(index j) const noexcept {
     // Before the ring has turned, rows are places.
     const index end = seen_ <= capacity() ? length_ : j < sinks_ ? sinks_ : capacity();
-    return std::min(end - row_at(j), length_ - j);
+    return (std::min)(end - row_at(j), length_ - j);
   }
 
   template <class Tokens>

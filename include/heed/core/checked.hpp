@@ -20,7 +20,7 @@
 namespace heed::inline HEED_TARGET {
 
 /// The largest extent, and what saturating counts stop at.
-inline constexpr index largest_index = std::numeric_limits<index>::max();
+inline constexpr index largest_index = (std::numeric_limits<index>::max)();
 
 /// The product of numbers that are not negative, or the largest index where it does not fit.
 [[nodiscard]] constexpr index saturating_product(index a, index b) noexcept {
@@ -45,7 +45,7 @@ template <class... More>
 template <class A>
 [[nodiscard]] A checked_finite(const char* what, double value) {
   // What is out of A's range is undefined to convert.
-  const auto most = static_cast<double>(std::numeric_limits<A>::max());
+  const auto most = static_cast<double>((std::numeric_limits<A>::max)());
   if (!(value >= -most && value <= most)) {
     fail<option_error>(std::string(what) + " is " + std::to_string(value) +
                        ", must be finite in the accumulator type");

@@ -122,8 +122,8 @@ class arena {
     const auto bytes = static_cast<std::size_t>(
         saturating_product(static_cast<index>(sizeof(T)), std::max<index>(count, 0),
                            std::max<index>(static_cast<index>(more), 0)...));
-    const std::size_t lines = std::min(bytes, most - cache_line) + cache_line - 1;
-    used_ = std::min(used_ + lines / cache_line * cache_line, most);
+    const std::size_t lines = (std::min)(bytes, most - cache_line) + cache_line - 1;
+    used_ = (std::min)(used_ + lines / cache_line * cache_line, most);
     if (bytes > most - cache_line) used_ = most;
     if (block_ == nullptr) return nullptr;
     HEED_ASSERT(reinterpret_cast<std::uintptr_t>(block_ + at) % alignof(T) == 0);

@@ -52,7 +52,7 @@ struct matrix_state_form {
   const double value_rows = 4;  // values, corrected values, output, values as they came
   // Weights of queries and of corrections with the keys, and with b.
   const double weights = (members + 1) * (low ? 2 : 1);
-  const double decays = form.channel_gate ? d : std::max(rows, d);
+  const double decays = form.channel_gate ? d : (std::max)(rows, d);
   // The state, and what its sums have lost. A packet for each pair, of queries and, where the state answers keys, of these.
   const double parts = form.channel_gate ? (form.write == state_write::outer ? 1 : 2) *
                                                static_cast<double>(tokens * form.lanes) * rows

@@ -54,7 +54,7 @@ struct channel_plan {
     const index offset = block % per * width;
     const index sequence = block / per / groups;
     return {sequence, ragged ? 0 : sequence, group, group * group_size() + offset,
-            std::min(width, group_size() - offset)};
+            (std::min)(width, group_size() - offset)};
   }
 };
 
@@ -141,7 +141,7 @@ template <class A>
   simd::packet<A> m[4];  // a maximum waits for the one before it
   simd::unroll<4>([&](auto i) HEED_INLINE_LAMBDA { m[i] = simd::zero<A>(); });
   const auto take = [&](auto& most, index r, index c) HEED_INLINE_LAMBDA {
-    most = simd::max(most, simd::mul(simd::broadcast(sign), simd::load<A>(x + r * stride + c)));
+    most = (simd::max)(most, simd::mul(simd::broadcast(sign), simd::load<A>(x + r * stride + c)));
   };
   for (index c = 0; c < columns; c += simd::lanes<A>) {
     index r = 0;
@@ -150,7 +150,7 @@ template <class A>
     }
     for (; r < rows; ++r) take(m[0], r, c);
   }
-  return simd::largest(simd::max(simd::max(m[0], m[1]), simd::max(m[2], m[3]))) > A(0);
+  return simd::largest((simd::max)((simd::max)(m[0], m[1]), (simd::max)(m[2], m[3]))) > A(0);
 }
 
 }  // namespace heed::inline HEED_TARGET::detail

@@ -49,7 +49,7 @@ concept segmented_recurrence = requires(const R& r, typename R::scratch_type& s,
 
 /// Tokens a segment, whole chunks of them: at least `least`, and at most 64 segments a sequence.
 [[nodiscard]] constexpr index segment_tokens(index tokens, index least, index chunk) noexcept {
-  return round_up(std::max(least, ceil_div(tokens, index{64})), chunk);
+  return round_up((std::max)(least, ceil_div(tokens, index{64})), chunk);
 }
 
 /// The segments of all heads: `first[h]` counts those of the heads before h which have several.
@@ -77,8 +77,8 @@ class segment_list {
   }
   [[nodiscard]] range at(range all, index segment) const noexcept {
     const index length = segment_tokens(all.size(), least_, chunk_);
-    const index begin = std::min(all.begin + segment * length, all.end);
-    return {begin, std::min(begin + length, all.end)};
+    const index begin = (std::min)(all.begin + segment * length, all.end);
+    return {begin, (std::min)(begin + length, all.end)};
   }
 
  private:

@@ -80,7 +80,7 @@ template <class E, class Allocate>
 /// f({0, step}), f({step, 2 step}), ... the last one perhaps shorter.
 template <class F>
 void for_each_chunk(index tokens, index step, F&& f) noexcept {
-  for (index t = 0; t < tokens; t += step) f(range{t, std::min(t + step, tokens)});
+  for (index t = 0; t < tokens; t += step) f(range{t, (std::min)(t + step, tokens)});
 }
 
 /// body(head, scratch) for every head, between the loading and the storing of its state.

@@ -49,7 +49,7 @@ class thread_pool {
         }
       }
     };
-    for (index t = 1; t < std::min(workers, threads_); ++t) pool_.Schedule(work);
+    for (index t = 1; t < (std::min)(workers, threads_); ++t) pool_.Schedule(work);
     work();
     for (index d = state->done.load(std::memory_order_acquire); d < workers;
          d = state->done.load(std::memory_order_acquire)) {

@@ -123,7 +123,7 @@ void rotate_tokens(const view<T, 4>& out, const view<const T, 4>& x, rotary_layo
   if (x.empty()) return;
   for (index n = 0; n < x.extent(2); ++n) {
     for (index first = 0; first < pairs; first += rotary_block) {
-      cos.resize(std::min(rotary_block, pairs - first));
+      cos.resize((std::min)(rotary_block, pairs - first));
       sin.resize(cos.size());
       for (index b = 0; b < batch; ++b) {
         if (b == 0 || !rotation.shared()) rotation(b, n, first, cos, sin);

@@ -129,8 +129,8 @@ class scaled_frequency {
       ramp_begin_ = std::floor(ramp_begin_);
       ramp_end_ = std::ceil(ramp_end_);
     }
-    ramp_begin_ = std::max(ramp_begin_, 0.0);
-    ramp_end_ = std::min(ramp_end_, dims_ - 1.0);
+    ramp_begin_ = (std::max)(ramp_begin_, 0.0);
+    ramp_end_ = (std::min)(ramp_end_, dims_ - 1.0);
     // The published code's guard against an empty ramp; it then is a step.
     if (ramp_begin_ == ramp_end_) ramp_end_ += 0.001;
   }

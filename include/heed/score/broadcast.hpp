@@ -41,7 +41,7 @@ class score_tensor {
   }
   /// Keys covered: all, where the last axis repeats.
   [[nodiscard]] constexpr index width() const noexcept {
-    return extents_[3] == 1 ? std::numeric_limits<index>::max() : extents_[3];
+    return extents_[3] == 1 ? (std::numeric_limits<index>::max)() : extents_[3];
   }
   [[nodiscard]] constexpr coverage covered(const tile& t) const noexcept {
     if (t.keys.end <= width()) return coverage::full;

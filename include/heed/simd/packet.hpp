@@ -118,7 +118,7 @@ HEED_INLINE A fmadd_scalar(A a, A b, A c) noexcept {
 }
 /// The larger; which operand a NaN yields is unspecified.
 template <class P>
-HEED_INLINE P max(const P& a, const P& b) noexcept {
+HEED_INLINE P(max)(const P& a, const P& b) noexcept {
   return Eigen::internal::pmax(a, b);
 }
 template <class P>

@@ -48,7 +48,7 @@ struct key_part {
   void each_block(index keys, F&& f) const noexcept {
     constexpr index step = backward_plan::keys;
     for (index first = part * step; first < keys; first += parts * step) {
-      f(range{first, std::min(first + step, keys)});
+      f(range{first, (std::min)(first + step, keys)});
     }
   }
 };

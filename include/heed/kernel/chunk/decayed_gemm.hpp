@@ -244,7 +244,7 @@ HEED_INLINE void decay_and_add(A decay, A* s, A* low, const simd::packet<A>& x) 
     return;
   }
   auto lost = simd::load<A>(low);
-  const auto largest = simd::broadcast(std::numeric_limits<A>::max());
+  const auto largest = simd::broadcast((std::numeric_limits<A>::max)());
   const auto finite =
       simd::both(simd::less(simd::abs(total), largest), total);  // an infinity stays
   add_compensated<A>(total, lost, simd::fmadd(simd::broadcast(decay - A(1)), finite, x));

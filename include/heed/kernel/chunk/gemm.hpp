@@ -165,7 +165,7 @@ HEED_INLINE void add_compensated(simd::packet<A>& total, simd::packet<A>& low,
   const auto y = simd::add(x, low);
   const auto sum = simd::add(total, y);
   const auto lost = simd::sub(y, simd::sub(sum, total));
-  const auto finite = simd::less(simd::abs(lost), simd::broadcast(std::numeric_limits<A>::max()));
+  const auto finite = simd::less(simd::abs(lost), simd::broadcast((std::numeric_limits<A>::max)()));
   low = simd::both(finite, lost);
   total = sum;
 }

@@ -87,7 +87,7 @@ class block_runs {
     if constexpr (!widens) {
       for (index j = block_.begin; j < block_.end;) {
         const row_run<T> r = (*run_)(j);
-        const index n = std::min(r.count, block_.end - j);
+        const index n = (std::min)(r.count, block_.end - j);
         use(strided_rows<T>{r.data, r.stride, r.count}, j - block_.begin, n);
         j += n;
       }
@@ -112,7 +112,7 @@ class block_runs {
     if (!in_place(channels)) {
       for (index j = block.begin; j < block.end;) {
         const row_run<T> r = run(j);
-        const index end = j + std::min(r.count, block.end - j);
+        const index end = j + (std::min)(r.count, block.end - j);
         for (const T* row = r.data; j < end; ++j, row += r.stride) list[j - block.begin] = row;
       }
       list_ = list;

@@ -197,7 +197,7 @@ HEED_INLINE A split_maximum(A* s, index count, softmax_state<A>& state) noexcept
   using plan = split_plan<A>;
   for (index j = count; j < round_up(count, plan::lanes); ++j) s[j] = softmax_state<A>::empty_max;
   auto top = simd::broadcast(softmax_state<A>::empty_max);
-  for (index j = 0; j < count; j += plan::lanes) top = simd::max(top, simd::load(s + j));
+  for (index j = 0; j < count; j += plan::lanes) top = (simd::max)(top, simd::load(s + j));
   return state.raise(simd::largest(top));
 }
 
@@ -249,7 +249,7 @@ template <class A, class T>
 [[nodiscard]] constexpr index stretch_rows(index tile_rows, index channels) noexcept {
   using plan = split_plan<A>;
   const index bytes = plan::stretch_bytes * plan::tile_rows / tile_rows;
-  return std::min(round_up(rows_of<T>(bytes, channels), plan::lanes), keys_of_chain);
+  return (std::min)(round_up(rows_of<T>(bytes, channels), plan::lanes), keys_of_chain);
 }
 
 /// o = p v, or o += p v where `o` is not `fresh`, for `rows` rows (padded) and any number of channels

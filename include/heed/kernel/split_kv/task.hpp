@@ -102,7 +102,7 @@ HEED_INLINE range modify_row(const Program& program, const tile& t, A* s) noexce
     // Classified again in steps, so that only a mask's edge is asked about pair by pair.
     constexpr index step = split_plan<A>::mask_step;
     for (index first = 0; first < n; first += step) {
-      const range keys{first, std::min(n, first + step)};
+      const range keys{first, (std::min)(n, first + step)};
       tile part = t;
       part.keys = {t.keys.begin + keys.begin, t.keys.begin + keys.end};
       const coverage visible = program.coverage_in(part);
@@ -127,7 +127,7 @@ HEED_NOINLINE void attend_row_pairwise(softmax_state<A>& state, A* out, A* lost,
   A rescale = state.raise(top);
   for (index first = 0; first < keys; first += keys_of_chain) {
     std::fill_n(part, channels, A(0));
-    for (index j = first; j < std::min(keys, first + keys_of_chain); ++j) {
+    for (index j = first; j < (std::min)(keys, first + keys_of_chain); ++j) {
       if (s[j] == softmax_state<A>::empty_max) continue;
       // Before any score there is no reference: a NaN, which is no maximum, stays one.
       const A weight = std::exp(s[j] - state.max);

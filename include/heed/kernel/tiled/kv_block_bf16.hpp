@@ -156,7 +156,7 @@ class paired_block {
       unroll<Keys>([&](auto j) HEED_INLINE_LAMBDA {
         const P x = simd::mul(sum[j][p], scale);
         simd::store(s + j * plan::group + p * plan::lanes, x);
-        m = simd::max(m, x);
+        m = (simd::max)(m, x);
       });
       maximum[p] = m;
     });

@@ -48,7 +48,7 @@ HEED_INLINE void score_register_tile(const A* q, const A* k, index k_stride, ind
     P m = maximum[p];
     unroll<Keys>([&](auto j) HEED_INLINE_LAMBDA {
       simd::store(s + j * group + p * lanes, sum[j][p]);
-      m = simd::max(m, sum[j][p]);
+      m = (simd::max)(m, sum[j][p]);
     });
     maximum[p] = m;
   });

@@ -150,8 +150,8 @@ HEED_NOINLINE void tile_maximum(const A* s, index keys, simd::packet<A>* maximum
   for (int p = 0; p < Packets; ++p) maximum[p] = simd::broadcast(softmax_state<A>::empty_max);
   for (index j = 0; j < keys; ++j) {
     for (int p = 0; p < Packets; ++p) {
-      maximum[p] =
-          simd::max(maximum[p], simd::load(s + j * tile_plan<A>::group + p * tile_plan<A>::lanes));
+      maximum[p] = (simd::max)(maximum[p],
+                               simd::load(s + j * tile_plan<A>::group + p * tile_plan<A>::lanes));
     }
   }
 }

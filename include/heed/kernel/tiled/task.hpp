@@ -47,9 +47,9 @@ template <class A, class Source>
   read_ahead ahead(ceil_div(next.size() * row, 64 * tiles));
   const auto k = source.keys(where.batch, where.kv_head, next.begin);
   const auto v = source.values(where.batch, where.kv_head, next.begin);
-  ahead.add(k.data, k.stride * key_bytes, d.head_dim * key_bytes, std::min(k.count, next.size()));
+  ahead.add(k.data, k.stride * key_bytes, d.head_dim * key_bytes, (std::min)(k.count, next.size()));
   ahead.add(v.data, v.stride * value_bytes, d.value_dim * value_bytes,
-            std::min(v.count, next.size()));
+            (std::min)(v.count, next.size()));
   return ahead;
 }
 
@@ -108,7 +108,7 @@ void attend_groups(const Program& program, const Source& source, const tile& whe
       if (t.keys.empty()) continue;
       // Whole steps: a key beside the range is taken in, and masked, rather than left to weigh 0.
       t.keys.begin -= (t.keys.begin - keys.begin) % Block::key_step;
-      t.keys.end = std::min(keys.end, t.keys.begin + round_up(t.keys.size(), Block::key_step));
+      t.keys.end = (std::min)(keys.end, t.keys.begin + round_up(t.keys.size(), Block::key_step));
       const coverage visible = program.coverage_in(t);
       if (visible == coverage::empty) continue;
       const Block part = block.from(t.keys.begin - keys.begin);

@@ -55,7 +55,7 @@ struct row_scores_scratch {
     const index d = keys_of.extent(3);
     for (index r = rows; r < padded(rows); ++r) std::fill_n(q + r * d, d, A(0));
     for (index first = 0; first < count; first += plan::keys) {
-      const index n = std::min(plan::keys, count - first);
+      const index n = (std::min)(plan::keys, count - first);
       const T* const from = keys_of.data() + b * keys_of.stride(0) + h * keys_of.stride(1) +
                             first * keys_of.stride(2);
       if (keys_of.stride(3) == 1) {
@@ -96,12 +96,12 @@ void softmax_weights(A* x, index n, A scale) noexcept {
   for (index i = 0; i < whole; i += w) {
     const auto s = simd::mul(simd::load(x + i), factor);
     simd::store(x + i, s);
-    tops = simd::max(tops, s);
+    tops = (simd::max)(tops, s);
   }
   A rest[std::size_t{w}];
   std::fill_n(rest, w, lowest);
   for (index i = whole; i < n; ++i) rest[i - whole] = x[i] * scale;
-  const A top = simd::largest(simd::max(tops, simd::load(rest)));
+  const A top = simd::largest((simd::max)(tops, simd::load(rest)));
   const auto shift = simd::broadcast(top == lowest ? A(0) : top);
   index i = 0;
   for (; i + at_once * w <= n; i += at_once * w) {

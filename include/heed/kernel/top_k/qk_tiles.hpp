@@ -45,14 +45,14 @@ void each_scored_group(const scored_rows_scratch<A>& s, const rectangle<const TQ
       block_rows<A, TQ>([&](index i) { return row_run<TQ>{q.at(i, 0), q.row, rows - i}; },
                         {0, rows}, head_dim, q.column, s.q, stride);
   for (index first = 0; first < seen; first += plan::group) {
-    const range at{first, std::min(seen, first + plan::group)};
+    const range at{first, (std::min)(seen, first + plan::group)};
     plain_block<A>::pack(rectangle<const TK>{k.at(first, 0), k.row, k.column}, at.size(), head_dim,
                          A(1), s.keys);
     read_ahead ahead;
     if (k.column == 1) {
       constexpr auto size = static_cast<index>(sizeof(TK));
       ahead.add(k.at(at.end, 0), k.row * size, head_dim * size,
-                std::min(seen - at.end, plan::group));
+                (std::min)(seen - at.end, plan::group));
     }
     in_packets<A>(at.size(), [&](auto packets) noexcept {
       simd::packet<A> top[std::size_t{packets()}];

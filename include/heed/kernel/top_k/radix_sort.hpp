@@ -43,11 +43,11 @@ template <class A>
   auto least = from[0].order;
   auto most = least;
   for (index i = 1; i < n; ++i) {
-    least = std::min(least, from[i].order);
-    most = std::max(most, from[i].order);
+    least = (std::min)(least, from[i].order);
+    most = (std::max)(most, from[i].order);
   }
   const auto width = static_cast<int>(std::bit_width(static_cast<decltype(least)>(most - least)));
-  const int dropped = std::max(0, width - 16);
+  const int dropped = (std::max)(0, width - 16);
   std::array<std::array<std::uint32_t, 257>, 2> at{};
   const auto digit = [&](int byte, const sized_entry<A>& e) {
     return static_cast<std::size_t>(((e.order - least) >> (dropped + 8 * byte)) & 255U);

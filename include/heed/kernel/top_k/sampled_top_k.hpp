@@ -55,7 +55,7 @@ class sampled_largest {
     const key_sample sample(count_);
     const auto take = [&](running_largest<A>& into, range i, index step, const auto& most) {
       score(i, step, most(i.end - 1), [&](index row, const A* scores, range at) noexcept {
-        into.take(row - i.begin, scores, at.begin, std::min(at.end, most(row)) - at.begin);
+        into.take(row - i.begin, scores, at.begin, (std::min)(at.end, most(row)) - at.begin);
       });
     };
     const auto leave = [&](range i) {
@@ -76,7 +76,7 @@ class sampled_largest {
     range again{rows.end, rows.end};
     for (index row = rows.begin; row < rows.end; ++row) {
       if (largest_.complete(row - rows.begin) || seen(row) < count_) continue;
-      again = {std::min(again.begin, row), row + 1};
+      again = {(std::min)(again.begin, row), row + 1};
     }
     leave({rows.begin, again.begin});
     leave({again.end, rows.end});

@@ -38,7 +38,7 @@ namespace heed::inline HEED_TARGET::kernel {
 
 /// Lists name their entries in 32 bits.
 inline void check_listed(const char* name, index count) {
-  constexpr index most = std::numeric_limits<std::int32_t>::max();
+  constexpr index most = (std::numeric_limits<std::int32_t>::max)();
   if (count > most) {
     fail<shape_error>(std::string(name) + " are " + std::to_string(count) +
                       ", lists hold at most " + std::to_string(most));
@@ -69,8 +69,8 @@ template <class A>
   auto most = simd::load(v);
   auto least = simd::sub(simd::zero<A>(), most);
   for (index i = lanes; i < whole; i += lanes) {
-    most = simd::max(most, simd::load(v + i));
-    least = simd::max(least, simd::sub(simd::zero<A>(), simd::load(v + i)));
+    most = (simd::max)(most, simd::load(v + i));
+    least = (simd::max)(least, simd::sub(simd::zero<A>(), simd::load(v + i)));
   }
   std::fill(v + n, v + whole, -std::numeric_limits<A>::infinity());
   A high = simd::largest(most);
@@ -155,7 +155,7 @@ class running_largest {
   /// Row r's scores of all `keys`, x[0] being that of the first; x may be read a step behind them.
   void take_row(index r, const A* x, range keys) noexcept {
     for (index j = keys.begin; j < keys.end; j += step, x += step) {
-      take(r, x, j, std::min(step, keys.end - j));
+      take(r, x, j, (std::min)(step, keys.end - j));
     }
   }
 
@@ -206,7 +206,7 @@ class running_largest {
 
   /// Where a row has less than it takes: whatever comes, until it has.
   HEED_NOINLINE void take_any(index r, const A* s, index first, index n) noexcept {
-    const index any = std::min(n, count_ - held_[r]);
+    const index any = (std::min)(n, count_ - held_[r]);
     if (count_ <= handful) {
       for (index i = 0; i < any; ++i) insert(r, s[i] == s[i] ? s[i] : lowest, first + i);
     } else {

@@ -79,7 +79,7 @@ void largest_scores_of_many(E& exec, const view<const TQ, 4>& q, const view<cons
         const index first = (steps - 1 - t % steps) * rows;
         const TK* const keys = k.data() + b * k.stride(0) + h / group * k.stride(1);
         s.largest.list(
-            {first, std::min(first + rows, n)}, order, seen,
+            {first, (std::min)(first + rows, n)}, order, seen,
             [&](range i, index step, index most, const auto& take) noexcept {
               each_scored_group(
                   s.scored, rectangle<const TQ>{&q(b, h, i.begin, 0), q.stride(2), q.stride(3)},

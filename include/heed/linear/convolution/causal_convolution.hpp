@@ -125,8 +125,8 @@ void run_convolution(E& exec, convolution_block<A, X, W, Out> whole, std::span<c
                      workspace& memory) {
   const bool ragged = !bounds.empty();
   const index sequences = ragged ? static_cast<index>(bounds.size()) - 1 : whole.batch();
-  whole.columns =
-      std::min(channels_per_task(exec, sequences, whole.channels(), whole.part), task_channels<A>);
+  whole.columns = (std::min)(channels_per_task(exec, sequences, whole.channels(), whole.part),
+                             task_channels<A>);
   const auto sequence = [&](index n) noexcept {
     auto one = whole;
     const auto at = static_cast<std::size_t>(n);
@@ -145,8 +145,8 @@ void run_convolution(E& exec, convolution_block<A, X, W, Out> whole, std::span<c
     if (one.tokens() == 0) continue;
     arena measure;
     (void)one.allocate(measure);
-    bytes = std::max(bytes, measure.used());
-    blocks = std::max(blocks, one.blocks());
+    bytes = (std::max)(bytes, measure.used());
+    blocks = (std::max)(blocks, one.blocks());
   }
   for_each_with_scratch(
       exec, sequences * blocks, memory,

@@ -106,7 +106,7 @@ struct convolution_block {
 
   void run(index b, index block, const convolution_scratch<A>& s) const noexcept {
     const index first = block * width();
-    const index count = std::min(width(), channels() - first);
+    const index count = (std::min)(width(), channels() - first);
     if (along_tokens()) {
       for (index c = first; c < first + count; ++c) run_row(b, c, s);
     } else {
@@ -130,10 +130,10 @@ struct convolution_block {
       gather_row(&state(b, first, j), state.stride(1), count, s.past + j * row);
     }
     for (index t = 0; t < tokens(); t += tile()) {
-      const range tokens_of_tile{t, std::min(t + tile(), tokens())};
+      const range tokens_of_tile{t, (std::min)(t + tile(), tokens())};
       for (index c = 0; c < count; c += part) {
         const convolution_scratch<A> own{s.weight + c, s.bias + c, s.past + c, s.window};
-        run_part(b, first + c, std::min(part, count - c), tokens_of_tile, own);
+        run_part(b, first + c, (std::min)(part, count - c), tokens_of_tile, own);
       }
     }
     for (index j = 0; state.data() != nullptr && j < past_rows; ++j) {
@@ -174,7 +174,7 @@ struct convolution_block {
     const bool kept = state.data() != nullptr;
     for (index j = 0; j < past; ++j) s.past[j] = kept ? state(b, c, j) : A(0);
     for (index t = 0; t < tokens(); t += tile()) {
-      const index n = std::min(tile(), tokens() - t);
+      const index n = (std::min)(tile(), tokens() - t);
       std::copy_n(s.past, past, s.window);
       gather_row(&x(b, c, t), x.stride(2), n, s.window + past);
       std::copy_n(s.window + n, past, s.past);

@@ -86,7 +86,7 @@ struct cosformer_method {
     require_linear_tensors<const Q&, const K&, const V&>();
     using A = accumulate_t<scalar_of<const Q&>>;
     const auto q4 = linear_input(q);
-    const index tokens = std::max(q4.extent(2), linear_input(k).extent(2));
+    const index tokens = (std::max)(q4.extent(2), linear_input(k).extent(2));
     const index horizon = o.horizon.value_or(std::max<index>(tokens, 1));
     if (horizon < 1 || horizon < tokens) {
       fail<option_error>("horizon is " + std::to_string(horizon) + ", the call has tokens " +

@@ -43,12 +43,12 @@ template <class A, class E, class TQ, class TK, class TV, class TO, class Fill>
 void run_feature_blocks(E& exec, const view<const TQ, 4>& q, const view<const TK, 4>& k,
                         const view<const TV, 4>& v, const view<TO, 4>& out,
                         const feature_call<A>& call, const Fill& fill) {
-  const index block = std::min(feature_block, std::max<index>({q.extent(2), k.extent(2), 1}));
+  const index block = (std::min)(feature_block, std::max<index>({q.extent(2), k.extent(2), 1}));
   tensor<A, 4> phi_q({q.extent(0), q.extent(1), block, call.features});
   tensor<A, 4> phi_k({k.extent(0), k.extent(1), block, call.features});
   // One recurrence with one chunk size for every block: what the first of them reserves suffices for
   // the others, so that nothing is written by a call that cannot be completed.
-  const index tokens = std::max(q.extent(2), k.extent(2));
+  const index tokens = (std::max)(q.extent(2), k.extent(2));
   const index step = tokens < 8 ? 1 : std::min<index>(block, linear_options{}.chunk);
   const identity_features map;
   kernelised_recurrence<A, A, A, TV, TO, identity_features> r{as_view(std::as_const(phi_q)),
@@ -80,7 +80,7 @@ void run_feature_blocks(E& exec, const view<const TQ, 4>& q, const view<const TK
     return as_view(std::as_const(phi)).slice(2, 0, t.size());
   };
   const auto blocks = [block](index count, const auto& f) {
-    for (index t = 0; t < count; t += block) f(range{t, std::min(t + block, count)});
+    for (index t = 0; t < count; t += block) f(range{t, (std::min)(t + block, count)});
   };
   const auto select = [&](range queries, range keys) {
     r.q = fill_all(q, phi_q, queries, true);

@@ -48,7 +48,7 @@ struct elu_plus_one {
                   HEED_INLINE_LAMBDA { e[i] = simd::sub(simd::zero<A>(), simd::abs(x[i])); });
     simd::exp_nonpositive<A, N>(e);
     unroll<N>([&](auto i) HEED_INLINE_LAMBDA {
-      x[i] = simd::max(simd::add(x[i], simd::broadcast(A(1))), e[i]);
+      x[i] = (simd::max)(simd::add(x[i], simd::broadcast(A(1))), e[i]);
     });
   }
 };

@@ -120,7 +120,7 @@ struct kernelised_recurrence {
   /// A chunk: its outputs from the state before it and from its own pairs, then its write.
   void chunk(index head, range t, scratch_type& s) const noexcept {
     const index n = t.size();
-    const range next{t.end, std::min(t.end + n, tokens())};
+    const range next{t.end, (std::min)(t.end + n, tokens())};
     load_features(k, batch_of(head), head_of(head), t, s.k, s);
     transpose_keys(n, s);
     const matrix_rows<const A> values = load_values(head, t, s);
@@ -147,7 +147,7 @@ struct kernelised_recurrence {
 
   void update_state(index head, range t, scratch_type& s) const noexcept {
     read_ahead ahead;
-    look_ahead_keys(ahead, head, {t.end, std::min(t.end + t.size(), keys())});
+    look_ahead_keys(ahead, head, {t.end, (std::min)(t.end + t.size(), keys())});
     load_features(k, batch_of(head), head_of(head), t, s.k, s);
     write(t.size(), load_values(head, t, s), s, ahead);
   }
@@ -160,7 +160,7 @@ struct kernelised_recurrence {
         look_ahead_queries(ahead, head, h + 1, t);
       } else {
         look_ahead_queries(ahead, head, head_of(head) * group(),
-                           {t.end, std::min(t.end + t.size(), tokens())});
+                           {t.end, (std::min)(t.end + t.size(), tokens())});
       }
       load_features(q, batch_of(head), h, t, s.q, s);
       factors<false>(t.size(), s);

@@ -216,7 +216,7 @@ void linear_call(E& exec, Out&& out, const Q& q, const K& k, const V& v, State&&
   std::size_t bytes = 0;
   for_each_sequence(bounds, [&](index n, range t) {
     select(n, t);
-    bytes = std::max(bytes, kernelised_bytes(exec, r, o));
+    bytes = (std::max)(bytes, kernelised_bytes(exec, r, o));
   });
   (void)memory.reserve(bytes);
   for_each_sequence(bounds, [&](index n, range t) {

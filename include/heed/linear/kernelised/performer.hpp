@@ -123,8 +123,8 @@ struct performer_method {
     if (!(scale > 0)) {
       fail<option_error>("scale is " + std::to_string(scale) + ", must be positive");
     }
-    const double shift = std::max(0.0, w.longest_squared() / 2 - 60);
-    const auto eps = static_cast<double>(std::numeric_limits<A>::min());
+    const double shift = (std::max)(0.0, w.longest_squared() / 2 - 60);
+    const auto eps = static_cast<double>((std::numeric_limits<A>::min)());
     call_feature_blocks<A>(exec, std::forward<Out>(out), q, k, v, state,
                            feature_call<A>{w.count(), o.causal, eps, {}, o.scratch},
                            performer_fill<A>{as_view(w.columns()), static_cast<A>(std::sqrt(scale)),

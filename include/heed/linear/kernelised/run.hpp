@@ -30,12 +30,12 @@ void run_quadratic(E& exec, const R& r, bool causal, workspace& memory) {
 /// The form of a call, and r's tokens a chunk.
 template <class R>
 [[nodiscard]] linear_form choose_form(R& r, const linear_options& o) noexcept {
-  const index tokens = std::max(r.tokens(), r.keys());
+  const index tokens = (std::max)(r.tokens(), r.keys());
   const linear_form form =
       o.form.value_or(tokens < 8 ? linear_form::recurrent : linear_form::chunked);
   r.chunk_tokens = form == linear_form::recurrent
                        ? 1
-                       : std::min({o.chunk, longest_chunk, std::max<index>(tokens, 1)});
+                       : (std::min)({o.chunk, longest_chunk, std::max<index>(tokens, 1)});
   return form;
 }
 

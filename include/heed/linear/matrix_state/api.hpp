@@ -170,7 +170,7 @@ inline void check_matrix_options(const recurrence_options& o, const std::array<i
 
 /// The larger of two numbers of heads, of which it must be a multiple.
 inline index common_heads(const char* name, index heads, const char* other, index other_heads) {
-  const index most = std::max(heads, other_heads), least = std::min(heads, other_heads);
+  const index most = (std::max)(heads, other_heads), least = (std::min)(heads, other_heads);
   if (least == 0 ? most != 0 : most % least != 0) {
     fail<shape_error>(std::string(name) + " has " + std::to_string(heads) + " heads, " + other +
                       " has " + std::to_string(other_heads) + ", of which neither is a multiple");
@@ -224,7 +224,7 @@ struct matrix_method {
     auto e = as_view(q).extents();
     if constexpr ((rank_of<const Q&>) > 2) {
       constexpr std::size_t at = rank_of<const Q&> - 3;
-      e[at] = std::max({e[at], as_view(k).extents()[at], as_view(v).extents()[at]});
+      e[at] = (std::max)({e[at], as_view(k).extents()[at], as_view(v).extents()[at]});
     }
     e.back() = as_view(v).extents().back();
     return result_like<const Q&>(e);
@@ -314,7 +314,7 @@ struct matrix_method {
     }
     const index most = r.gates == detail::gate_kind::per_channel ? 16 : 64;
     const index step =
-        std::min({o.chunk.value_or(most), longest_chunk, std::max<index>(tokens, 1)});
+        (std::min)({o.chunk.value_or(most), longest_chunk, std::max<index>(tokens, 1)});
     r.chunk_tokens = c.form == linear_form::recurrent ? 1 : step;
     return c;
   }

@@ -73,7 +73,7 @@ struct matrix_recurrence : matrix_tokens<A> {
   void chunk(index head, range t, scratch_type& s) const noexcept {
     const index n = t.size(), d = k.channels();
     const bool by_channel = gates == gate_kind::per_channel;
-    read_ahead ahead = next_rows(head, {t.end, std::min(t.end + n, base::q.extents[2])});
+    read_ahead ahead = next_rows(head, {t.end, (std::min)(t.end + n, base::q.extents[2])});
     load(head, t, s);
     if (by_channel) {
       decay_by_channel(head, t, s);

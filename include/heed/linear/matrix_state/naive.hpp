@@ -107,7 +107,7 @@ struct naive_state {
 template <class Q, class K, class V, class Step>
 [[nodiscard]] tensor<double, 4> naive_recurrence(const Q& q, const K& k, const V& v, Step&& step) {
   const auto e = as_view(q).extents();
-  const index heads = std::max({e[1], as_view(k).extent(1), as_view(v).extent(1)});
+  const index heads = (std::max)({e[1], as_view(k).extent(1), as_view(v).extent(1)});
   tensor<double, 4> out({e[0], heads, e[2], as_view(v).extent(3)});
   for (index b = 0; b < e[0]; ++b) {
     for (index h = 0; h < heads; ++h) {
@@ -156,7 +156,7 @@ template <class Q, class K, class V, class G>
 template <class Q, class K, class V>
 [[nodiscard]] tensor<double, 4> naive_retention(const Q& q, const K& k, const V& v) {
   // h counts the state's heads, of which query heads may share one.
-  const index states = std::max(as_view(k).extent(1), as_view(v).extent(1));
+  const index states = (std::max)(as_view(k).extent(1), as_view(v).extent(1));
   return detail::naive_recurrence(q, k, v, [&](detail::naive_state& s) {
     s.decay([&](index) { return retention_gate(detail::served_by(s.h, s.heads, states)); });
     s.write(s.k, s.v);

@@ -96,7 +96,7 @@ class naive_matrix_state {
         dv_(in.v.extent(3)),
         group_(in.k.extent(1) > 0 ? in.q.extent(1) / in.k.extent(1) : 0),
         kept_(numbers(ceil_div(tokens_, in.chunk) + 1)),
-        states_(numbers(std::min(in.chunk, tokens_) + 1)),
+        states_(numbers((std::min)(in.chunk, tokens_) + 1)),
         decayed_(numbers(1)),
         gradient_(numbers(1)),
         written_(static_cast<std::size_t>(dv_)),
@@ -112,13 +112,13 @@ class naive_matrix_state {
     const index chunks = ceil_div(tokens_, in_.chunk);
     for (index c = 0; c < chunks; ++c) {
       std::copy_n(kept_.data() + c * size, size, states_.data());
-      const index end = std::min(tokens_, (c + 1) * in_.chunk);
+      const index end = (std::min)(tokens_, (c + 1) * in_.chunk);
       for (index t = c * in_.chunk; t < end; ++t) step(t, states_.data(), states_.data());
       std::copy_n(states_.data(), size, kept_.data() + (c + 1) * size);
     }
     for (index c = chunks; c-- > 0;) {
       const index first = c * in_.chunk;
-      const index end = std::min(tokens_, first + in_.chunk);
+      const index end = (std::min)(tokens_, first + in_.chunk);
       std::copy_n(kept_.data() + c * size, size, states_.data());
       for (index t = first; t < end; ++t) {
         step(t, states_.data() + (t - first) * size, states_.data() + (t - first + 1) * size);

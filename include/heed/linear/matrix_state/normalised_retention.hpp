@@ -66,7 +66,7 @@ struct normalised_retention_method {
     }
     const auto out4 = as_rank4(as_view(out));
     const auto v4 = as_rank4(as_view(v));
-    const index heads = std::max(as_rank4(as_view(k)).extent(1), v4.extent(1));
+    const index heads = (std::max)(as_rank4(as_view(k)).extent(1), v4.extent(1));
     tensor<A, 4> weights({out4.extent(0), out4.extent(1), out4.extent(2), 1});
     const A one = A(1);
     const view<const A, 4> ones(&one, {v4.extent(0), v4.extent(1), v4.extent(2), 1}, {0, 0, 0, 0});
@@ -78,8 +78,8 @@ struct normalised_retention_method {
     const auto run = [&](auto&& sum, auto&& keys, tensor<A, 2>* decays) {
       const auto values = retention_method::check(out, q, k, v, sum, o);
       const auto divisors = retention_method::check(weights, q4, k4, ones, keys, o);
-      (void)memory.reserve(std::max(detail::matrix_bytes(exec, values.core, values.form),
-                                    detail::matrix_bytes(exec, divisors.core, divisors.form)));
+      (void)memory.reserve((std::max)(detail::matrix_bytes(exec, values.core, values.form),
+                                      detail::matrix_bytes(exec, divisors.core, divisors.form)));
       detail::run_matrix(exec, values.core, values.form, memory);
       detail::run_matrix(exec, divisors.core, divisors.form, memory);
       divide(exec, out4, as_view(std::as_const(weights)), heads, o.sequence_bounds, decays);

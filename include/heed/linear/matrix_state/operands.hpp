@@ -49,7 +49,7 @@ struct matrix_tokens {
     matrix_rows<const A> values;  // v, where it lies or scaled
   };
 
-  [[nodiscard]] index state_heads() const noexcept { return std::max(k.heads(), v.heads()); }
+  [[nodiscard]] index state_heads() const noexcept { return (std::max)(k.heads(), v.heads()); }
   [[nodiscard]] index sequences() const noexcept {
     return bounds.empty() ? q.extents[0] : static_cast<index>(bounds.size()) - 1;
   }
@@ -96,7 +96,7 @@ struct matrix_tokens {
     s.m = take(pairs, pairs);
     s.n = take(low ? pairs : 0, pairs);
     // Of one number a token: a chunk's running products, or a step's number once a key channel.
-    s.decay = take(rows, gates == gate_kind::per_channel ? d : std::max(pairs, d));
+    s.decay = take(rows, gates == gate_kind::per_channel ? d : (std::max)(pairs, d));
     s.step = c.allocate<A>(rows);
     s.prefix = c.allocate<A>(d);
     s.beta = c.allocate<A>(rows);

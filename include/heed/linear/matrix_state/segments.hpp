@@ -128,7 +128,7 @@ class matrix_segments {
   static void run(const matrix_recurrence<A>& r, index head, range t,
                   typename matrix_recurrence<A>::scratch_type& s, Each&& each_chunk) noexcept {
     for (index first = t.begin; first < t.end; first += r.chunk_size()) {
-      r.chunk(head, {first, std::min(first + r.chunk_size(), t.end)}, s);
+      r.chunk(head, {first, (std::min)(first + r.chunk_size(), t.end)}, s);
       each_chunk(s);
     }
   }

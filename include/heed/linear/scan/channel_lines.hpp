@@ -25,7 +25,7 @@ class channel_lines {
  public:
   /// What is ahead: at most `rows` tokens of it, of `tokens` in all. Lines are counted in floats.
   channel_lines(const channel_ahead& a, index rows, index tokens) noexcept
-      : rows_(std::min(rows, tokens - a.token)), columns_(ceil_div(a.block.count, line)) {}
+      : rows_((std::min)(rows, tokens - a.token)), columns_(ceil_div(a.block.count, line)) {}
 
   /// At most four tensors.
   template <class T>

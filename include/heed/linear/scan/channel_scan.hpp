@@ -159,7 +159,7 @@ void run_blocks(E& exec, const Kernel& kernel, const channel_plan& plan,
     const range all = sequence_span(bounds, sequence, tokens);
     if (all.empty()) return;  // no token leaves the state's bits alone
     const index first = sequence * plan.blocks_per_sequence() + task % per_sequence * length;
-    const index count = std::min(length, (sequence + 1) * plan.blocks_per_sequence() - first);
+    const index count = (std::min)(length, (sequence + 1) * plan.blocks_per_sequence() - first);
     for (index i = 0; i < count; ++i) {
       kernel.prepare(plan.at(first + i), s[i]);
       kernel.load_state(plan.at(first + i), s[i]);
@@ -190,15 +190,15 @@ void run_channel_scan(E& exec, const Kernel& kernel, const std::array<index, 3>&
                        : ragged   ? sequences + ceil_div(x[1], length)
                                   : sequences * ceil_div(x[1], length);
   const index share = channels_per_task(exec, pieces, x[2], Kernel::unit);
-  const channel_plan plan{sequences, groups, x[2], std::min(share, Kernel::width), ragged};
+  const channel_plan plan{sequences, groups, x[2], (std::min)(share, Kernel::width), ragged};
   workspace own;
   workspace& memory = o.scratch != nullptr ? *o.scratch : own;
   if (segmented) {
     const channel_recurrence<A, Kernel> r{kernel, plan, o.sequence_bounds, x[1]};
     return run_segments(exec, r, 256, Kernel::tile_tokens, memory);
   }
-  const index wide = std::max<index>(std::min(plan.width, plan.group_size()), 1);
-  const index band = std::max<index>(std::min({share, task_channels<A>, x[2]}) / wide, 1);
+  const index wide = std::max<index>((std::min)(plan.width, plan.group_size()), 1);
+  const index band = std::max<index>((std::min)({share, task_channels<A>, x[2]}) / wide, 1);
   run_blocks<A>(exec, kernel, plan, o.sequence_bounds, x[1], band, memory);
 }
 

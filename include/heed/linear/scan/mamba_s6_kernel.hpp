@@ -199,7 +199,7 @@ struct selective_scan_kernel {
   /// exp(dt a) = 2^(dt a log2 e): one product a token fewer. What is finite stays so.
   [[nodiscard]] static A binary_rate(A rate) noexcept {
     constexpr A log2e = A(1.4426950408889634073599246810018921L);
-    constexpr A largest = std::numeric_limits<A>::max();
+    constexpr A largest = (std::numeric_limits<A>::max)();
     return std::isfinite(rate) ? std::clamp(rate * log2e, -largest, largest) : rate;
   }
 
@@ -212,7 +212,7 @@ struct selective_scan_kernel {
   template <class F>
   static void each_packet(const channel_block& k, F&& f) noexcept {
     for (index first = 0; first < k.count; first += lanes) {
-      f(first, std::min(lanes, k.count - first));
+      f(first, (std::min)(lanes, k.count - first));
     }
   }
 

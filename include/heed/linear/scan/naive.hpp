@@ -80,7 +80,7 @@ template <class K, class V, class W, class U>
                         : key - static_cast<double>(t - 1 - j) * w;
         };
         double most = std::numeric_limits<double>::lowest(), sum = 0, mean = 0;
-        for (index j = 0; j <= t; ++j) most = std::max(most, log_weight(j));
+        for (index j = 0; j <= t; ++j) most = (std::max)(most, log_weight(j));
         for (index j = 0; j <= t; ++j) {
           const double weight = std::exp(log_weight(j) - most);
           sum += weight;

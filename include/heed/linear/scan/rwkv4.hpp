@@ -154,7 +154,7 @@ struct rwkv4_scan {
     const packet lowest = simd::broadcast(std::numeric_limits<A>::lowest());
     packet e[std::size_t{2 * packets}];
     simd::unroll<packets>([&](auto p) HEED_INLINE_LAMBDA {
-      m[p] = simd::max(simd::max(x[p], y[p]), lowest);
+      m[p] = (simd::max)((simd::max)(x[p], y[p]), lowest);
       e[p] = simd::sub(x[p], m[p]);
       e[packets + p] = simd::sub(y[p], m[p]);
     });

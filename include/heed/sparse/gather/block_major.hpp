@@ -146,7 +146,7 @@ softmax_state<A> merge_parts(const A* parts, A* lse, const listed_token* place, 
                              index channels, A* to) noexcept {
   softmax_state<A> state;
   if (count == 0) return state;
-  for (index n = 0; n < count; ++n) state.max = std::max(state.max, lse[place[n]]);
+  for (index n = 0; n < count; ++n) state.max = (std::max)(state.max, lse[place[n]]);
   for (index n = 0; n < count; ++n) {
     A& x = lse[place[n]];
     x = softmax_state<A>::weight(x, state.max);
@@ -158,7 +158,7 @@ softmax_state<A> merge_parts(const A* parts, A* lse, const listed_token* place, 
     auto lost = simd::zero<A>();
     for (index first = 0; first < count; first += keys_of_chain) {
       auto chain = simd::zero<A>();
-      for (index n = first; n < std::min(count, first + keys_of_chain); ++n) {
+      for (index n = first; n < (std::min)(count, first + keys_of_chain); ++n) {
         chain = simd::fmadd(simd::broadcast(lse[place[n]]),
                             simd::load(parts + place[n] * channels + c), chain);
       }
@@ -196,7 +196,7 @@ void run_selected_blocks(E& exec, const Call& call, const view<const I, 4>& sele
 
   arena measure;
   listed_scratch<Call>().allocate(measure, d);
-  const index workers = worker_count(exec, pass.heads * std::max(most_tasks, stretches));
+  const index workers = worker_count(exec, pass.heads * (std::max)(most_tasks, stretches));
   block_lists* lists = nullptr;
   A* out = nullptr;  // [heads of a pass][listed][value dim]
   A* lse = nullptr;
@@ -249,7 +249,7 @@ void run_selected_blocks(E& exec, const Call& call, const view<const I, 4>& sele
       const rows_of_block where{l.rows + task.listed.begin, first, call.options.offset[b]};
       const index at = t / most_tasks * listed + task.listed.begin;
       attend_block(call, b, head % e.heads, where, task.listed.size(),
-                   std::min(block, call.source.length(b) - first), s, out + at * d.value_dim,
+                   (std::min)(block, call.source.length(b) - first), s, out + at * d.value_dim,
                    lse + at);
     });
     for_each_task(exec, workers, n_heads * stretches, [&](index, index t) noexcept {
@@ -272,7 +272,7 @@ void run_selected_blocks(E& exec, const Call& call, const view<const I, 4>& sele
   };
   for (index h = 0; h < heads; h += pass.heads) {
     for (index i = 0; i < e.queries; i += pass.rows) {
-      run_pass({h, std::min(h + pass.heads, heads)}, {i, std::min(i + pass.rows, e.queries)});
+      run_pass({h, (std::min)(h + pass.heads, heads)}, {i, (std::min)(i + pass.rows, e.queries)});
     }
   }
 }

@@ -51,8 +51,8 @@ struct token_lists {
   listed_token low = tokens[of.begin];
   listed_token high = low;
   for (index i = of.begin + 1; i < of.end; ++i) {
-    low = std::min(low, tokens[i]);
-    high = std::max(high, tokens[i]);
+    low = (std::min)(low, tokens[i]);
+    high = (std::max)(high, tokens[i]);
   }
   return {low, index{high} + 1};
 }
@@ -81,7 +81,7 @@ class listed_source {
   static constexpr index rows_ahead = 16;
 
   [[nodiscard]] index later(index j) const noexcept {
-    return lists_.keys[std::min(j + rows_ahead, lists_.key_count - 1)];
+    return lists_.keys[(std::min)(j + rows_ahead, lists_.key_count - 1)];
   }
   template <class T>
   [[nodiscard]] static row_run<T> one(row_run<T> r) noexcept {
@@ -212,7 +212,7 @@ void attend_lists(const Call& call, const Rule& rule, index b, index h, const to
   using TQ = typename Call::query_scalar;
   const head_dims d{call.q.extent(3), call.out.extent(3)};
   for (index r = 0; r < lists.row_count; ++r) {
-    prefetch_row<2>(call.query_rows(b, h, lists.rows[std::min(r + 16, lists.row_count - 1)]).data,
+    prefetch_row<2>(call.query_rows(b, h, lists.rows[(std::min)(r + 16, lists.row_count - 1)]).data,
                     d.head_dim);
     const rectangle<const TQ> from = call.query_rows(b, h, lists.rows[r]);
     copy_tile<TQ, TQ>(from, {s.q + r * d.head_dim, d.head_dim, 1}, 1, d.head_dim);
@@ -281,7 +281,7 @@ template <class S>
 
 /// Rows and keys must be countable by a listed_token.
 inline void check_listable(const score_extents& e) {
-  constexpr index most = std::numeric_limits<listed_token>::max();
+  constexpr index most = (std::numeric_limits<listed_token>::max)();
   if (e.queries > most || e.keys > most) {
     fail<shape_error>("q has " + std::to_string(e.queries) + " tokens, k " +
                       std::to_string(e.keys) + "; lists hold at most " + std::to_string(most));

@@ -27,7 +27,7 @@ struct block_pass {
     const index bytes = std::max<index>(1, row_bytes);
     const index wanted = ceil_div(blocks * rows_a_block, std::max<index>(1, choices));
     const index most =
-        std::max<index>(1, std::min(std::max(wanted, few_bytes / bytes), most_bytes / bytes));
+        std::max<index>(1, (std::min)((std::max)(wanted, few_bytes / bytes), most_bytes / bytes));
     if (all_rows > most) {
       rows = ceil_div(all_rows, ceil_div(all_rows, most));
     } else if (all_rows > 0) {
@@ -62,7 +62,7 @@ struct block_lists {
 
   /// Each block with a row has a task more than its whole ones, at the most.
   [[nodiscard]] static constexpr index most_tasks(index blocks, index listed, index most) noexcept {
-    return std::min(blocks, listed) + listed / most;
+    return (std::min)(blocks, listed) + listed / most;
   }
   void allocate(arena& c, index blocks, index listed, index most) noexcept {
     begin = c.allocate<index>(blocks + 1);
@@ -91,7 +91,7 @@ struct block_lists {
     task_count = 0;
     for (index n = 0; n < blocks; ++n) {
       for (index first = begin[n]; first < begin[n + 1]; first += most) {
-        tasks[task_count++] = {n, {first, std::min(first + most, begin[n + 1])}};
+        tasks[task_count++] = {n, {first, (std::min)(first + most, begin[n + 1])}};
       }
     }
   }

@@ -29,7 +29,7 @@ struct chosen_blocks {
   index tokens = 0;  // of the whole sequence: only its last block may be shorter than `size`
 
   [[nodiscard]] index keys() const noexcept {
-    return count == 0 ? 0 : (count - 1) * size + std::min(size, tokens - block[count - 1] * size);
+    return count == 0 ? 0 : (count - 1) * size + (std::min)(size, tokens - block[count - 1] * size);
   }
   /// Where key j stands: in which block, and at which of its keys. Single keys, which ask most
   /// often, need no division.
@@ -74,7 +74,7 @@ class chosen_source {
   /// A run from key `at` of a block on ends where the block does.
   template <class T>
   [[nodiscard]] row_run<T> within(row_run<T> r, index at) const noexcept {
-    r.count = std::min(r.count, chosen_->size - at);
+    r.count = (std::min)(r.count, chosen_->size - at);
     return r;
   }
   /// Single keys of a source that is one run need not be looked for one by one.
@@ -110,7 +110,7 @@ class chosen_program {
     bool any = false;
     bool all = true;
     for (index j = t.keys.begin; j < t.keys.end;) {
-      const index n = std::min(chosen_->size - j % chosen_->size, t.keys.end - j);
+      const index n = (std::min)(chosen_->size - j % chosen_->size, t.keys.end - j);
       tile part = t;
       part.keys = {chosen_->token(j), chosen_->token(j) + n};
       const coverage c = program_->coverage_in(part);
@@ -170,11 +170,11 @@ struct strip_plan {
     const index blocks = ceil_div(keys, block);
     const index nearest = band_bytes / (std::max<index>(token_bytes, 1) * block);
     const index often = ceil_div(band_choices * blocks, std::max<index>(choices * block, 1));
-    band = std::clamp<index>(std::max(nearest, often), 1, std::max<index>(blocks, 1));
+    band = std::clamp<index>((std::max)(nearest, often), 1, std::max<index>(blocks, 1));
     const index fit = strip_bytes / std::max<index>(row_bytes, 1);
     const index even = queries * shares / (8 * workers);
     const index most = band >= blocks ? rows_of_one_band : most_rows;
-    rows = std::clamp<index>(std::min({fit, even, queries}), 1, most);
+    rows = std::clamp<index>((std::min)({fit, even, queries}), 1, most);
   }
 };
 
@@ -234,7 +234,7 @@ void run_selected_rows(E& exec, const Call& call, const view<const I, 4>& select
     arena c(memory_block + static_cast<std::size_t>(worker) * measure.used());
     scratch_type s = allocate(c);
     const index first = t % strips * strip.rows;
-    const index count = std::min(strip.rows, e.queries - first);
+    const index count = (std::min)(strip.rows, e.queries - first);
     const index first_head = t / strips % shares * group;
     const index b = t / strips / shares;
     const index s_head = selection_head(selection, e, first_head);

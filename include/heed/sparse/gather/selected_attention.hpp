@@ -50,7 +50,7 @@ namespace detail {
 template <class Call, class I>
 [[nodiscard]] bool by_blocks(const Call& call, const view<const I, 4>& selection,
                              index block) noexcept {
-  constexpr index most = std::numeric_limits<listed_token>::max();
+  constexpr index most = (std::numeric_limits<listed_token>::max)();
   const score_extents& e = call.extents;
   const index blocks = ceil_div(e.keys, block);
   if (blocks == 0 || e.queries > most || e.keys > most) return false;
@@ -64,7 +64,7 @@ void run_selected(E& exec, const Call& call, const view<const I, 4>& selection, 
   require_rows_in_parts<Call>();
   check_selection(selection, block, call.extents);
   // A block of more keys than there are is one of all.
-  block = std::min(block, std::max<index>(call.extents.keys, 1));
+  block = (std::min)(block, std::max<index>(call.extents.keys, 1));
   if (by_blocks(call, selection, block)) {
     run_selected_blocks(exec, call, selection, block);
   } else {

@@ -39,7 +39,7 @@ void check_selection(const view<const I, 4>& s, index block, const score_extents
                       " and " + std::to_string(e.kv_heads) + " kv heads");
   }
   const index blocks = ceil_div(e.keys, block);
-  constexpr index listed = std::numeric_limits<std::int32_t>::max();
+  constexpr index listed = (std::numeric_limits<std::int32_t>::max)();
   if (blocks > listed) {
     fail<shape_error>("k has " + std::to_string(blocks) + " blocks of " + std::to_string(block) +
                       ", a selection may be of " + std::to_string(listed));
@@ -51,7 +51,7 @@ void check_selection(const view<const I, 4>& s, index block, const score_extents
     const I* const choice = row_of_choices(s, row / s.extent(2) / s.extent(1), h, i);
     index most = -1;
     for (index c = 0; c < s.extent(3); ++c) {
-      most = std::max(most, static_cast<index>(choice[c * step]));
+      most = (std::max)(most, static_cast<index>(choice[c * step]));
     }
     if (most >= blocks) {
       fail<shape_error>("selection names block " + std::to_string(most) + ", k has " +

@@ -107,8 +107,8 @@ template <class E, class T, class A>
   tensor<index, 4> buckets({x.extent(0), x.extent(1), rounds, n});
   const view<const A, 4> tables[] = {as_view(first), as_view(second)};
   for_each_scored<A>(
-      exec, x.extent(0) * x.extent(1) * steps, rows, std::max(first.extent(2), second.extent(2)), d,
-      [&](row_scores_scratch<A>& s, index t) noexcept {
+      exec, x.extent(0) * x.extent(1) * steps, rows, (std::max)(first.extent(2), second.extent(2)),
+      d, [&](row_scores_scratch<A>& s, index t) noexcept {
         const index b = t / steps / x.extent(1);
         const index h = t / steps % x.extent(1);
         const range i = intersect({0, n}, {t % steps * rows, (t % steps + 1) * rows});

@@ -63,7 +63,7 @@ template <api::an_executor E, tensor_like Q>
   const index rows = from.extent(0) * from.extent(1) * from.extent(2);
   const index tasks = ceil_div(rows, step);
   for_each_task(exec, api::worker_count(exec, tasks), tasks, [&](index, index t) noexcept {
-    for (index n = t * step; n < std::min(rows, (t + 1) * step); ++n) {
+    for (index n = t * step; n < (std::min)(rows, (t + 1) * step); ++n) {
       const index b = n / (from.extent(1) * from.extent(2));
       const index h = n / from.extent(2) % from.extent(1);
       const index i = n % from.extent(2);
@@ -100,7 +100,7 @@ template <class I>
     for (index h = 0; h < buckets.extent(1); ++h) {
       for (index r = 0; r < rounds; ++r) {
         for (index i = 0; i < tokens; ++i) {
-          most = std::max(most, static_cast<index>(buckets(b, h, r, i)));
+          most = (std::max)(most, static_cast<index>(buckets(b, h, r, i)));
         }
       }
     }
@@ -153,16 +153,16 @@ void run_lsh(E& exec, const Call& call, const view<const I, 4>& query_buckets,
   }
   const index rounds = query_buckets.extent(2);
   const index buckets =
-      std::max(check_buckets("query buckets", query_buckets, rounds, e.queries, e),
-               check_buckets("key buckets", key_buckets, rounds, e.keys, e));
+      (std::max)(check_buckets("query buckets", query_buckets, rounds, e.queries, e),
+                 check_buckets("key buckets", key_buckets, rounds, e.keys, e));
   const index heads = e.batch * e.heads;
   if (heads * e.queries == 0) return;
   const head_dims d{call.q.extent(3), call.out.extent(3)};
   const list_heads q_heads{query_buckets.extent(0), query_buckets.extent(1)};
   const list_heads k_heads{key_buckets.extent(0), key_buckets.extent(1)};
-  const index chunk = std::min(o.chunk, std::max<index>(e.keys, 1));
+  const index chunk = (std::min)(o.chunk, std::max<index>(e.keys, 1));
   constexpr index most = listed_scratch<Call>::most_rows;
-  const index most_keys = std::min(e.keys, 2 * chunk * most);
+  const index most_keys = (std::min)(e.keys, 2 * chunk * most);
 
   struct worker_scratch {
     listed_scratch<Call> task;
@@ -247,7 +247,7 @@ void run_lsh(E& exec, const Call& call, const view<const I, 4>& query_buckets,
       attend_lists(call, s.rule, b, h, s.rule.lists, s.task, s.out, s.lse);
       for (index r = 0; r < of.size(); ++r) {
         const index row = head * e.queries + s.rule.lists.rows[r];
-        const index later = s.rule.lists.rows[std::min(r + 8, of.size() - 1)];
+        const index later = s.rule.lists.rows[(std::min)(r + 8, of.size() - 1)];
         prefetch_row<2>(out + (head * e.queries + later) * d.value_dim, d.value_dim);
         prefetch_row<2>(state + head * e.queries + later, 1);
         join_part(state[row], out + row * d.value_dim, s.lse[r], s.out + r * d.value_dim,
@@ -261,7 +261,7 @@ void run_lsh(E& exec, const Call& call, const view<const I, 4>& query_buckets,
     const index b = head / e.heads;
     const index h = head % e.heads;
     const index first = t % blocks * most;
-    for (index i = first; i < std::min(first + most, e.queries); ++i) {
+    for (index i = first; i < (std::min)(first + most, e.queries); ++i) {
       const index row = head * e.queries + i;
       A* const at = out + row * d.value_dim;
       if (o.shared_qk) {

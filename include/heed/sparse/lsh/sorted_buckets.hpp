@@ -96,7 +96,7 @@ struct row_reach {
       for (index n = order.start[b]; n < order.start[b + 1]; ++n) {
         const listed_token row = order.tokens[n];
         while (at < listed.end && keys.order.tokens[at] <= offset + row) ++at;
-        const index own = std::max(at - 1, listed.begin) / chunk;
+        const index own = (std::max)(at - 1, listed.begin) / chunk;
         const range reach = intersect(listed, {(own - 1) * chunk, (own + 1) * chunk});
         first[row] = static_cast<listed_token>(reach.begin);
         count[row] = static_cast<listed_token>(reach.size());
@@ -181,7 +181,7 @@ struct round_rule {
     for (index i = 0; i < of.size(); ++i) {
       const index at = own.first[lists.rows[i]];
       const index n = own.count[lists.rows[i]];
-      const index fresh = std::max(at, end);
+      const index fresh = (std::max)(at, end);
       if (n > 0 && at + n > fresh) {
         std::copy_n(sorted[round].order.tokens + fresh, at + n - fresh, keys + listed);
         listed += at + n - fresh;
@@ -226,8 +226,8 @@ struct round_rule {
     for (index i = rows.begin + 1; i < rows.end; ++i) {
       at = first[i];
       end = at + count[i];
-      x = {std::min(x.first_begin, at), std::max(x.last_begin, at), std::min(x.first_end, end),
-           std::max(x.last_end, end)};
+      x = {(std::min)(x.first_begin, at), (std::max)(x.last_begin, at),
+           (std::min)(x.first_end, end), (std::max)(x.last_end, end)};
     }
     return x;
   }

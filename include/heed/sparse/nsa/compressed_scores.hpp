@@ -55,8 +55,8 @@ class compressed_scores {
         blocks_(blocks),
         first_(first),
         rows_(rows),
-        seen_by_all_(std::min(keys.count, blocks.whole(first + 1))),
-        seen_(std::min(keys.count, blocks.whole(first + rows))),
+        seen_by_all_((std::min)(keys.count, blocks.whole(first + 1))),
+        seen_((std::min)(keys.count, blocks.whole(first + rows))),
         scratch_(&scratch) {}
 
   /// use(keys, integral_constant packets) for each block of keys and head, whose probabilities are
@@ -96,7 +96,7 @@ class compressed_scores {
   template <int Packets, class Use>
   void each_tile_of(index heads, Use&& use) const noexcept {
     for (index begin = 0; begin < seen_; begin += plan::keys) {
-      const range keys{begin, std::min(seen_, begin + plan::keys)};
+      const range keys{begin, (std::min)(seen_, begin + plan::keys)};
       index stride = 0;
       const A* const k = block_rows<A, TK>(
           [&](index j) {
@@ -132,7 +132,7 @@ class compressed_scores {
     for (int p = 0; p < Packets; ++p) {
       auto top = simd::broadcast(softmax_state<A>::empty_max);
       for (index j = 0; j < keys; ++j) {
-        top = simd::max(top, simd::load(scratch_->scores + j * plan::group + p * plan::lanes));
+        top = (simd::max)(top, simd::load(scratch_->scores + j * plan::group + p * plan::lanes));
       }
       const block_maximum<A> m(simd::load(max + p * plan::lanes), top);
       simd::store(max + p * plan::lanes, m.max);
@@ -144,7 +144,7 @@ class compressed_scores {
   }
   /// `value` where a row does not see a key: only keys behind those that all rows see.
   void hide(range at, A value) const noexcept {
-    for (index j = std::max(at.begin, seen_by_all_); j < at.end; ++j) {
+    for (index j = (std::max)(at.begin, seen_by_all_); j < at.end; ++j) {
       const index blind = std::clamp<index>(blocks_.tokens(j).end - 1 - first_, 0, rows_);
       std::fill_n(scratch_->scores + (j - at.begin) * plan::group, blind, value);
     }

@@ -86,8 +86,8 @@ template <class A>
 void choose_blocks(const compressed_selection_options& o, index blocks, const A* importance,
                    running_largest<A>& list, index* to) noexcept {
   index fixed = 0;
-  for (index j = 0; j < std::min(blocks, o.initial); ++j) to[fixed++] = j;
-  const range others{fixed, std::max(fixed, blocks - o.local)};
+  for (index j = 0; j < (std::min)(blocks, o.initial); ++j) to[fixed++] = j;
+  const range others{fixed, (std::max)(fixed, blocks - o.local)};
   for (index j = others.end; j < blocks; ++j) to[fixed++] = j;
   list.start(1);
   list.take_row(0, importance + others.begin, others);
@@ -128,7 +128,7 @@ template <class E, class TQ, class TK, class A>
   using plan = tile_plan<A>;
   check_compressed_selection(q.extents(), k.extents(), tokens, o);
   // A block of more tokens than there are is one of all.
-  o.block = std::min(o.block, std::max<index>(tokens, 1));
+  o.block = (std::min)(o.block, std::max<index>(tokens, 1));
   const index n = q.extent(2);
   const index d = q.extent(3);
   const index kv_heads = k.extent(1);
@@ -157,12 +157,12 @@ template <class E, class TQ, class TK, class A>
     const index kv = t / tiles % kv_heads;
     // The last rows see the most: long tasks first.
     const index begin = (tiles - 1 - t % tiles) * plan::group;
-    const index rows = std::min(plan::group, n - begin);
+    const index rows = (std::min)(plan::group, n - begin);
     const index first = o.offset + begin;
     // Blocks that begin at or before row r.
     const auto candidates = [&](index r) {
       const index p = first + r;
-      return p < 0 ? index{0} : std::min(blocks, p / o.block + 1);
+      return p < 0 ? index{0} : (std::min)(blocks, p / o.block + 1);
     };
     const index most = candidates(rows - 1);
     std::fill_n(s.importance, most * plan::group, A(0));

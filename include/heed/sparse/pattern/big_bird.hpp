@@ -30,20 +30,20 @@ namespace detail {
 inline void draw_others(std::mt19937_64& draw, range all, range seen, index count,
                         std::vector<index>& row) {
   const index others = all.size() - intersect(all, seen).size();
-  count = std::min(count, others);
+  count = (std::min)(count, others);
   const auto first = static_cast<std::ptrdiff_t>(row.size());
   if (others / 4 <= count) {
     for (index k = all.begin; k < all.end; ++k) {
       if (k < seen.begin || k >= seen.end) row.push_back(k);
     }
     // The first `count` of a shuffle.
-    for (index n = 0; n < std::min(count, others); ++n) {
+    for (index n = 0; n < (std::min)(count, others); ++n) {
       const auto at = first + n;
       const auto left = static_cast<std::uint64_t>(others - n);
       std::swap(row[static_cast<std::size_t>(at)],
                 row[static_cast<std::size_t>(at) + static_cast<std::size_t>(draw() % left)]);
     }
-    row.resize(static_cast<std::size_t>(first + std::min(count, others)));
+    row.resize(static_cast<std::size_t>(first + (std::min)(count, others)));
     return;
   }
   while (static_cast<index>(row.size()) - first < count) {
@@ -70,19 +70,19 @@ inline void draw_others(std::mt19937_64& draw, range all, range seen, index coun
                       std::to_string(e.key_block));
   }
   check_pattern_extents(e);
-  const index reach = std::min(o.window / 2, e.query_blocks() + e.key_blocks());
+  const index reach = (std::min)(o.window / 2, e.query_blocks() + e.key_blocks());
   std::mt19937_64 draw(o.seed);
   std::vector<std::vector<index>> rows;
   rows.reserve(static_cast<std::size_t>(e.rows()));
   for (index r = 0; r < e.rows(); ++r) {
     const index i = r % e.query_blocks();
-    const index last = o.causal ? std::min(i + 1, e.key_blocks()) : e.key_blocks();
+    const index last = o.causal ? (std::min)(i + 1, e.key_blocks()) : e.key_blocks();
     std::vector<index> row;
     if (i < o.global) {
       for (index k = 0; k < last; ++k) row.push_back(k);
     } else {
-      for (index k = 0; k < std::min(o.global, last); ++k) row.push_back(k);
-      for (index k = std::max(o.global, i - reach); k < std::min(i + reach + 1, last); ++k) {
+      for (index k = 0; k < (std::min)(o.global, last); ++k) row.push_back(k);
+      for (index k = (std::max)(o.global, i - reach); k < (std::min)(i + reach + 1, last); ++k) {
         row.push_back(k);
       }
       detail::draw_others(draw, {o.global, last}, {i - reach, i + reach + 1}, o.random, row);

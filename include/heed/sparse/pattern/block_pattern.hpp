@@ -223,11 +223,11 @@ class block_pattern {
 
   [[nodiscard]] range queries_of(index q) const noexcept {
     const index begin = q * extents_.query_block;
-    return {begin, begin + std::min(extents_.query_block, extents_.queries - begin)};
+    return {begin, begin + (std::min)(extents_.query_block, extents_.queries - begin)};
   }
   [[nodiscard]] range keys_of(index k) const noexcept {
     const index begin = k * extents_.key_block;
-    return {begin, begin + std::min(extents_.key_block, extents_.keys - begin)};
+    return {begin, begin + (std::min)(extents_.key_block, extents_.keys - begin)};
   }
 
   /// f(where(batch, head, query block), entry) for every visible block.
@@ -252,7 +252,7 @@ class block_pattern {
       t.keys = {from, extents_.keys};
       const range seen = visible_keys_of(mask, t);
       if (seen.empty()) return;
-      const index k = std::max(from, seen.begin) / extents_.key_block;
+      const index k = (std::max)(from, seen.begin) / extents_.key_block;
       t.keys = keys_of(k);
       coverage c = coverage_of(mask, t);
       if (c == coverage::partial) c = by_pairs(mask, t);

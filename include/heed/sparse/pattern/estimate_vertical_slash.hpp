@@ -126,8 +126,8 @@ template <executor E, tensor_like Q, tensor_like K>
   kernel::check_listed("k's keys", k4.extent(2));
   using A = accumulate_t<scalar_of<const Q&>>;
   const index seen = n > 0 ? std::max<index>(o.offset + n, 0) : 0;
-  const index verticals = std::min(o.verticals, seen);
-  const index slashes = std::min(o.slashes, seen);
+  const index verticals = (std::min)(o.verticals, seen);
+  const index slashes = (std::min)(o.slashes, seen);
   vertical_slash_lists lists{tensor<index, 3>({q4.extent(0), heads, verticals}),
                              tensor<index, 3>({q4.extent(0), heads, slashes})};
   const A scale = checked_finite<A>(
@@ -155,8 +155,8 @@ template <executor E, tensor_like Q, tensor_like K>
         A* const by_distance = s.row(rows + 1);
         std::fill_n(by_key, seen, A(0));
         std::fill_n(by_distance, seen, A(0));
-        for (index i = std::max({index{0}, n - o.queries, -o.offset}); i < n; i += rows) {
-          const index count = std::min(rows, n - i);
+        for (index i = (std::max)({index{0}, n - o.queries, -o.offset}); i < n; i += rows) {
+          const index count = (std::min)(rows, n - i);
           for (index r = 0; r < count; ++r) s.load(r, &q4(b, h, i + r, 0), q4.stride(3), d);
           s.score(count, k4, b, h / group, o.offset + i + count);
           for (index r = 0; r < count; ++r) {
@@ -198,7 +198,7 @@ template <executor E>
   for_each_task(exec, workers, extents.rows(), [&](index, index r) {
     const index head = r / extents.query_blocks();
     const index first = r % extents.query_blocks() * extents.query_block;
-    const index last = std::min(first + extents.query_block, extents.queries) - 1;
+    const index last = (std::min)(first + extents.query_block, extents.queries) - 1;
     std::vector<char> any(static_cast<std::size_t>(extents.key_blocks()), 0);
     const auto mark = [&](index begin, index end) {
       const range keys = intersect({0, extents.keys}, {begin, end});

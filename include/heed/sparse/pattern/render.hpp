@@ -20,8 +20,8 @@ inline coverage square_of(const block_pattern& p, index batch, index head, index
   bool any = false;
   bool all = true;
   const pattern_extents& e = p.extents();
-  for (index q = query; q < std::min(query + step, e.query_blocks()); ++q) {
-    for (index k = key; k < std::min(key + step, e.key_blocks()); ++k) {
+  for (index q = query; q < (std::min)(query + step, e.query_blocks()); ++q) {
+    for (index k = key; k < (std::min)(key + step, e.key_blocks()); ++k) {
       const coverage c = p.at(batch, head, q, k);
       any = any || c != coverage::empty;
       all = all && c == coverage::full;
@@ -37,7 +37,7 @@ inline coverage square_of(const block_pattern& p, index batch, index head, index
 [[nodiscard]] inline std::string to_text(const block_pattern& p, index batch = 0, index head = 0,
                                          index width = 64) {
   const pattern_extents& e = p.extents();
-  const index blocks = std::max(e.query_blocks(), e.key_blocks());
+  const index blocks = (std::max)(e.query_blocks(), e.key_blocks());
   const index step = std::max<index>(1, ceil_div(blocks, std::max<index>(width, 1)));
   std::string text;
   for (index q = 0; q < e.query_blocks(); q += step) {

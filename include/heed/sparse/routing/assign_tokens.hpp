@@ -92,7 +92,7 @@ template <executor E, tensor_like X, tensor_like C>
   // are packed, but their lists stay in the second-level cache, and no thread is left without.
   constexpr index most_rows = 64;
   const index wanted = ceil_div(static_cast<index>(exec.concurrency()), heads);
-  const index rows = std::min(most_rows, ceil_div(clusters, wanted));
+  const index rows = (std::min)(most_rows, ceil_div(clusters, wanted));
   struct scratch_type {
     kernel::scored_rows_scratch<A> scored;
     kernel::running_largest<A> largest;

@@ -196,8 +196,8 @@ template <executor E, tensor_like First, tensor_like... More>
       const double at = (static_cast<double>(m) + static_cast<double>(draw() >> 11U) * 0x1p-53) /
                         static_cast<double>(o.clusters);
       if (last.extent(0) * last.extent(2) == 0) continue;
-      const auto i = std::min(static_cast<index>(at * static_cast<double>(last.extent(2))),
-                              last.extent(2) - 1);
+      const auto i = (std::min)(static_cast<index>(at * static_cast<double>(last.extent(2))),
+                                last.extent(2) - 1);
       const index b = m % last.extent(0);
       for (index c = 0; c < last.extent(3); ++c) {
         centroids(h, m, c) =

@@ -90,7 +90,7 @@ void run_routing(E& exec, const Call& call, const view<const I, 4>& queries,
   const index tasks = heads * clusters * blocks;
   const index row_block = 64;
   const index row_blocks = ceil_div(e.queries, row_block);
-  const index workers = worker_count(exec, std::max(tasks, heads * row_blocks));
+  const index workers = worker_count(exec, (std::max)(tasks, heads * row_blocks));
 
   head_clusters* q_lists = nullptr;
   head_clusters* k_lists = nullptr;
@@ -162,7 +162,7 @@ void run_routing(E& exec, const Call& call, const view<const I, 4>& queries,
     A* const parts = out + head * clusters * window * d.value_dim;
     const A* const part_lse = lse + head * clusters * window;
     const index first = t % row_blocks * row_block;
-    for (index i = first; i < std::min(first + row_block, e.queries); ++i) {
+    for (index i = first; i < (std::min)(first + row_block, e.queries); ++i) {
       softmax_state<A> state;
       A* const row =
           at.begin[i] < at.begin[i + 1] ? parts + at.place[at.begin[i]] * d.value_dim : nullptr;

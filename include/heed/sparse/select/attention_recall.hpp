@@ -129,7 +129,7 @@ template <executor E, tensor_like Q, tensor_like K, mask_function M>
     while (!t.keys.empty()) {
       const range seen = intersect(t.keys, visible_keys_of(mask, t));
       if (seen.empty()) break;
-      t.keys = {seen.begin, std::min(seen.end, (seen.begin / block + 1) * block)};
+      t.keys = {seen.begin, (std::min)(seen.end, (seen.begin / block + 1) * block)};
       const coverage c = coverage_of(mask, t);
       for (index j = t.keys.begin; c != coverage::empty && j < t.keys.end; ++j) {
         const position p{t.batch, t.head, t.kv_head, t.queries.begin, j, t.rows().begin};
@@ -163,7 +163,7 @@ template <executor E, tensor_like Q, tensor_like K, tensor_like S>
                       " (batch, heads, queries, choices), q has " + format_extents(q4.extents()) +
                       " and k " + std::to_string(k4.extent(1)) + " heads");
   }
-  block = std::min(block, std::max<index>(k4.extent(2), 1));
+  block = (std::min)(block, std::max<index>(k4.extent(2), 1));
   using A = accumulate_t<scalar_of<const Q&>>;
   return detail::recall_of<A>(exec, q4, k4, o, [&](A* weights, const tile& where) {
     const index b = s4.extent(0) == 1 ? 0 : where.batch;
@@ -174,7 +174,7 @@ template <executor E, tensor_like Q, tensor_like K, tensor_like S>
     for (index c = 0; c < s4.extent(3); ++c) {
       const auto n = static_cast<index>(s4(b, h, where.rows().begin, c));
       if (n < 0 || n > where.keys.end / block) continue;
-      for (index j = n * block; j < std::min(where.keys.end, (n + 1) * block); ++j) {
+      for (index j = n * block; j < (std::min)(where.keys.end, (n + 1) * block); ++j) {
         // What has been counted weighs nothing a second time.
         kept += static_cast<double>(std::exchange(weights[j], A(0)));
       }

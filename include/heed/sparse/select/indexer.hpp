@@ -74,7 +74,7 @@ void indexer_keys_into(E& exec, C&& chosen, const Q& qi, const K& ki, const W& w
   if (q4.extent(0) * n == 0) return;
 
   // All heads of some queries meet the keys together.
-  const index queries = std::min(
+  const index queries = (std::min)(
       n, std::max<index>(1, kernel::scored_rows_scratch<A>::rows / std::max<index>(1, heads)));
   const auto seen = [&](index row) { return detail::choosable(o, row, k4.extent(2)); };
   const index steps = ceil_div(n, queries);
@@ -98,7 +98,7 @@ void indexer_keys_into(E& exec, C&& chosen, const Q& qi, const K& ki, const W& w
         const index b = t / steps;
         // The last rows may see the most: long tasks first.
         const index first = (steps - 1 - t % steps) * queries;
-        const range i{first, std::min(first + queries, n)};
+        const range i{first, (std::min)(first + queries, n)};
         for (index h = 0; h < heads; ++h) {
           kernel::copy_tile(
               kernel::rectangle<const TQ>{&q4(b, h, i.begin, 0), q4.stride(2), q4.stride(3)},

@@ -126,7 +126,7 @@ class page_bounds {
       fail<shape_error>("the bounds are for " + std::to_string(e.capacity) + " tokens");
     }
     if (page < 1) fail<option_error>("page is " + std::to_string(page) + ", must be at least 1");
-    return std::min(page, std::max<index>(e.capacity, 1));
+    return (std::min)(page, std::max<index>(e.capacity, 1));
   }
 
   template <class E, class Keys, class Length>
@@ -140,7 +140,7 @@ class page_bounds {
       return from < length(b) ? from / page_ * page_ : from;
     };
     for (index b = 0; b < batch(); ++b) {
-      const index known = std::min(length(b), to(b));
+      const index known = (std::min)(length(b), to(b));
       if (to(b) > capacity_) {
         fail<capacity_error>("the bounds are for " + std::to_string(capacity_) +
                              " tokens, the keys have " + std::to_string(to(b)));
@@ -150,14 +150,14 @@ class page_bounds {
                           ", the bounds know " + std::to_string(length(b)) + " tokens of " +
                           std::to_string(to(b)));
       }
-      most = std::max(most, ceil_div(to(b), tokens_of_group) - start(b) / tokens_of_group);
-      fresh = std::max(fresh, to(b) - start(b));
+      most = (std::max)(most, ceil_div(to(b), tokens_of_group) - start(b) / tokens_of_group);
+      fresh = (std::max)(fresh, to(b) - start(b));
     }
     const index tasks = batch() * kv_heads() * most;
     // Waking a thread costs more than reading the newest token of every head.
     const bool few = batch() * kv_heads() * fresh * head_dim() < 65'536;
     const index workers =
-        few ? 1 : std::max(index{1}, std::min(tasks, static_cast<index>(exec.concurrency())));
+        few ? 1 : (std::max)(index{1}, (std::min)(tasks, static_cast<index>(exec.concurrency())));
     for_each_task(exec, workers, tasks, [&](index, index t) noexcept {
       const index b = t / most / kv_heads();
       const index h = t / most % kv_heads();
@@ -166,11 +166,11 @@ class page_bounds {
           intersect({start(b), to(b)}, {g * tokens_of_group, (g + 1) * tokens_of_group});
       for (index j = mine.begin; j < mine.end;) {
         Bound* const to_page = &groups_(b, h, g, j / page_ % group);
-        const index end = std::min(mine.end, (j / page_ + 1) * page_);
+        const index end = (std::min)(mine.end, (j / page_ + 1) * page_);
         if (j % page_ == 0) forget(to_page);
         while (j < end) {
           const row_run<T> run = keys(b, h, j);
-          const index count = std::min(end - j, run.count);
+          const index count = (std::min)(end - j, run.count);
           widen(to_page, run, channel_stride, count);
           j += count;
         }

@@ -112,7 +112,7 @@ template <executor E, tensor_like Q, class T, class Bound>
   // The newest page is chosen without a look at its bound.
   const index newest = o.newest && o.count > 0 ? 1 : 0;
   // All heads of a KV head, and some of their rows, while its bounds pass by.
-  const index queries = std::min(n, std::max<index>(1, 16 / group));
+  const index queries = (std::min)(n, std::max<index>(1, 16 / group));
   const index steps = ceil_div(n, queries);
   const index lists = together ? 1 : group;  // of a query
 
@@ -160,7 +160,7 @@ template <executor E, tensor_like Q, class T, class Bound>
               if (to != scores) detail::join_scores(o.group, to, scores);
               if (together && g + 1 < group) continue;
               s.largest.take(row * lists + (together ? 0 : g), scores, first,
-                             std::min(plan::group, free));
+                             (std::min)(plan::group, free));
             }
           }
         }

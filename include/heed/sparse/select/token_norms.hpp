@@ -64,7 +64,7 @@ struct token_norms {
         [&](index, index t) noexcept {
           const index b = t / steps / x.extent(1);
           const index h = t / steps % x.extent(1);
-          for (index i = t % steps * step; i < std::min(n, (t % steps + 1) * step); ++i) {
+          for (index i = t % steps * step; i < (std::min)(n, (t % steps + 1) * step); ++i) {
             A m = A(0);
             A square = A(0);
             const T* const token = x.data() + b * x.stride(0) + h * x.stride(1) + i * x.stride(2);

@@ -146,7 +146,7 @@ template <executor E, tensor_like K>
   const auto k4 = detail::selection_input(k);
   if (block < 1) fail<option_error>("block is " + std::to_string(block) + ", must be at least 1");
   using A = accumulate_t<scalar_of<const K&>>;
-  block = std::min(block, std::max<index>(k4.extent(2), 1));
+  block = (std::min)(block, std::max<index>(k4.extent(2), 1));
   const index blocks = ceil_div(k4.extent(2), block);
   tensor<A, 4> means({k4.extent(0), k4.extent(1), blocks, k4.extent(3)});
   const index tasks = k4.extent(0) * k4.extent(1) * blocks;
@@ -184,11 +184,11 @@ void mixture_of_blocks_into(E& exec, C&& chosen, const Q& q, const K& k,
   const auto to = detail::selection_output(chosen, q4.extents(), q4.extent(1), o);
   if (o.count == 0) return;
   // A block of more keys than there are is one of all.
-  const index block = std::min(o.block, std::max<index>(detail::selection_input(k).extent(2), 1));
+  const index block = (std::min)(o.block, std::max<index>(detail::selection_input(k).extent(2), 1));
   const auto means = block_means(exec, k, block);
   using A = accumulate_t<scalar_of<const Q&>>;
   const view<const A, 4> m = as_view(means);
-  const auto own = [&](index i) { return std::min((o.offset + i) / block, m.extent(2) - 1); };
+  const auto own = [&](index i) { return (std::min)((o.offset + i) / block, m.extent(2) - 1); };
   // Each row's own block, and the best before it.
   kernel::largest_scores(exec, q4, m, o.count - 1, o.order, own, [&](index b, index h, index i) {
     auto* const row = detail::choices_of(to, b, h, i);
