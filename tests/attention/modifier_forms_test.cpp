@@ -101,7 +101,7 @@ TEST(ModifierForms, ProbabilitiesAreChangedInEveryFormThatSeesWholeRows) {
     EXPECT_LE(farthest(ragged, first), allowed) << n;
     // What hidden values hold does not matter.
     if (n < keys) {
-      const auto short_keys = [keys](const position& p) { return p.key < keys - 1; };
+      const auto short_keys = [=](const position& p) { return p.key < keys - 1; };
       const auto hidden = changed(q, k, v, 0, f, short_keys);
       for (index c = 0; c < 9; ++c) v(0, 0, keys - 1, c) = std::nanf("");
       EXPECT_LE(farthest(heed::attention(q, k, v, {}, short_keys, modifier), hidden), allowed);

@@ -255,12 +255,12 @@ constexpr double scratch_of_a_long_text(matrix_state_form form) {
   form.lanes = 16;
   return matrix_state_chunked(self_attention(1'000'000, 64), form).extra_memory / 1024;
 }
-static_assert(within(scratch_of_a_long_text({}), 193, 0.003));
-static_assert(within(scratch_of_a_long_text({.write = state_write::delta}), 193, 0.003));
-static_assert(within(scratch_of_a_long_text({.channel_gate = true, .chunk = 16}), 71, 0.007));
+static_assert(within(scratch_of_a_long_text({}), 209, 0.003));
+static_assert(within(scratch_of_a_long_text({.write = state_write::delta}), 209, 0.003));
+static_assert(within(scratch_of_a_long_text({.channel_gate = true, .chunk = 16}), 87, 0.007));
 static_assert(within(scratch_of_a_long_text(
                          {.write = state_write::low_rank, .channel_gate = true, .chunk = 16}),
-                     97, 0.005),
+                     113, 0.005),
               "rwkv7");
 
 /// Scratch that a call used, `run(workspace)`, beside what is predicted of its shape and form.
