@@ -39,10 +39,10 @@ class block_mask {
  public:
   static constexpr stage when = stage::mask;
 
-  explicit block_mask(const block_pattern& pattern, M inner = {})
-      : pattern_(&pattern), inner_(std::move(inner)) {}
-  block_mask(const block_pattern& pattern, M inner, bool by_kv_head)
-      : pattern_(&pattern), inner_(std::move(inner)), by_kv_head_(by_kv_head) {}
+  explicit block_mask(const block_pattern& pattern, M mask = {})
+      : pattern_(&pattern), inner_(std::move(mask)) {}
+  block_mask(const block_pattern& pattern, M mask, bool by_kv_head)
+      : pattern_(&pattern), inner_(std::move(mask)), by_kv_head_(by_kv_head) {}
 
   [[nodiscard]] bool operator()(const position& p) const noexcept {
     const pattern_extents& e = pattern_->extents();
