@@ -167,7 +167,9 @@ void run_as(const test_case& c, const plan& p, const std::string& scalar, compar
       cache.append(past_k, past_v);
       operand<T> out(expected, p.q_heads);
       if (q.view().extent(2) == k.view().extent(2)) {
-        heed::decode_into(out.view(), q.view(), k.view(), v.view(), cache, options, modifiers...);
+        auto of_cache = options;
+        of_cache.offset = 0;  // the cache knows where its newest tokens are
+        heed::decode_into(out.view(), q.view(), k.view(), v.view(), cache, of_cache, modifiers...);
       } else {  // the queries are not the newest tokens: no decoding, but the cache serves as well
         cache.append(k.view(), v.view());
         heed::attention_into(out.view(), q.view(), cache.keys(), cache.values(), options,
