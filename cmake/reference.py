@@ -100,6 +100,7 @@ tasks = [
         ("my own pool of threads", "executor", "parallel"),
         ("calls that allocate nothing", "workspace", "core"),
         ("errors without exceptions", "fail", "core"),
+        ("one binary for many processors", "select", "dispatch"),
     ]),
     ("Cost before running", [
         ("FLOPs, bytes and memory of a call", "attention_shape", "cost"),
@@ -109,7 +110,7 @@ tasks = [
 ]
 
 folders = ["core", "tensor", "parallel", "score", "rotary", "cost", "cache", "api", "attention",
-           "linear", "sparse"]
+           "linear", "sparse", "dispatch"]
 
 
 def published(folder):
