@@ -111,6 +111,30 @@ TEST(BadInput, ScratchInUseIsRefused) {
   expect_refusal<heed::option_error>("in use by another call", [&] {
     heed::selected_attention_into(out, q, q, q, first, 4, options);
   });
+  expect_refusal<heed::option_error>("in use by another call",
+                                     [&] { heed::attention_into(out, q, q, q, options); });
+  const tensor4 few = numbers({1, 2, 3, 8}, 2);
+  tensor4 few_out(few.extents());
+  expect_refusal<heed::option_error>("in use by another call",
+                                     [&] { heed::attention_into(few_out, few, q, q, options); });
+  expect_refusal<heed::option_error>("in use by another call", [&] {
+    (void)heed::attention(q, q, q, options,
+                          heed::probability([](float p, heed::position) { return p; }));
+  });
+  // Sequences of few and of many queries: two kernels in one lease.
+  const std::vector<index> starts{0, 3, 40};
+  const auto ragged = [&] {
+    return heed::ragged_attention(heed::as_view(q)[0], heed::as_view(q)[0], heed::as_view(q)[0],
+                                  starts, starts, options);
+  };
+  expect_refusal<heed::option_error>("in use by another call", [&] { (void)ragged(); });
+  for (index i = 0; i < out.size(); ++i) ASSERT_EQ(out.data()[i], 0.0F);
+  for (index i = 0; i < few_out.size(); ++i) ASSERT_EQ(few_out.data()[i], 0.0F);
+  {
+    heed::workspace free;
+    heed::attention_into(out, q, q, q, {.scratch = &free});
+    heed::attention_into(out, q, q, q, {.scratch = &free});
+  }
 }
 
 // Broadcast views are many rows and little memory: the scores would be too many.

@@ -138,6 +138,26 @@ TEST(CheckedCache, NamesWhatIsMissingOrTooMuch) {
   expect_refusal<heed::shape_error>("more elements",
                                     [] { cache({.capacity = index{1} << 62, .head_dim = 64}); });
   expect_refusal<heed::shape_error>("negative", [] { cache({.capacity = -1, .head_dim = 4}); });
+  using paged = heed::paged_cache<float>;
+  expect_refusal<heed::shape_error>("head_dim", [] { paged({.pages = 10}); });
+  expect_refusal<heed::shape_error>("more elements", [] {
+    paged({.pages = index{1} << 31, .page_size = index{1} << 31, .head_dim = 64});
+  });
+  expect_refusal<heed::shape_error>("more elements",
+                                    [] { paged({.pages = 4, .head_dim = largest / 100}); });
+  expect_refusal<heed::shape_error>("page table", [] {
+    paged({.sequences = index{1} << 31, .pages = index{1} << 31, .page_size = 1, .head_dim = 1});
+  });
+  expect_refusal<heed::shape_error>("max_tokens",
+                                    [] { paged({.pages = 1, .head_dim = 1, .max_tokens = -1}); });
+  using rolling = heed::rolling_cache<float>;
+  expect_refusal<heed::shape_error>("head_dim", [] { rolling({.window = 10}); });
+  expect_refusal<heed::shape_error>("more elements",
+                                    [] { rolling({.window = largest, .head_dim = 1}); });
+  expect_refusal<heed::shape_error>("head_dim", [] { heed::quantised_cache<8>({.capacity = 10}); });
+  expect_refusal<heed::shape_error>("more elements", [] {
+    heed::latent_cache<float>({.capacity = 1, .latent_dim = largest, .rope_dim = largest});
+  });
 }
 
 TEST(CheckedScratch, SaturatesAndIsRefused) {

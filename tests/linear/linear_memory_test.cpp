@@ -225,6 +225,59 @@ TEST(LinearAllocationFailure, BlocksOfFeatures) {
   }
 }
 
+/// The call is refused and has written nothing.
+template <class Call>
+void expect_refused(const char* name, const written& w, const Call& call) {
+  std::string message;
+  try {
+    call();
+  } catch (const heed::option_error& e) {
+    message = e.what();
+  }
+  EXPECT_NE(message.find("in use by another call"), std::string::npos) << name << ": " << message;
+  EXPECT_TRUE(w.unchanged()) << name;
+}
+
+TEST(LinearScratch, InUseIsRefused) {
+  heed::workspace scratch;
+  const heed::random_directions<float> w(16, 32, 1);
+  ragged_call c;
+  heed::linear_state<float> state({.batch = 1, .kv_heads = 2, .features = 32, .value_dim = 8});
+  heed::retention_state<float> kept({.batch = 1, .heads = 2, .key_dim = 16, .value_dim = 8});
+  const auto x = numbers({1, 100, tokens}, 1);
+  const auto weight = numbers({100, 4}, 2);
+  auto mixed = numbers({1, 100, tokens}, 3);
+  const auto s = numbers({1, tokens, 20}, 1), dt = numbers({1, tokens, 20}, 2, -1, 0);
+  auto y = numbers({1, tokens, 20}, 6);
+  auto h = numbers({1, 20}, 9);
+  {
+    heed::scratch_lease taken(&scratch);
+    const recurrence_options o{.scratch = &scratch};
+    expect_refused("retention", written(c.out),
+                   [&] { heed::retention_into(c.out, c.q, c.k, c.v, o); });
+    expect_refused("normalised retention", written(c.out, kept.sum, kept.keys, kept.decays),
+                   [&] { heed::normalised_retention_into(c.out, c.q, c.k, c.v, kept, o); });
+    expect_refused("linear attention", written(c.out), [&] {
+      heed::linear_attention_into(c.out, c.q, c.k, c.v, {.scratch = &scratch});
+    });
+    expect_refused("performer", written(c.out, state.sum(), state.normaliser()), [&] {
+      heed::performer_attention_into(c.out, c.q, c.k, c.v, w, state,
+                                     heed::performer_options{.scratch = &scratch});
+    });
+    expect_refused("cosformer", written(c.out, state.sum(), state.normaliser()), [&] {
+      heed::cosformer_attention_into(
+          c.out, c.q, c.k, c.v, state,
+          heed::cosformer_options{.horizon = 2 * tokens, .scratch = &scratch});
+    });
+    expect_refused("convolution", written(mixed),
+                   [&] { heed::causal_convolution_into(mixed, x, weight, {.scratch = &scratch}); });
+    expect_refused("hgrn", written(y, h),
+                   [&] { heed::hgrn_into(y, s, dt, h, heed::scan_options{.scratch = &scratch}); });
+  }
+  heed::retention_into(c.out, c.q, c.k, c.v, recurrence_options{.scratch = &scratch});
+  heed::hgrn_into(y, s, dt, h, heed::scan_options{.scratch = &scratch});
+}
+
 TEST(LinearAllocationFailure, ConvolutionAndScans) {
   const auto x = numbers({1, 100, tokens}, 1);
   const auto weight = numbers({100, 4}, 2);

@@ -102,8 +102,8 @@ struct tiled_backward_kernel {
     const score_extents e = call.forward.extents;
     const index pairs = e.batch * e.kv_heads;
     const index workers = static_cast<index>(exec.concurrency());
-    workspace own;
-    workspace& memory = call.forward.options.scratch ? *call.forward.options.scratch : own;
+    scratch_lease lease(call.forward.options.scratch);
+    workspace& memory = lease.memory();
     const index parts = backward_parts(e.keys);
     if (parts == 1 || workers == 1 || pairs >= 2 * workers) {
       run_heads(exec, call, memory, parts);

@@ -54,14 +54,11 @@ struct exact_kernel {
       Call others = call;
       others.served = {0, few + 1};
       // All memory for both is there before either writes.
-      workspace own;
-      workspace& memory = call.options.scratch != nullptr ? *call.options.scratch : own;
-      (void)memory.reserve((std::max)(tiled_kernel::scratch_bytes(exec, many),
-                                      split_kernel::scratch_bytes(exec, others)));
-      many.options.scratch = &memory;
-      others.options.scratch = &memory;
-      tiled_kernel::run(exec, many);
-      split_kernel::run(exec, others);
+      scratch_lease lease(call.options.scratch);
+      (void)lease.reserve((std::max)(tiled_kernel::scratch_bytes(exec, many),
+                                     split_kernel::scratch_bytes(exec, others)));
+      tiled_kernel::run(exec, many, lease.memory());
+      split_kernel::run(exec, others, lease.memory());
     }
   }
 };

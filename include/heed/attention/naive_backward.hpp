@@ -81,8 +81,8 @@ struct naive_backward_kernel {
       A* dk;  // [keys][head dim]
       A* dv;  // [keys][value dim]
     };
-    workspace own;
-    workspace& memory = call.forward.options.scratch ? *call.forward.options.scratch : own;
+    scratch_lease lease(call.forward.options.scratch);
+    workspace& memory = lease.memory();
     const auto allocate = [&](arena& c) noexcept {
       return scratch{c.allocate<A>(d), c.allocate<A>(e.keys * d), c.allocate<A>(e.keys * dv)};
     };

@@ -84,8 +84,8 @@ struct probability_kernel {
   static void run(E& exec, const Call& call) {
     using A = typename Call::A;
     const score_extents e = call.extents;
-    workspace own;
-    workspace& memory = call.options.scratch != nullptr ? *call.options.scratch : own;
+    scratch_lease lease(call.options.scratch);
+    workspace& memory = lease.memory();
     const auto allocate = [&](arena& c) noexcept {
       probability_scratch<A> s;
       s.scores = c.allocate<A>(e.keys);

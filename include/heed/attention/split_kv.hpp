@@ -133,6 +133,12 @@ struct split_kernel {
 
   template <class E, class Call>
   static void run(E& exec, const Call& call) {
+    scratch_lease lease(call.options.scratch);
+    run(exec, call, lease.memory());
+  }
+  /// In scratch that the caller has the lease of.
+  template <class E, class Call>
+  static void run(E& exec, const Call& call, workspace& memory) {
     require_rows_in_parts<Call>();
     using A = typename Call::A;
     using plan = split_plan<A>;
@@ -140,8 +146,6 @@ struct split_kernel {
     split_layout<A> layout(exec, call);
     if (layout.all.tasks == 0) return;
     const head_dims d = layout.d;
-    workspace own;
-    workspace& memory = call.options.scratch != nullptr ? *call.options.scratch : own;
     layout.place(call, memory.reserve(layout.allocate(arena(), e.batch)));
 
     const auto share = [&](index b, index h) {

@@ -84,6 +84,12 @@ struct tiled_kernel {
 
   template <class E, class Call>
   static void run(E& exec, const Call& call) {
+    scratch_lease lease(call.options.scratch);
+    run(exec, call, lease.memory());
+  }
+  /// In scratch that the caller has the lease of.
+  template <class E, class Call>
+  static void run(E& exec, const Call& call, workspace& memory) {
     require_rows_in_parts<Call>();
     using A = typename Call::A;
     const score_extents e = call.extents;
@@ -93,8 +99,6 @@ struct tiled_kernel {
     if (tasks == 0) return;
     const index workers = worker_count(exec, tasks);
 
-    workspace own;
-    workspace& memory = call.options.scratch != nullptr ? *call.options.scratch : own;
     index* begin = nullptr;
     std::byte* block = nullptr;
     std::byte* const all = memory.reserve(allocate(call, workers, arena(), begin, block));

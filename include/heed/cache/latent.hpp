@@ -36,8 +36,8 @@ class latent_cache {
   /// Throws shape_error on a negative extent, std::bad_alloc.
   explicit latent_cache(const latent_extents& e)
       : latent_dim_(view<T, 1>(nullptr, {e.latent_dim}).extent(0)),
-        rows_(
-            {e.batch, 1, e.capacity, e.latent_dim + view<T, 1>(nullptr, {e.rope_dim}).extent(0)}) {}
+        rows_({e.batch, 1, e.capacity,
+               saturating_sum(e.latent_dim, view<T, 1>(nullptr, {e.rope_dim}).extent(0))}) {}
 
   /// Appends the same number of tokens to every batch: latent [batch, tokens, latent dim], k_rope
   /// [batch, tokens, rope dim], rotated already. Throws capacity_error where they do not fit,

@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "heed/core/checked.hpp"
 #include "heed/core/errors.hpp"
 #include "heed/core/target.hpp"
 #include "heed/core/types.hpp"
@@ -35,12 +36,12 @@ namespace detail {
 class page_pool {
  public:
   page_pool(index sequences, index pages, index table_pages)
-      : table_pages_(table_pages),
+      : table_pages_(checked_table(sequences, table_pages)),
         references_(checked(pages, "pages")),
         holds_(references_.size()),
         free_(references_.size()),
         lengths_(checked(sequences, "sequences")),
-        tables_(lengths_.size() * checked(table_pages, "pages a sequence")) {
+        tables_(lengths_.size() * at(table_pages)) {
     for (std::size_t i = 0; i < free_.size(); ++i) {
       free_[i] = static_cast<page_id>(free_.size() - 1 - i);  // low pages are taken first
     }
@@ -129,6 +130,13 @@ class page_pool {
                         ", needs 0 to 4294967295");
     }
     return at(n);
+  }
+  /// Before anything is allocated. Returns the pages.
+  [[nodiscard]] static index checked_table(index sequences, index pages) {
+    const index table[] = {sequences, pages};
+    (void)checked(pages, "pages a sequence");
+    (void)checked_size("page table", table, static_cast<index>(sizeof(page_id)));
+    return pages;
   }
 
   index table_pages_;

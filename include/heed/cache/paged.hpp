@@ -18,27 +18,17 @@
 #pragma once
 
 #include <algorithm>
-#include <optional>
 #include <span>
 #include <string>
 
 #include "heed/cache/append_input.hpp"
 #include "heed/cache/page_pool.hpp"
+#include "heed/cache/paged_extents.hpp"
 #include "heed/core/target.hpp"
 #include "heed/kernel/kv_source.hpp"
 #include "heed/tensor/tensor.hpp"
 
 namespace heed::inline HEED_TARGET {
-
-struct paged_extents {
-  index sequences = 1;
-  index kv_heads = 1;
-  index pages = 0;
-  index page_size = 64;  ///< tokens; decode is quickest with 64 or more
-  index head_dim = 0;
-  std::optional<index> value_dim = std::nullopt;   ///< head_dim where absent
-  std::optional<index> max_tokens = std::nullopt;  ///< of one sequence; the whole pool where absent
-};
 
 template <attention_scalar TK, attention_scalar TV = TK>
 class paged_cache {
@@ -46,9 +36,10 @@ class paged_cache {
   using key_scalar = TK;
   using value_scalar = TV;
 
-  /// Throws shape_error on a negative extent or a page size below 1, std::bad_alloc.
+  /// Throws shape_error on a negative extent, a page size below 1, without a head_dim and where no
+  /// memory could hold so many pages; std::bad_alloc.
   explicit paged_cache(const paged_extents& e)
-      : page_size_(checked_page_size(e.page_size)),
+      : page_size_(detail::check_paged_extents<TK, TV>(e).page_size),
         pool_(e.sequences, e.pages, e.max_tokens ? ceil_div(*e.max_tokens, page_size_) : e.pages),
         max_tokens_(e.max_tokens.value_or(e.pages * page_size_)),
         keys_({e.pages, e.kv_heads, e.page_size, e.head_dim}),
@@ -215,12 +206,6 @@ class paged_cache {
   [[nodiscard]] static constexpr index value_channel_stride() noexcept { return 1; }
 
  private:
-  [[nodiscard]] static index checked_page_size(index size) {
-    if (size < 1) {
-      fail<shape_error>("paged_cache has page size " + std::to_string(size) + ", needs at least 1");
-    }
-    return size;
-  }
   [[nodiscard]] detail::row_geometry geometry() const noexcept {
     return {batch(), kv_heads(), head_dim(), value_dim()};
   }

@@ -45,7 +45,7 @@ class quantised_cache {
 
   /// Throws shape_error on a negative extent, std::bad_alloc.
   explicit quantised_cache(const cache_extents& e)
-      : keys_(e, e.head_dim), values_(e, e.value_dim.value_or(e.head_dim)) {}
+      : keys_(check_cache_extents(e), e.head_dim), values_(e, e.value_dim.value_or(e.head_dim)) {}
 
   /// Appends the same number of tokens to every batch: k [batch, kv heads, tokens, head dim], v
   /// likewise with value dim; leading axes of extent 1 may be left out. Throws capacity_error where

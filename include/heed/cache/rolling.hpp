@@ -53,8 +53,9 @@ class rolling_cache {
   explicit rolling_cache(const rolling_extents& e)
       : sinks_(e.sinks),
         window_(checked_window(e)),
-        keys_({e.batch, e.kv_heads, e.sinks + e.window, e.head_dim}),
-        values_({e.batch, e.kv_heads, e.sinks + e.window, e.value_dim.value_or(e.head_dim)}) {}
+        keys_({e.batch, e.kv_heads, saturating_sum(e.sinks, e.window), e.head_dim}),
+        values_({e.batch, e.kv_heads, saturating_sum(e.sinks, e.window),
+                 e.value_dim.value_or(e.head_dim)}) {}
 
   /// Keys are attended to rotated by their places. Throws shape_error also where the embedding
   /// rotates more than head dim.
@@ -133,6 +134,7 @@ class rolling_cache {
       fail<shape_error>("rolling_cache has window " + std::to_string(e.window) + " and sinks " +
                         std::to_string(e.sinks) + ", needs at least 1 and 0");
     }
+    if (e.head_dim == 0) fail<shape_error>("rolling_cache has head_dim 0, needs at least 1");
     return e.window;
   }
   /// Row of token t of the stream.

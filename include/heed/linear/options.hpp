@@ -39,7 +39,7 @@ struct linear_options {
   index chunk = 64;
   /// As in recurrence_options: here one sequence after the other, parallel over heads.
   std::span<const index> sequence_bounds{};
-  /// Scratch the caller keeps between calls; not to be used by two calls at once. Without it a call
+  /// Scratch the caller keeps between calls; two calls at once are refused. Without it a call
   /// allocates its own.
   workspace* scratch = nullptr;
 };
@@ -55,7 +55,7 @@ struct recurrence_options {
   /// Sequences of different lengths, one after another on the token axis of a batch of 1: where
   /// each begins, and at last where the last one ends. The state has one batch entry a sequence.
   std::span<const index> sequence_bounds{};
-  /// Scratch the caller keeps between calls; not to be used by two calls at once.
+  /// Scratch the caller keeps between calls; two calls at once are refused.
   workspace* scratch = nullptr;
 };
 

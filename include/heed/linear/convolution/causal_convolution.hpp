@@ -77,7 +77,7 @@ struct causal_convolution_options {
   /// Sequences of different lengths, one after another on the token axis of a batch of 1: where
   /// each begins, and at last where the last one ends. The state has one batch entry a sequence.
   std::span<const index> sequence_bounds{};
-  /// Scratch the caller keeps between calls; not to be used by two calls at once. Without it a call
+  /// Scratch the caller keeps between calls; two calls at once are refused. Without it a call
   /// allocates its own.
   workspace* scratch = nullptr;
 };
@@ -188,9 +188,8 @@ void convolution_call(E& exec, Out&& out, const X& x, const W& weight,
   if (o.bias) block.bias = *o.bias;
   if (o.state) block.state = *o.state;
 
-  workspace own;
-  workspace& scratch = o.scratch != nullptr ? *o.scratch : own;
-  run_convolution(exec, block, o.sequence_bounds, scratch);
+  scratch_lease lease(o.scratch);
+  run_convolution(exec, block, o.sequence_bounds, lease.memory());
 }
 
 }  // namespace detail

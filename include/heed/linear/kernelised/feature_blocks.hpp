@@ -66,8 +66,8 @@ void run_feature_blocks(E& exec, const view<const TQ, 4>& q, const view<const TK
   const bool several = k.extent(2) > block;
   linear_state<A> low({several ? k.extent(0) : 0, k.extent(1), call.features, v.extent(3)});
   if (several) r.low = low;
-  workspace own;
-  workspace& memory = call.scratch != nullptr ? *call.scratch : own;
+  scratch_lease lease(call.scratch);
+  workspace& memory = lease.memory();
   const auto fill_all = [&](const auto& x, tensor<A, 4>& phi, range t, bool query) {
     const index heads = x.extent(1);
     const index tasks = x.extent(0) * heads;

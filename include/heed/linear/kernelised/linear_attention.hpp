@@ -199,8 +199,8 @@ void linear_call(E& exec, Out&& out, const Q& q, const K& k, const V& v, State&&
         o.normalise,
         static_cast<A>(o.eps),
         static_cast<A>(scale)};
-  workspace own;
-  workspace& memory = o.scratch != nullptr ? *o.scratch : own;
+  scratch_lease lease(o.scratch);
+  workspace& memory = lease.memory();
   if (!ragged) return run_kernelised(exec, r, o, memory);
   const auto select = [&](index n, range t) {
     r.q = q4.slice(2, t.begin, t.end);

@@ -234,8 +234,8 @@ struct matrix_method {
   static void call(E& exec, Out&& out, const Q& q, const K& k, const V& v, Rest&&... rest) {
     const auto c = check(std::forward<Out>(out), q, k, v, std::forward<Rest>(rest)...);
     const recurrence_options& o = std::get<sizeof...(Rest) - 1>(std::tie(rest...));
-    workspace own;
-    detail::run_matrix(exec, c.core, c.form, o.scratch != nullptr ? *o.scratch : own);
+    scratch_lease lease(o.scratch);
+    detail::run_matrix(exec, c.core, c.form, lease.memory());
   }
 
   /// All checks of a call and all it allocates but its scratch; writes nothing.

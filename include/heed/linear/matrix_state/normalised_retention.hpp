@@ -72,8 +72,8 @@ struct normalised_retention_method {
     const view<const A, 4> ones(&one, {v4.extent(0), v4.extent(1), v4.extent(2), 1}, {0, 0, 0, 0});
     const view<const scalar_of<const Q&>, 4> q4 = as_rank4(as_view(q));
     const view<const scalar_of<const K&>, 4> k4 = as_rank4(as_view(k));
-    workspace own;
-    workspace& memory = o.scratch != nullptr ? *o.scratch : own;
+    scratch_lease lease(o.scratch);
+    workspace& memory = lease.memory();
     // Both calls are checked, and all memory is there, before either writes.
     const auto run = [&](auto&& sum, auto&& keys, tensor<A, 2>* decays) {
       const auto values = retention_method::check(out, q, k, v, sum, o);

@@ -191,8 +191,8 @@ void run_channel_scan(E& exec, const Kernel& kernel, const std::array<index, 3>&
                                   : sequences * ceil_div(x[1], length);
   const index share = channels_per_task(exec, pieces, x[2], Kernel::unit);
   const channel_plan plan{sequences, groups, x[2], (std::min)(share, Kernel::width), ragged};
-  workspace own;
-  workspace& memory = o.scratch != nullptr ? *o.scratch : own;
+  scratch_lease lease(o.scratch);
+  workspace& memory = lease.memory();
   if (segmented) {
     const channel_recurrence<A, Kernel> r{kernel, plan, o.sequence_bounds, x[1]};
     return run_segments(exec, r, 256, Kernel::tile_tokens, memory);
