@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "heed/api/attention_arguments.hpp"
+#include "heed/api/overloads.hpp"
 #include "heed/core/target.hpp"
 #include "heed/kernel/kv_source.hpp"
 #include "heed/parallel/executor.hpp"
@@ -60,11 +61,6 @@ class kv_source_reference {
 template <class T>
 concept a_cache = key_value_source<std::remove_cvref_t<T>>;
 
-/// A class that is meant as a cache but does not model key_value_source.
-template <class T>
-concept no_cache =
-    !a_cache<T> && !tensor_like<const std::remove_cvref_t<T>&> && !executor<std::remove_cvref_t<T>>;
-
 /// Compile errors that name the member it lacks.
 template <class C>
 constexpr void explain_source() {
@@ -104,6 +100,35 @@ constexpr void explain_source() {
                 "heed: the cache is no key_value_source: keys and values return "
                 "heed::row_run<key_scalar> and heed::row_run<value_scalar>");
 }
+
+/// A method whose queries are the newest tokens of a cache.
+struct cache_method : method<attention_options> {
+  template <class Q, a_cache Cache, class... Rest>
+  [[nodiscard]] static auto result(const Q& q, const Cache& cache, const Rest&...) {
+    auto extents = as_view(q).extents();
+    extents.back() = static_cast<index>(cache.value_dim());
+    return result_like<const Q&>(extents);
+  }
+  template <class Q, class K, class V, a_cache Cache, class... Rest>
+    requires tensor_like<const K&>
+  [[nodiscard]] static auto result(const Q& q, const K&, const V& v, const Cache&, const Rest&...) {
+    return result_like<const Q&>(result_extents(q, v));
+  }
+  /// The first argument that may be meant as a cache is told what it lacks.
+  template <class First, class... More>
+  static constexpr void explain() {
+    using F = std::remove_cvref_t<First>;
+    if constexpr (!executor<F> && !tensor_like<const F&> && !is_target<F>) {
+      explain_source<F>();
+    } else if constexpr (sizeof...(More) > 0) {
+      explain<More...>();
+    } else {
+      static_assert(executor<F> && !executor<F>,
+                    "heed: the arguments are [executor,] [out,] q, [k, v,] cache, options, "
+                    "modifiers...: one is missing, or what stands where the options do is none");
+    }
+  }
+};
 
 /// Takes back the tokens that were appended last, unless told to keep them: as many of every
 /// sequence, or starts[s + 1] - starts[s] of sequence s.

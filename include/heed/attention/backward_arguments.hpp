@@ -156,15 +156,13 @@ template <class Gradients, class Q, class K, class V, class Forward, class Cotan
   }
 }
 
-/// form([exec,] gradients(dq, dk, dv), q, k, v, forward, d_out | cotangents(d_out, d_lse),
-///      options, modifiers...)
 template <class Kernel>
-struct backward_writing_form {
-  template <an_executor E, class DQ, class DK, class DV, class Q, class K, class V, class F,
-            class C, class... M>
-  void operator()(E&& exec, const attention_gradients<DQ, DK, DV>& g, const Q& q, const K& k,
-                  const V& v, const F& forward, const C& cotangent,
-                  const attention_options& options = {}, const M&... modifiers) const {
+struct backward_method : attention_method {
+  template <class E, class DQ, class DK, class DV, class Q, class K, class V, class F, class C,
+            class... M>
+  static void write(E& exec, const attention_gradients<DQ, DK, DV>& g, const Q& q, const K& k,
+                    const V& v, const F& forward, const C& cotangent,
+                    const attention_options& options, const M&... modifiers) {
     const auto call = open_backward(g, q, k, v, forward, cotangent, options, modifiers...);
     if constexpr (std::remove_cvref_t<decltype(call.gradient)>::tells) {
       serial_executor one;
@@ -173,40 +171,31 @@ struct backward_writing_form {
       Kernel::run(exec, call);
     }
   }
-  template <class DQ, class DK, class DV, class Q, class K, class V, class F, class C, class... M>
-  void operator()(const attention_gradients<DQ, DK, DV>& g, const Q& q, const K& k, const V& v,
-                  const F& forward, const C& cotangent, const attention_options& options = {},
-                  const M&... modifiers) const {
-    default_executor exec;
-    (*this)(exec, g, q, k, v, forward, cotangent, options, modifiers...);
-  }
 };
 
-/// form([exec,] q, k, v, forward, d_out | cotangents(d_out, d_lse), options, modifiers...)
+/// The gradients as tensors of the inputs' families.
 template <class Kernel>
-struct backward_returning_form {
-  template <an_executor E, class Q, class K, class V, class F, class C, class... M>
-  [[nodiscard]] auto operator()(E&& exec, const Q& q, const K& k, const V& v, const F& forward,
-                                const C& cotangent, const attention_options& options = {},
-                                const M&... modifiers) const {
+struct backward_call_returning : backward_method<Kernel> {
+  template <class E, class Q, class K, class V, class... Rest>
+  [[nodiscard]] static auto call(E& exec, const Q& q, const K& k, const V& v, const Rest&... rest) {
     require_tensors<const Q&, const K&, const V&>();
     auto dq = result_like<const Q&>(as_view(q).extents());
     auto dk = result_like<const K&>(as_view(k).extents());
     auto dv = result_like<const V&>(as_view(v).extents());
-    backward_writing_form<Kernel>{}(exec, gradients(dq, dk, dv), q, k, v, forward, cotangent,
-                                    options, modifiers...);
+    backward_method<Kernel>::write(exec, gradients(dq, dk, dv), q, k, v, rest...);
     return attention_gradients<decltype(dq), decltype(dk), decltype(dv)>{
         std::move(dq), std::move(dk), std::move(dv)};
   }
-  template <class Q, class K, class V, class F, class C, class... M>
-    requires(!an_executor<Q>)
-  [[nodiscard]] auto operator()(const Q& q, const K& k, const V& v, const F& forward,
-                                const C& cotangent, const attention_options& options = {},
-                                const M&... modifiers) const {
-    default_executor exec;
-    return (*this)(exec, q, k, v, forward, cotangent, options, modifiers...);
-  }
 };
+
+/// f([exec,] gradients(dq, dk, dv), q, k, v, forward, d_out | cotangents(d_out, d_lse),
+///   options = {}, modifiers...)
+template <class Kernel>
+using backward_writing_form = writing<backward_method<Kernel>, 5>;
+/// f([exec,] q, k, v, forward, d_out | cotangents(d_out, d_lse), options = {}, modifiers...)
+template <class Kernel>
+using backward_returning_form =
+    function<backward_method<Kernel>, form<backward_call_returning<Kernel>, 5>>;
 
 }  // namespace detail
 

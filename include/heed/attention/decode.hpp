@@ -22,101 +22,52 @@
 
 namespace heed::inline HEED_TARGET {
 
-/// Attends q, whose keys and values are the cache's last, to the cache.
-template <api::an_executor E, class Out, class Q, api::a_cache Cache, class... M>
-void decode_into(E&& exec, Out&& out, const Q& q, const Cache& cache,
-                 const attention_options& options = {}, const M&... modifiers) {
-  detail::exact_kernel::run(
-      exec, api::open_decode(std::forward<Out>(out), q, cache, options, modifiers...));
-}
+namespace detail {
 
-/// Appends k and v, then attends q to the cache.
-template <api::an_executor E, class Out, class Q, class K, class V, api::a_cache Cache, class... M>
-  requires tensor_like<const K&>
-void decode_into(E&& exec, Out&& out, const Q& q, const K& k, const V& v, Cache& cache,
-                 const attention_options& options = {}, const M&... modifiers) {
-  const index tokens = api::input4(q).extent(2);
-  require_equal("k", "tokens", api::input4(k).extent(2), "q", tokens);
-  cache.append(k, v);
-  api::append_guard<Cache> guard(cache, tokens);
-  decode_into(exec, std::forward<Out>(out), q, std::as_const(cache), options, modifiers...);
-  guard.keep();
-}
+struct decode_method : api::cache_method {
+  template <class Q, class Cache>
+  [[nodiscard]] static consteval bool accepts() noexcept {
+    return api::a_cache<Cache>;
+  }
+  template <class Q, class K, class V, class Cache>
+  [[nodiscard]] static consteval bool accepts() noexcept {
+    return tensor_like<const std::remove_cvref_t<K>&> && api::a_cache<Cache>;
+  }
 
-/// The same without an executor.
-template <class Out, class Q, api::a_cache Cache, class... M>
-  requires(!api::an_executor<Out>)
-void decode_into(Out&& out, const Q& q, const Cache& cache, const attention_options& options = {},
-                 const M&... modifiers) {
-  default_executor exec;
-  decode_into(exec, std::forward<Out>(out), q, cache, options, modifiers...);
-}
+  template <class E, class Out, class Q, api::a_cache Cache, class... M>
+  static void write(E& exec, Out&& out, const Q& q, const Cache& cache,
+                    const attention_options& options, const M&... modifiers) {
+    exact_kernel::run(exec,
+                      api::open_decode(std::forward<Out>(out), q, cache, options, modifiers...));
+  }
+  template <class E, class Out, class Q, class K, class V, api::a_cache Cache, class... M>
+  static void write(E& exec, Out&& out, const Q& q, const K& k, const V& v, Cache& cache,
+                    const attention_options& options, const M&... modifiers) {
+    const index tokens = api::input4(q).extent(2);
+    require_equal("k", "tokens", api::input4(k).extent(2), "q", tokens);
+    cache.append(k, v);
+    api::append_guard<Cache> guard(cache, tokens);
+    write(exec, std::forward<Out>(out), q, std::as_const(cache), options, modifiers...);
+    guard.keep();
+  }
+};
 
-template <class Out, class Q, class K, class V, api::a_cache Cache, class... M>
-  requires(!api::an_executor<Out> && tensor_like<const K&>)
-void decode_into(Out&& out, const Q& q, const K& k, const V& v, Cache& cache,
-                 const attention_options& options = {}, const M&... modifiers) {
-  default_executor exec;
-  decode_into(exec, std::forward<Out>(out), q, k, v, cache, options, modifiers...);
-}
+}  // namespace detail
+
+/// decode_into([executor,] out | into(out, lse), q, cache, options = {}, modifiers...): attends q,
+/// whose keys and values are the cache's last, to the cache.
+/// decode_into([executor,] out | into(out, lse), q, k, v, cache, options = {}, modifiers...):
+/// appends k and v first.
+inline constexpr api::function<detail::decode_method,
+                               api::form<api::writing_call<detail::decode_method>, 3>,
+                               api::form<api::writing_call<detail::decode_method>, 5>>
+    decode_into{};
 
 /// decode([executor,] q, cache, options = {}, modifiers...) -> a tensor of q's family
-template <api::an_executor E, class Q, api::a_cache Cache, class... M>
-[[nodiscard]] auto decode(E&& exec, const Q& q, const Cache& cache,
-                          const attention_options& options = {}, const M&... modifiers) {
-  auto extents = as_view(q).extents();
-  extents.back() = static_cast<index>(cache.value_dim());
-  auto out = result_like<const Q&>(extents);
-  decode_into(exec, out, q, cache, options, modifiers...);
-  return out;
-}
-
 /// decode([executor,] q, k, v, cache, options = {}, modifiers...): appends k and v first.
-template <api::an_executor E, class Q, class K, class V, api::a_cache Cache, class... M>
-  requires tensor_like<const K&>
-[[nodiscard]] auto decode(E&& exec, const Q& q, const K& k, const V& v, Cache& cache,
-                          const attention_options& options = {}, const M&... modifiers) {
-  auto out = result_like<const Q&>(api::result_extents(q, v));
-  decode_into(exec, out, q, k, v, cache, options, modifiers...);
-  return out;
-}
-
-template <class Q, api::a_cache Cache, class... M>
-  requires(!api::an_executor<Q>)
-[[nodiscard]] auto decode(const Q& q, const Cache& cache, const attention_options& options = {},
-                          const M&... modifiers) {
-  default_executor exec;
-  return decode(exec, q, cache, options, modifiers...);
-}
-
-template <class Q, class K, class V, api::a_cache Cache, class... M>
-  requires(!api::an_executor<Q> && tensor_like<const K&>)
-[[nodiscard]] auto decode(const Q& q, const K& k, const V& v, Cache& cache,
-                          const attention_options& options = {}, const M&... modifiers) {
-  default_executor exec;
-  return decode(exec, q, k, v, cache, options, modifiers...);
-}
-
-/// What is no cache is told what it lacks.
-template <class Q, api::no_cache Cache, class... M>
-  requires tensor_like<const Q&>
-void decode(const Q&, const Cache&, const M&...) {
-  api::explain_source<Cache>();
-}
-template <api::an_executor E, class Q, api::no_cache Cache, class... M>
-  requires tensor_like<const Q&>
-void decode(E&&, const Q&, const Cache&, const M&...) {
-  api::explain_source<Cache>();
-}
-template <class Out, class Q, api::no_cache Cache, class... M>
-  requires(!api::an_executor<Out> && tensor_like<const Q&>)
-void decode_into(Out&&, const Q&, const Cache&, const M&...) {
-  api::explain_source<Cache>();
-}
-template <api::an_executor E, class Out, class Q, api::no_cache Cache, class... M>
-  requires tensor_like<const Q&>
-void decode_into(E&&, Out&&, const Q&, const Cache&, const M&...) {
-  api::explain_source<Cache>();
-}
+inline constexpr api::function<detail::decode_method,
+                               api::form<api::returning_call<detail::decode_method>, 2>,
+                               api::form<api::returning_call<detail::decode_method>, 4>>
+    decode{};
 
 }  // namespace heed::inline HEED_TARGET

@@ -117,45 +117,22 @@ class forget_gates {
 
 namespace detail {
 
-/// f([exec,] out | into(out, lse), q, k, v, g, options, modifiers...)
-struct forgetting_writing_form {
-  template <executor E, class Out, class Q, class K, class V, class G, class... M>
-  void operator()(E& exec, Out&& out, const Q& q, const K& k, const V& v, const G& g,
-                  const attention_options& options = {}, const M&... modifiers) const {
+struct forgetting_method : api::attention_method {
+  template <class E, class Out, class Q, class K, class V, class G, class... M>
+  static void write(E& exec, Out&& out, const Q& q, const K& k, const V& v, const G& g,
+                    const attention_options& options, const M&... modifiers) {
     const forget_gates gates(g);
     attention_into(exec, std::forward<Out>(out), q, k, v, options, gates, causal(), modifiers...);
-  }
-  template <class Out, class Q, class K, class V, class G, class... M>
-    requires(!executor<std::remove_reference_t<Out>>)
-  void operator()(Out&& out, const Q& q, const K& k, const V& v, const G& g,
-                  const attention_options& options = {}, const M&... modifiers) const {
-    default_executor exec;
-    (*this)(exec, std::forward<Out>(out), q, k, v, g, options, modifiers...);
-  }
-};
-
-/// f([exec,] q, k, v, g, options, modifiers...) -> output
-struct forgetting_returning_form {
-  template <executor E, class Q, class K, class V, class G, class... M>
-  [[nodiscard]] auto operator()(E& exec, const Q& q, const K& k, const V& v, const G& g,
-                                const attention_options& options = {},
-                                const M&... modifiers) const {
-    const forget_gates gates(g);
-    return attention(exec, q, k, v, options, gates, causal(), modifiers...);
-  }
-  template <class Q, class K, class V, class G, class... M>
-    requires(!executor<std::remove_reference_t<Q>>)
-  [[nodiscard]] auto operator()(const Q& q, const K& k, const V& v, const G& g,
-                                const attention_options& options = {},
-                                const M&... modifiers) const {
-    default_executor exec;
-    return (*this)(exec, q, k, v, g, options, modifiers...);
   }
 };
 
 }  // namespace detail
 
-inline constexpr detail::forgetting_returning_form forgetting_attention{};
-inline constexpr detail::forgetting_writing_form forgetting_attention_into{};
+/// forgetting_attention([executor,] q, k, v, g, options = {}, modifiers...) -> a tensor of q's
+/// family
+inline constexpr api::returning<detail::forgetting_method, 4> forgetting_attention{};
+/// forgetting_attention_into([executor,] out | into(out, lse), q, k, v, g, options = {},
+/// modifiers...)
+inline constexpr api::writing<detail::forgetting_method, 4> forgetting_attention_into{};
 
 }  // namespace heed::inline HEED_TARGET

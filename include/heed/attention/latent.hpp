@@ -187,50 +187,40 @@ void check_latent_out(const Call& call, const Out& out) {
   }
 }
 
+/// How latent attention is computed.
+enum class latent_form { fewer_flops, absorbed, expanded };
+
+template <latent_form Form>
+struct latent_method : api::cache_method {
+  template <class E, class Out, class Q, class UK, class UV, class T, class... M>
+  static void write(E& exec, Out&& out, const Q& q, const UK& w_uk, const UV& w_uv,
+                    const latent_cache<T>& cache, const attention_options& options,
+                    const M&... modifiers) {
+    const latent_call<Q, T, UK, UV> call(q, cache, w_uk, w_uv, options);
+    const auto to = as_view(std::forward<Out>(out));
+    check_latent_out(call, to);
+    if constexpr (Form == latent_form::absorbed) {
+      call.absorbed(exec, to, modifiers...);
+    } else if constexpr (Form == latent_form::expanded) {
+      call.expanded(exec, to, modifiers...);
+    } else {
+      call.absorbs() ? call.absorbed(exec, to, modifiers...)
+                     : call.expanded(exec, to, modifiers...);
+    }
+  }
+};
+
 }  // namespace detail
 
-/// latent_decode_into(executor, out, q, w_uk, w_uv, cache, options = {}, modifiers...): the form of
-/// fewer FLOPs.
-template <api::an_executor E, class Out, class Q, class UK, class UV, class T, class... M>
-void latent_decode_into(E&& exec, Out&& out, const Q& q, const UK& w_uk, const UV& w_uv,
-                        const latent_cache<T>& cache, const attention_options& options = {},
-                        const M&... modifiers) {
-  const detail::latent_call<Q, T, UK, UV> call(q, cache, w_uk, w_uv, options);
-  const auto to = as_view(std::forward<Out>(out));
-  detail::check_latent_out(call, to);
-  call.absorbs() ? call.absorbed(exec, to, modifiers...) : call.expanded(exec, to, modifiers...);
-}
-
-/// The absorbed form.
-template <api::an_executor E, class Out, class Q, class UK, class UV, class T, class... M>
-void absorbed_latent_attention_into(E&& exec, Out&& out, const Q& q, const UK& w_uk, const UV& w_uv,
-                                    const latent_cache<T>& cache,
-                                    const attention_options& options = {}, const M&... modifiers) {
-  const detail::latent_call<Q, T, UK, UV> call(q, cache, w_uk, w_uv, options);
-  const auto to = as_view(std::forward<Out>(out));
-  detail::check_latent_out(call, to);
-  call.absorbed(exec, to, modifiers...);
-}
-
-/// The expanded form.
-template <api::an_executor E, class Out, class Q, class UK, class UV, class T, class... M>
-void expanded_latent_attention_into(E&& exec, Out&& out, const Q& q, const UK& w_uk, const UV& w_uv,
-                                    const latent_cache<T>& cache,
-                                    const attention_options& options = {}, const M&... modifiers) {
-  const detail::latent_call<Q, T, UK, UV> call(q, cache, w_uk, w_uv, options);
-  const auto to = as_view(std::forward<Out>(out));
-  detail::check_latent_out(call, to);
-  call.expanded(exec, to, modifiers...);
-}
-
-/// The same without an executor.
-template <class Out, class Q, class UK, class UV, class T, class... M>
-  requires(!api::an_executor<Out>)
-void latent_decode_into(Out&& out, const Q& q, const UK& w_uk, const UV& w_uv,
-                        const latent_cache<T>& cache, const attention_options& options = {},
-                        const M&... modifiers) {
-  default_executor exec;
-  latent_decode_into(exec, std::forward<Out>(out), q, w_uk, w_uv, cache, options, modifiers...);
-}
+/// latent_decode_into([executor,] out, q, w_uk, w_uv, cache, options = {}, modifiers...): the form
+/// of fewer FLOPs.
+inline constexpr api::writing<detail::latent_method<detail::latent_form::fewer_flops>, 4>
+    latent_decode_into{};
+/// The absorbed form, of the same arguments.
+inline constexpr api::writing<detail::latent_method<detail::latent_form::absorbed>, 4>
+    absorbed_latent_attention_into{};
+/// The expanded form, of the same arguments.
+inline constexpr api::writing<detail::latent_method<detail::latent_form::expanded>, 4>
+    expanded_latent_attention_into{};
 
 }  // namespace heed::inline HEED_TARGET

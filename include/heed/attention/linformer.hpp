@@ -77,10 +77,10 @@ template <class P>
   return v;
 }
 
-struct linformer_writing_form {
-  template <executor E, class Out, class Q, class K, class V, class PE, class PF, class... M>
-  void operator()(E& exec, Out&& out, const Q& q, const K& k, const V& v, const PE& e, const PF& f,
-                  const attention_options& options = {}, const M&... modifiers) const {
+struct linformer_method : api::attention_method {
+  template <class E, class Out, class Q, class K, class V, class PE, class PF, class... M>
+  static void write(E& exec, Out&& out, const Q& q, const K& k, const V& v, const PE& e,
+                    const PF& f, const attention_options& options, const M&... modifiers) {
     require_tensors<const Q&, const K&, const V&>();
     using A = accumulate_t<scalar_of<const Q&>>;
     const auto q4 = input4(q);
@@ -95,36 +95,14 @@ struct linformer_writing_form {
     attention_into(exec, as_rank4(as_view(std::forward<Out>(out))), q4, keys, values, options,
                    modifiers...);
   }
-  template <class Out, class Q, class K, class V, class PE, class PF, class... M>
-    requires(!executor<std::remove_reference_t<Out>>)
-  void operator()(Out&& out, const Q& q, const K& k, const V& v, const PE& e, const PF& f,
-                  const attention_options& options = {}, const M&... modifiers) const {
-    default_executor exec;
-    (*this)(exec, std::forward<Out>(out), q, k, v, e, f, options, modifiers...);
-  }
-};
-
-struct linformer_returning_form {
-  template <executor E, class Q, class K, class V, class... Rest>
-  [[nodiscard]] auto operator()(E& exec, const Q& q, const K& k, const V& v,
-                                const Rest&... rest) const {
-    require_tensors<const Q&, const K&, const V&>();
-    auto out = result_like<const Q&>(result_extents(q, v));
-    linformer_writing_form{}(exec, out, q, k, v, rest...);
-    return out;
-  }
-  template <class Q, class K, class V, class PE, class... Rest>
-    requires(!executor<std::remove_reference_t<Q>>)
-  [[nodiscard]] auto operator()(const Q& q, const K& k, const V& v, const PE& e,
-                                const Rest&... rest) const {
-    default_executor exec;
-    return (*this)(exec, q, k, v, e, rest...);
-  }
 };
 
 }  // namespace detail
 
-inline constexpr detail::linformer_returning_form linformer_attention{};
-inline constexpr detail::linformer_writing_form linformer_attention_into{};
+/// linformer_attention([executor,] q, k, v, e, f, options = {}, modifiers...) -> a tensor of q's
+/// family
+inline constexpr api::returning<detail::linformer_method, 5> linformer_attention{};
+/// linformer_attention_into([executor,] out, q, k, v, e, f, options = {}, modifiers...)
+inline constexpr api::writing<detail::linformer_method, 5> linformer_attention_into{};
 
 }  // namespace heed::inline HEED_TARGET

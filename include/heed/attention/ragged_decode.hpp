@@ -40,74 +40,65 @@ struct tokens_before {
   }
 };
 
+struct ragged_decode_method : decode_method {
+  template <class E, class Out, class Q, api::a_cache Cache, class... M>
+  static void write(E& exec, Out&& out, const Q& q, const Cache& cache,
+                    std::span<const index> starts, const attention_options& options,
+                    const M&... modifiers) {
+    api::check_decode<Q, Cache>();
+    static_assert(rank_of<const Q&> == 3 || rank_of<const Q&> == 2,
+                  "heed: packed sequences are heads x tokens x channels, or tokens x channels");
+    const auto q4 = api::input4(q);
+    const index batch = cache.batch();
+    api::check_decode_heads(q4, cache);
+    check_starts("starts", starts, "q", q4.extent(2));
+    require_equal("starts", "entries", static_cast<index>(starts.size()), "the cache's batch + 1",
+                  batch + 1);
+    api::check_decode_offset(options);
+    index longest = 0;
+    for (index b = 0; b < batch; ++b) {
+      const auto s = static_cast<std::size_t>(b);
+      const index count = starts[s + 1] - starts[s];
+      const index length = cache.length(b);
+      if (length < count) {
+        fail<shape_error>("q has " + std::to_string(count) + " tokens of sequence " +
+                          std::to_string(b) + ", the cache holds " + std::to_string(length));
+      }
+      if (count > 0) longest = (std::max)(longest, length);
+    }
+    attention_options o = options;
+    const tokens_before<Cache> before{&cache, starts};
+    o.offset = offsets::of_newest(before, 0);
+    auto call = api::open_source_call(
+        std::forward<Out>(out), q, api::kv_source_reference<Cache>(cache),
+        {batch, q4.extent(1), cache.kv_heads(), detail::longest(starts), longest}, o, modifiers...);
+    call.starts = starts;
+    exact_kernel::run(exec, call);
+  }
+
+  /// Appends k and v, then attends q to the cache.
+  template <class E, class Out, class Q, class K, class V, api::a_cache Cache, class... M>
+  static void write(E& exec, Out&& out, const Q& q, const K& k, const V& v, Cache& cache,
+                    std::span<const index> starts, const attention_options& options,
+                    const M&... modifiers) {
+    require_equal("k", "tokens", api::input4(k).extent(2), "q", api::input4(q).extent(2));
+    cache.append(k, v, starts);
+    api::append_guard<Cache> guard(cache, starts);
+    write(exec, std::forward<Out>(out), q, std::as_const(cache), starts, options, modifiers...);
+    guard.keep();
+  }
+};
+
 }  // namespace detail
 
-/// ragged_decode_into(executor, out | into(out, lse), q, cache, starts, options = {}, modifiers...)
-template <api::an_executor E, class Out, class Q, api::a_cache Cache, class... M>
-void ragged_decode_into(E&& exec, Out&& out, const Q& q, const Cache& cache,
-                        std::span<const index> starts, const attention_options& options = {},
-                        const M&... modifiers) {
-  api::check_decode<Q, Cache>();
-  static_assert(rank_of<const Q&> == 3 || rank_of<const Q&> == 2,
-                "heed: packed sequences are heads x tokens x channels, or tokens x channels");
-  const auto q4 = api::input4(q);
-  const index batch = cache.batch();
-  api::check_decode_heads(q4, cache);
-  detail::check_starts("starts", starts, "q", q4.extent(2));
-  require_equal("starts", "entries", static_cast<index>(starts.size()), "the cache's batch + 1",
-                batch + 1);
-  api::check_decode_offset(options);
-  index longest = 0;
-  for (index b = 0; b < batch; ++b) {
-    const auto s = static_cast<std::size_t>(b);
-    const index count = starts[s + 1] - starts[s];
-    const index length = cache.length(b);
-    if (length < count) {
-      fail<shape_error>("q has " + std::to_string(count) + " tokens of sequence " +
-                        std::to_string(b) + ", the cache holds " + std::to_string(length));
-    }
-    if (count > 0) longest = (std::max)(longest, length);
-  }
-  attention_options o = options;
-  const detail::tokens_before<Cache> before{&cache, starts};
-  o.offset = offsets::of_newest(before, 0);
-  auto call = api::open_source_call(
-      std::forward<Out>(out), q, api::kv_source_reference<Cache>(cache),
-      {batch, q4.extent(1), cache.kv_heads(), detail::longest(starts), longest}, o, modifiers...);
-  call.starts = starts;
-  detail::exact_kernel::run(exec, call);
-}
-
-/// Appends k and v, then attends q to the cache.
-template <api::an_executor E, class Out, class Q, class K, class V, api::a_cache Cache, class... M>
-  requires tensor_like<const K&>
-void ragged_decode_into(E&& exec, Out&& out, const Q& q, const K& k, const V& v, Cache& cache,
-                        std::span<const index> starts, const attention_options& options = {},
-                        const M&... modifiers) {
-  require_equal("k", "tokens", api::input4(k).extent(2), "q", api::input4(q).extent(2));
-  cache.append(k, v, starts);
-  api::append_guard<Cache> guard(cache, starts);
-  ragged_decode_into(exec, std::forward<Out>(out), q, std::as_const(cache), starts, options,
-                     modifiers...);
-  guard.keep();
-}
-
-/// The same without an executor.
-template <class Out, class Q, api::a_cache Cache, class... M>
-  requires(!api::an_executor<Out>)
-void ragged_decode_into(Out&& out, const Q& q, const Cache& cache, std::span<const index> starts,
-                        const attention_options& options = {}, const M&... modifiers) {
-  default_executor exec;
-  ragged_decode_into(exec, std::forward<Out>(out), q, cache, starts, options, modifiers...);
-}
-
-template <class Out, class Q, class K, class V, api::a_cache Cache, class... M>
-  requires(!api::an_executor<Out> && tensor_like<const K&>)
-void ragged_decode_into(Out&& out, const Q& q, const K& k, const V& v, Cache& cache,
-                        std::span<const index> starts, const attention_options& options = {},
-                        const M&... modifiers) {
-  default_executor exec;
-  ragged_decode_into(exec, std::forward<Out>(out), q, k, v, cache, starts, options, modifiers...);
-}
+/// ragged_decode_into([executor,] out | into(out, lse), q, cache, starts, options = {},
+/// modifiers...): attends q, whose keys and values are the cache's last, to the cache.
+/// ragged_decode_into([executor,] out | into(out, lse), q, k, v, cache, starts, options = {},
+/// modifiers...): appends k and v first.
+inline constexpr api::function<
+    detail::ragged_decode_method,
+    api::form<api::writing_call<detail::ragged_decode_method>, 3, std::span<const index>>,
+    api::form<api::writing_call<detail::ragged_decode_method>, 5, std::span<const index>>>
+    ragged_decode_into{};
 
 }  // namespace heed::inline HEED_TARGET

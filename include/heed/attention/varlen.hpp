@@ -83,11 +83,11 @@ inline void check_starts(const char* name, std::span<const index> starts, const 
 
 /// A kernel over packed sequences.
 template <class Kernel>
-struct ragged_form {
-  template <an_executor E, class Out, class Q, class K, class V, class... M>
-  void operator()(E&& exec, Out&& out, const Q& q, const K& k, const V& v,
-                  std::span<const index> q_starts, std::span<const index> k_starts,
-                  const attention_options& options = {}, const M&... modifiers) const {
+struct ragged_method : api::attention_method {
+  template <class E, class Out, class Q, class K, class V, class... M>
+  static void write(E& exec, Out&& out, const Q& q, const K& k, const V& v,
+                    std::span<const index> q_starts, std::span<const index> k_starts,
+                    const attention_options& options, const M&... modifiers) {
     require_tensors<const Q&, const K&, const V&>();
     static_assert(rank_of<const Q&> == 3 || rank_of<const Q&> == 2,
                   "heed: packed sequences are heads x tokens x channels, or tokens x channels");
@@ -109,42 +109,19 @@ struct ragged_form {
     call.starts = q_starts;
     Kernel::run(exec, call);
   }
-  template <class Out, class Q, class K, class V, class... M>
-    requires(!an_executor<Out>)
-  void operator()(Out&& out, const Q& q, const K& k, const V& v, std::span<const index> q_starts,
-                  std::span<const index> k_starts, const attention_options& options = {},
-                  const M&... modifiers) const {
-    default_executor exec;
-    (*this)(exec, std::forward<Out>(out), q, k, v, q_starts, k_starts, options, modifiers...);
-  }
 };
 
 }  // namespace detail
 
 /// ragged_attention_into([executor,] out | into(out, lse), q, k, v, q_starts, k_starts, options =
 /// {}, modifiers...)
-inline constexpr detail::ragged_form<detail::exact_kernel> ragged_attention_into{};
-
-/// The same, returning a tensor of q's family.
-template <api::an_executor E, class Q, class K, class V, class... M>
-[[nodiscard]] auto ragged_attention(E&& exec, const Q& q, const K& k, const V& v,
-                                    std::span<const index> q_starts,
-                                    std::span<const index> k_starts,
-                                    const attention_options& options = {}, const M&... modifiers) {
-  api::require_tensors<const Q&, const K&, const V&>();
-  auto out = result_like<const Q&>(api::result_extents(q, v));
-  ragged_attention_into(exec, out, q, k, v, q_starts, k_starts, options, modifiers...);
-  return out;
-}
-
-template <class Q, class K, class V, class... M>
-  requires(!api::an_executor<Q>)
-[[nodiscard]] auto ragged_attention(const Q& q, const K& k, const V& v,
-                                    std::span<const index> q_starts,
-                                    std::span<const index> k_starts,
-                                    const attention_options& options = {}, const M&... modifiers) {
-  default_executor exec;
-  return ragged_attention(exec, q, k, v, q_starts, k_starts, options, modifiers...);
-}
+inline constexpr api::writing<detail::ragged_method<detail::exact_kernel>, 3,
+                              std::span<const index>, std::span<const index>>
+    ragged_attention_into{};
+/// ragged_attention([executor,] q, k, v, q_starts, k_starts, options = {}, modifiers...) -> a
+/// tensor of q's family
+inline constexpr api::returning<detail::ragged_method<detail::exact_kernel>, 3,
+                                std::span<const index>, std::span<const index>>
+    ragged_attention{};
 
 }  // namespace heed::inline HEED_TARGET
