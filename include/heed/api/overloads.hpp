@@ -33,6 +33,9 @@ namespace heed::inline HEED_TARGET::api {
 template <class T>
 concept an_executor = executor<std::remove_reference_t<T>>;
 
+/// The options of a method that has none.
+struct no_options {};
+
 /// What a method says of its arguments unless it says otherwise. `accepts` and `options` are of the
 /// types of the inputs, without those of the executor and the output.
 template <class Options>

@@ -72,44 +72,23 @@ void run_selected(E& exec, const Call& call, const view<const I, 4>& selection, 
   }
 }
 
+struct selected_attention_method : api::attention_method {
+  template <class E, class Out, class Q, class K, class V, tensor_like S, class... M>
+  static void write(E& exec, Out&& out, const Q& q, const K& k, const V& v, const S& selection,
+                    index block, const attention_options& options, const M&... modifiers) {
+    run_selected(exec, api::open_call(std::forward<Out>(out), q, k, v, options, modifiers...),
+                 selection4(selection), block);
+  }
+};
+
 }  // namespace detail
 
-/// selected_attention_into([executor,] out | into(out, lse), q, k, v, selection, block, ...)
-template <api::an_executor E, class Out, class Q, class K, class V, tensor_like S, class... M>
-void selected_attention_into(E&& exec, Out&& out, const Q& q, const K& k, const V& v,
-                             const S& selection, index block, const attention_options& options = {},
-                             const M&... modifiers) {
-  detail::run_selected(exec, api::open_call(std::forward<Out>(out), q, k, v, options, modifiers...),
-                       detail::selection4(selection), block);
-}
-template <class Out, class Q, class K, class V, tensor_like S, class... M>
-  requires(!api::an_executor<Out>)
-void selected_attention_into(Out&& out, const Q& q, const K& k, const V& v, const S& selection,
-                             index block, const attention_options& options = {},
-                             const M&... modifiers) {
-  default_executor exec;
-  selected_attention_into(exec, std::forward<Out>(out), q, k, v, selection, block, options,
-                          modifiers...);
-}
-
-/// selected_attention([executor,] q, k, v, selection, block, ...) -> a tensor of q's family
-template <api::an_executor E, class Q, class K, class V, tensor_like S, class... M>
-[[nodiscard]] auto selected_attention(E&& exec, const Q& q, const K& k, const V& v,
-                                      const S& selection, index block,
-                                      const attention_options& options = {},
-                                      const M&... modifiers) {
-  api::require_tensors<const Q&, const K&, const V&>();
-  auto out = result_like<const Q&>(api::result_extents(q, v));
-  selected_attention_into(exec, out, q, k, v, selection, block, options, modifiers...);
-  return out;
-}
-template <class Q, class K, class V, tensor_like S, class... M>
-  requires(!api::an_executor<Q>)
-[[nodiscard]] auto selected_attention(const Q& q, const K& k, const V& v, const S& selection,
-                                      index block, const attention_options& options = {},
-                                      const M&... modifiers) {
-  default_executor exec;
-  return selected_attention(exec, q, k, v, selection, block, options, modifiers...);
-}
+/// selected_attention_into([executor,] out | into(out, lse), q, k, v, selection, block, options =
+/// {}, modifiers...)
+inline constexpr api::writing<detail::selected_attention_method, 4, index>
+    selected_attention_into{};
+/// selected_attention([executor,] q, k, v, selection, block, options = {}, modifiers...) -> a tensor
+/// of q's family
+inline constexpr api::returning<detail::selected_attention_method, 4, index> selected_attention{};
 
 }  // namespace heed::inline HEED_TARGET

@@ -23,42 +23,24 @@
 
 namespace heed::inline HEED_TARGET {
 
-/// selected_decode_into([executor,] out | into(out, lse), q, cache, selection, block, ...)
-template <api::an_executor E, class Out, class Q, api::a_cache Cache, tensor_like S, class... M>
-void selected_decode_into(E&& exec, Out&& out, const Q& q, const Cache& cache, const S& selection,
-                          index block, const attention_options& options = {},
-                          const M&... modifiers) {
-  detail::run_selected(exec,
-                       api::open_decode(std::forward<Out>(out), q, cache, options, modifiers...),
-                       detail::selection4(selection), block);
-}
-template <class Out, class Q, api::a_cache Cache, tensor_like S, class... M>
-  requires(!api::an_executor<Out>)
-void selected_decode_into(Out&& out, const Q& q, const Cache& cache, const S& selection,
-                          index block, const attention_options& options = {},
-                          const M&... modifiers) {
-  default_executor exec;
-  selected_decode_into(exec, std::forward<Out>(out), q, cache, selection, block, options,
-                       modifiers...);
-}
+namespace detail {
 
-/// selected_decode([executor,] q, cache, selection, block, ...) -> a tensor of q's family
-template <api::an_executor E, class Q, api::a_cache Cache, tensor_like S, class... M>
-[[nodiscard]] auto selected_decode(E&& exec, const Q& q, const Cache& cache, const S& selection,
-                                   index block, const attention_options& options = {},
-                                   const M&... modifiers) {
-  auto extents = as_view(q).extents();
-  extents.back() = static_cast<index>(cache.value_dim());
-  auto out = result_like<const Q&>(extents);
-  selected_decode_into(exec, out, q, cache, selection, block, options, modifiers...);
-  return out;
-}
-template <class Q, api::a_cache Cache, tensor_like S, class... M>
-  requires(!api::an_executor<Q>)
-[[nodiscard]] auto selected_decode(const Q& q, const Cache& cache, const S& selection, index block,
-                                   const attention_options& options = {}, const M&... modifiers) {
-  default_executor exec;
-  return selected_decode(exec, q, cache, selection, block, options, modifiers...);
-}
+struct selected_decode_method : api::cache_method {
+  template <class E, class Out, class Q, api::a_cache Cache, tensor_like S, class... M>
+  static void write(E& exec, Out&& out, const Q& q, const Cache& cache, const S& selection,
+                    index block, const attention_options& options, const M&... modifiers) {
+    run_selected(exec, api::open_decode(std::forward<Out>(out), q, cache, options, modifiers...),
+                 selection4(selection), block);
+  }
+};
+
+}  // namespace detail
+
+/// selected_decode_into([executor,] out | into(out, lse), q, cache, selection, block, options = {},
+/// modifiers...)
+inline constexpr api::writing<detail::selected_decode_method, 3, index> selected_decode_into{};
+/// selected_decode([executor,] q, cache, selection, block, options = {}, modifiers...) -> a tensor
+/// of q's family
+inline constexpr api::returning<detail::selected_decode_method, 3, index> selected_decode{};
 
 }  // namespace heed::inline HEED_TARGET

@@ -24,6 +24,7 @@
 #include <cstdint>
 #include <string>
 
+#include "heed/api/overloads.hpp"
 #include "heed/core/gaussian.hpp"
 #include "heed/core/target.hpp"
 #include "heed/sparse/lsh/sorted_buckets.hpp"
@@ -142,22 +143,31 @@ template <class E, class T>
 
 }  // namespace detail
 
-/// lsh_buckets(executor, x, options): the buckets of tokens that are queries and keys in one.
-template <executor E, tensor_like X>
-[[nodiscard]] tensor<index, 4> lsh_buckets(E& exec, const X& x, const lsh_options& o) {
-  detail::check_lsh(o);
-  const auto x4 = detail::selection_input(x);
-  return detail::hashed(exec, x4, o, x4.extent(1));
-}
+namespace detail {
 
-/// lsh_buckets(executor, q, k, options): of queries and keys apart.
-template <executor E, tensor_like Q, tensor_like K>
-[[nodiscard]] lsh_pair lsh_buckets(E& exec, const Q& q, const K& k, const lsh_options& o) {
-  detail::check_lsh(o);
-  const auto q4 = detail::selection_input(q);
-  const auto k4 = detail::selection_input(k);
-  detail::check_selection_call(q4.extents(), k4.extents(), {});
-  return {detail::hashed(exec, q4, o, k4.extent(1)), detail::hashed(exec, k4, o, k4.extent(1))};
-}
+struct lsh_buckets_method : api::method<lsh_options> {
+  template <class E, tensor_like X>
+  [[nodiscard]] static tensor<index, 4> call(E& exec, const X& x, const lsh_options& o) {
+    detail::check_lsh(o);
+    const auto x4 = detail::selection_input(x);
+    return detail::hashed(exec, x4, o, x4.extent(1));
+  }
+  template <class E, tensor_like Q, tensor_like K>
+  [[nodiscard]] static lsh_pair call(E& exec, const Q& q, const K& k, const lsh_options& o) {
+    detail::check_lsh(o);
+    const auto q4 = detail::selection_input(q);
+    const auto k4 = detail::selection_input(k);
+    detail::check_selection_call(q4.extents(), k4.extents(), {});
+    return {detail::hashed(exec, q4, o, k4.extent(1)), detail::hashed(exec, k4, o, k4.extent(1))};
+  }
+};
+
+}  // namespace detail
+
+/// lsh_buckets([executor,] x, options): the buckets of tokens that are queries and keys in one.
+/// lsh_buckets([executor,] q, k, options): of queries and keys apart.
+inline constexpr api::function<detail::lsh_buckets_method, api::form<detail::lsh_buckets_method, 1>,
+                               api::form<detail::lsh_buckets_method, 2>>
+    lsh_buckets{};
 
 }  // namespace heed::inline HEED_TARGET

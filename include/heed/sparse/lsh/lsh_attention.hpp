@@ -50,41 +50,45 @@ struct lsh_attention_options {
   bool shared_qk = false;  ///< k are the queries' unit_keys: a token sees itself last
 };
 
+namespace detail {
+
+struct unit_keys_method : api::method<api::no_options> {
+  template <class E, tensor_like Q>
+  [[nodiscard]] static auto call(E& exec, const Q& q, const api::no_options&) {
+    using T = std::remove_const_t<scalar_of<const Q&>>;
+    using A = accumulate_t<T>;
+    constexpr index step = 64;
+    const auto from = api::input4(q);
+    auto keys = result_like<const Q&>(as_view(q).extents());
+    const auto to = as_rank4(as_view(keys));
+    const index rows = from.extent(0) * from.extent(1) * from.extent(2);
+    const index tasks = ceil_div(rows, step);
+    for_each_task(exec, api::worker_count(exec, tasks), tasks, [&](index, index t) noexcept {
+      for (index n = t * step; n < (std::min)(rows, (t + 1) * step); ++n) {
+        const index b = n / (from.extent(1) * from.extent(2));
+        const index h = n / from.extent(2) % from.extent(1);
+        const index i = n % from.extent(2);
+        A square = A(0);
+        for (index c = 0; c < from.extent(3); ++c) {
+          const A x = static_cast<A>(from(b, h, i, c));
+          square += x * x;
+        }
+        const A factor = square > A(0) ? A(1) / std::sqrt(square) : A(1);
+        for (index c = 0; c < from.extent(3); ++c) {
+          to(b, h, i, c) = static_cast<T>(static_cast<A>(from(b, h, i, c)) * factor);
+        }
+      }
+    });
+    return keys;
+  }
+};
+
+}  // namespace detail
+
 /// unit_keys([executor,] q): rows divided by their Euclidean norm, which accumulates as in
 /// `attention`; a row of zeros stays.
-template <api::an_executor E, tensor_like Q>
-[[nodiscard]] auto unit_keys(E&& exec, const Q& q) {
-  using T = std::remove_const_t<scalar_of<const Q&>>;
-  using A = accumulate_t<T>;
-  constexpr index step = 64;
-  const auto from = api::input4(q);
-  auto keys = result_like<const Q&>(as_view(q).extents());
-  const auto to = as_rank4(as_view(keys));
-  const index rows = from.extent(0) * from.extent(1) * from.extent(2);
-  const index tasks = ceil_div(rows, step);
-  for_each_task(exec, api::worker_count(exec, tasks), tasks, [&](index, index t) noexcept {
-    for (index n = t * step; n < (std::min)(rows, (t + 1) * step); ++n) {
-      const index b = n / (from.extent(1) * from.extent(2));
-      const index h = n / from.extent(2) % from.extent(1);
-      const index i = n % from.extent(2);
-      A square = A(0);
-      for (index c = 0; c < from.extent(3); ++c) {
-        const A x = static_cast<A>(from(b, h, i, c));
-        square += x * x;
-      }
-      const A factor = square > A(0) ? A(1) / std::sqrt(square) : A(1);
-      for (index c = 0; c < from.extent(3); ++c) {
-        to(b, h, i, c) = static_cast<T>(static_cast<A>(from(b, h, i, c)) * factor);
-      }
-    }
-  });
-  return keys;
-}
-template <tensor_like Q>
-[[nodiscard]] auto unit_keys(const Q& q) {
-  default_executor exec;
-  return unit_keys(exec, q);
-}
+inline constexpr api::function<detail::unit_keys_method, api::form<detail::unit_keys_method, 1>>
+    unit_keys{};
 
 namespace detail {
 
@@ -274,47 +278,26 @@ void run_lsh(E& exec, const Call& call, const view<const I, 4>& query_buckets,
   });
 }
 
+struct lsh_attention_method : api::attention_method {
+  template <class E, class Out, class Q, class K, class V, tensor_like L, tensor_like M,
+            class... Mods>
+  static void write(E& exec, Out&& out, const Q& q, const K& k, const V& v, const L& query_buckets,
+                    const M& key_buckets, const lsh_attention_options& lsh,
+                    const attention_options& options, const Mods&... modifiers) {
+    run_lsh(exec, api::open_call(std::forward<Out>(out), q, k, v, options, modifiers...),
+            lists4(query_buckets), lists4(key_buckets), lsh);
+  }
+};
+
 }  // namespace detail
 
-/// lsh_attention_into([executor,] out | into(out, lse), q, k, v, query_buckets, key_buckets, ...)
-template <api::an_executor E, class Out, class Q, class K, class V, tensor_like L, tensor_like M,
-          class... Mods>
-void lsh_attention_into(E&& exec, Out&& out, const Q& q, const K& k, const V& v,
-                        const L& query_buckets, const M& key_buckets,
-                        const lsh_attention_options& lsh, const attention_options& options = {},
-                        const Mods&... modifiers) {
-  detail::run_lsh(exec, api::open_call(std::forward<Out>(out), q, k, v, options, modifiers...),
-                  detail::lists4(query_buckets), detail::lists4(key_buckets), lsh);
-}
-template <class Out, class Q, class K, class V, tensor_like L, tensor_like M, class... Mods>
-  requires(!api::an_executor<Out>)
-void lsh_attention_into(Out&& out, const Q& q, const K& k, const V& v, const L& query_buckets,
-                        const M& key_buckets, const lsh_attention_options& lsh,
-                        const attention_options& options = {}, const Mods&... modifiers) {
-  default_executor exec;
-  lsh_attention_into(exec, std::forward<Out>(out), q, k, v, query_buckets, key_buckets, lsh,
-                     options, modifiers...);
-}
-
-/// lsh_attention([executor,] q, k, v, query_buckets, key_buckets, ...) -> a tensor of q's family
-template <api::an_executor E, class Q, class K, class V, tensor_like L, tensor_like M,
-          class... Mods>
-[[nodiscard]] auto lsh_attention(E&& exec, const Q& q, const K& k, const V& v,
-                                 const L& query_buckets, const M& key_buckets,
-                                 const lsh_attention_options& lsh,
-                                 const attention_options& options = {}, const Mods&... modifiers) {
-  api::require_tensors<const Q&, const K&, const V&>();
-  auto out = result_like<const Q&>(api::result_extents(q, v));
-  lsh_attention_into(exec, out, q, k, v, query_buckets, key_buckets, lsh, options, modifiers...);
-  return out;
-}
-template <class Q, class K, class V, tensor_like L, tensor_like M, class... Mods>
-  requires(!api::an_executor<Q>)
-[[nodiscard]] auto lsh_attention(const Q& q, const K& k, const V& v, const L& query_buckets,
-                                 const M& key_buckets, const lsh_attention_options& lsh,
-                                 const attention_options& options = {}, const Mods&... modifiers) {
-  default_executor exec;
-  return lsh_attention(exec, q, k, v, query_buckets, key_buckets, lsh, options, modifiers...);
-}
+/// lsh_attention_into([executor,] out | into(out, lse), q, k, v, query_buckets, key_buckets, lsh,
+/// options = {}, modifiers...)
+inline constexpr api::writing<detail::lsh_attention_method, 5, lsh_attention_options>
+    lsh_attention_into{};
+/// lsh_attention([executor,] q, k, v, query_buckets, key_buckets, lsh, options = {}, modifiers...)
+/// -> a tensor of q's family
+inline constexpr api::returning<detail::lsh_attention_method, 5, lsh_attention_options>
+    lsh_attention{};
 
 }  // namespace heed::inline HEED_TARGET

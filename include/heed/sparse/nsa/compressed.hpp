@@ -18,6 +18,7 @@
 #include <algorithm>
 #include <string>
 
+#include "heed/api/overloads.hpp"
 #include "heed/core/checked.hpp"
 #include "heed/core/target.hpp"
 #include "heed/parallel/openmp.hpp"
@@ -69,45 +70,52 @@ struct compressed_blocks {
   }
 };
 
+namespace detail {
+
+struct block_compression_method : api::method<api::no_options> {
+  template <class E, tensor_like X>
+  [[nodiscard]] static auto call(E& exec, const X& x, const compressed_blocks& blocks,
+                                 const api::no_options&) {
+    using T = scalar_of<const X&>;
+    static_assert(attention_scalar<T>,
+                  "heed: blocks are compressed from float, double, half, bfloat16");
+    using A = accumulate_t<T>;
+    blocks.check();
+    const auto from = view<const T, 4>(as_rank4(as_view(x)));
+    const index count = blocks.whole(from.extent(2));
+    const index channels = from.extent(3);
+    const index step = from.stride(3);
+    tensor<A, 4> means({from.extent(0), from.extent(1), count, channels});
+    const index tasks = from.extent(0) * from.extent(1) * count;
+    if (tasks == 0) return means;
+    const index workers =
+        std::clamp<index>(static_cast<index>(exec.concurrency()), index{1}, tasks);
+    const auto task = [&](index, index t) noexcept {
+      const range tokens = blocks.tokens(t % count);
+      A* const to = means.data() + t * channels;
+      for (index j = tokens.begin; j < tokens.end; ++j) {
+        const T* const row = &from(t / count / from.extent(1), t / count % from.extent(1), j, 0);
+        if (step == 1) {
+          for (index c = 0; c < channels; ++c) to[c] += static_cast<A>(row[c]);
+        } else {
+          for (index c = 0; c < channels; ++c) to[c] += static_cast<A>(row[c * step]);
+        }
+      }
+      for (index c = 0; c < channels; ++c) to[c] /= static_cast<A>(blocks.length);
+    };
+    for_each_task(exec, workers, tasks, task, std::clamp<index>(tasks / (workers * 16), 1, 64));
+    return means;
+  }
+};
+
+}  // namespace detail
+
 /// The mean of each whole block of x [batch, kv heads, tokens, channels]: [batch, kv heads, blocks,
 /// channels] in the accumulator type, each number within (length) eps of its terms' absolute sum; a
 /// NaN reaches the blocks that hold it. Cost: length / stride reads of x. The same bits for any
 /// number of threads. Throws option_error, std::bad_alloc.
-template <executor E, tensor_like X>
-[[nodiscard]] auto block_compression(E& exec, const X& x, const compressed_blocks& blocks) {
-  using T = scalar_of<const X&>;
-  static_assert(attention_scalar<T>,
-                "heed: blocks are compressed from float, double, half, bfloat16");
-  using A = accumulate_t<T>;
-  blocks.check();
-  const auto from = view<const T, 4>(as_rank4(as_view(x)));
-  const index count = blocks.whole(from.extent(2));
-  const index channels = from.extent(3);
-  const index step = from.stride(3);
-  tensor<A, 4> means({from.extent(0), from.extent(1), count, channels});
-  const index tasks = from.extent(0) * from.extent(1) * count;
-  if (tasks == 0) return means;
-  const index workers = std::clamp<index>(static_cast<index>(exec.concurrency()), index{1}, tasks);
-  const auto task = [&](index, index t) noexcept {
-    const range tokens = blocks.tokens(t % count);
-    A* const to = means.data() + t * channels;
-    for (index j = tokens.begin; j < tokens.end; ++j) {
-      const T* const row = &from(t / count / from.extent(1), t / count % from.extent(1), j, 0);
-      if (step == 1) {
-        for (index c = 0; c < channels; ++c) to[c] += static_cast<A>(row[c]);
-      } else {
-        for (index c = 0; c < channels; ++c) to[c] += static_cast<A>(row[c * step]);
-      }
-    }
-    for (index c = 0; c < channels; ++c) to[c] /= static_cast<A>(blocks.length);
-  };
-  for_each_task(exec, workers, tasks, task, std::clamp<index>(tasks / (workers * 16), 1, 64));
-  return means;
-}
-template <tensor_like X>
-[[nodiscard]] auto block_compression(const X& x, const compressed_blocks& blocks) {
-  default_executor exec;
-  return block_compression(exec, x, blocks);
-}
+inline constexpr api::function<detail::block_compression_method,
+                               api::form<detail::block_compression_method, 1, compressed_blocks>>
+    block_compression{};
 
 }  // namespace heed::inline HEED_TARGET

@@ -34,6 +34,7 @@
 #include <string>
 #include <type_traits>
 
+#include "heed/api/overloads.hpp"
 #include "heed/core/target.hpp"
 #include "heed/kernel/top_k/streaming_top_k.hpp"
 #include "heed/parallel/scratch_tasks.hpp"
@@ -192,34 +193,41 @@ template <class E, class TQ, class TK, class A>
 
 }  // namespace detail
 
-/// compressed_block_selection(executor, q, kc, tokens, options [, lse]): `tokens` of the sequence
-/// that kc stands for.
-template <executor E, tensor_like Q, tensor_like K>
-[[nodiscard]] tensor<index, 4> compressed_block_selection(
-    E& exec, const Q& q, const K& kc, index tokens, const compressed_selection_options& o = {}) {
-  using A = accumulate_t<scalar_of<const Q&>>;
-  static_assert(std::is_same_v<A, accumulate_t<scalar_of<const K&>>>,
-                "heed: q and kc accumulate in different types; double goes with double alone");
-  const view<const A, 3>* const none = nullptr;
-  return detail::select_compressed(exec, detail::selection_input(q), detail::selection_input(kc),
-                                   tokens, o, none);
-}
-template <executor E, tensor_like Q, tensor_like K, tensor_like L>
-[[nodiscard]] tensor<index, 4> compressed_block_selection(E& exec, const Q& q, const K& kc,
-                                                          index tokens,
-                                                          const compressed_selection_options& o,
-                                                          const L& lse) {
-  using A = accumulate_t<scalar_of<const Q&>>;
-  static_assert(std::is_same_v<A, accumulate_t<scalar_of<const K&>>>,
-                "heed: q and kc accumulate in different types; double goes with double alone");
-  static_assert(std::is_same_v<A, scalar_of<const L&>> && rank_of<const L&> == 3,
-                "heed: lse has axes batch, heads, queries and the accumulator type");
-  const auto q4 = detail::selection_input(q);
-  const view<const A, 3> given = as_view(lse);
-  require_equal("lse", "batch", given.extent(0), "q", q4.extent(0));
-  require_equal("lse", "heads", given.extent(1), "q", q4.extent(1));
-  require_equal("lse", "queries", given.extent(2), "q", q4.extent(2));
-  return detail::select_compressed(exec, q4, detail::selection_input(kc), tokens, o, &given);
-}
+namespace detail {
 
+struct compressed_selection_method : api::method<compressed_selection_options> {
+  template <class E, tensor_like Q, tensor_like K>
+  [[nodiscard]] static tensor<index, 4> call(E& exec, const Q& q, const K& kc, index tokens,
+                                             const compressed_selection_options& o) {
+    using A = accumulate_t<scalar_of<const Q&>>;
+    static_assert(std::is_same_v<A, accumulate_t<scalar_of<const K&>>>,
+                  "heed: q and kc accumulate in different types; double goes with double alone");
+    const view<const A, 3>* const none = nullptr;
+    return detail::select_compressed(exec, detail::selection_input(q), detail::selection_input(kc),
+                                     tokens, o, none);
+  }
+  template <class E, tensor_like Q, tensor_like K, tensor_like L>
+  [[nodiscard]] static tensor<index, 4> call(E& exec, const Q& q, const K& kc, index tokens,
+                                             const compressed_selection_options& o, const L& lse) {
+    using A = accumulate_t<scalar_of<const Q&>>;
+    static_assert(std::is_same_v<A, accumulate_t<scalar_of<const K&>>>,
+                  "heed: q and kc accumulate in different types; double goes with double alone");
+    static_assert(std::is_same_v<A, scalar_of<const L&>> && rank_of<const L&> == 3,
+                  "heed: lse has axes batch, heads, queries and the accumulator type");
+    const auto q4 = detail::selection_input(q);
+    const view<const A, 3> given = as_view(lse);
+    require_equal("lse", "batch", given.extent(0), "q", q4.extent(0));
+    require_equal("lse", "heads", given.extent(1), "q", q4.extent(1));
+    require_equal("lse", "queries", given.extent(2), "q", q4.extent(2));
+    return detail::select_compressed(exec, q4, detail::selection_input(kc), tokens, o, &given);
+  }
+};
+
+}  // namespace detail
+
+/// compressed_block_selection([executor,] q, kc, tokens, options [, lse]): `tokens` of the sequence
+/// that kc stands for.
+inline constexpr api::function<detail::compressed_selection_method,
+                               api::form<detail::compressed_selection_method, 2, index>>
+    compressed_block_selection{};
 }  // namespace heed::inline HEED_TARGET

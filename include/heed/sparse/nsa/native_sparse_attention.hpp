@@ -32,6 +32,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "heed/api/overloads.hpp"
 #include "heed/attention/exact.hpp"
 #include "heed/core/target.hpp"
 #include "heed/sparse/gather/selected_attention.hpp"
@@ -53,9 +54,6 @@ template <tensor_like T>
 [[nodiscard]] auto read4(const T& t) {
   return view<const scalar_of<const T&>, 4>(as_rank4(as_view(t)));
 }
-
-template <class T>
-concept a_native_sparse_executor = executor<std::remove_reference_t<T>>;
 
 /// The argument of a role among `arguments`, or `otherwise`.
 template <nsa::role Role, class Otherwise>
@@ -270,75 +268,42 @@ tensor<index, 4> native_sparse(E& exec, Out&& out, const Q& q, const K& k, const
   return chosen;
 }
 
-template <class Q, class V>
-[[nodiscard]] auto native_sparse_output(const Q& q, const V& v) {
-  static_assert(tensor_like<const Q&> && tensor_like<const V&>,
-                "heed: q or v is not a tensor; specialise heed::tensor_traits for its type");
-  auto e = as_view(q).extents();
-  e.back() = as_view(v).extents().back();
-  return result_like<const Q&>(e);
-}
+struct native_sparse_method : api::method<native_sparse_options> {
+  template <class Q, class K, class V, class... Rest>
+  [[nodiscard]] static auto result(const Q& q, const K&, const V& v, const Rest&...) {
+    static_assert(tensor_like<const Q&> && tensor_like<const V&>,
+                  "heed: q or v is not a tensor; specialise heed::tensor_traits for its type");
+    return result_like<const Q&>(api::result_extents(q, v));
+  }
+  template <class E, class Out, class... Arguments>
+  static void write(E& exec, Out&& out, const Arguments&... arguments) {
+    (void)native_sparse(exec, std::forward<Out>(out), arguments...);
+  }
+};
+
+/// The selection too, which none of the arguments gives.
+struct native_sparse_selection_call : native_sparse_method {
+  template <class E, class Q, class K, class V, class G, class... Arguments>
+  [[nodiscard]] static auto call(E& exec, const Q& q, const K& k, const V& v, const G& gates,
+                                 const native_sparse_options& options,
+                                 const Arguments&... arguments) {
+    static_assert(given<nsa::role::selection, Arguments...> == 0,
+                  "heed: the selection was given, none is made");
+    auto out = result(q, k, v);
+    auto chosen = native_sparse(exec, out, q, k, v, gates, options, arguments...);
+    return native_sparse_result<decltype(out)>{std::move(out), std::move(chosen)};
+  }
+};
 
 }  // namespace detail
 
 /// native_sparse_attention_into([executor,] out, q, k, v, gates, options = {}, arguments...)
-template <detail::a_native_sparse_executor E, class Out, class Q, class K, class V, class G,
-          class... Arguments>
-void native_sparse_attention_into(E&& exec, Out&& out, const Q& q, const K& k, const V& v,
-                                  const G& gates, const native_sparse_options& options = {},
-                                  const Arguments&... arguments) {
-  (void)detail::native_sparse(exec, std::forward<Out>(out), q, k, v, gates, options, arguments...);
-}
-template <class Out, class Q, class K, class V, class G, class... Arguments>
-  requires(!detail::a_native_sparse_executor<Out>)
-void native_sparse_attention_into(Out&& out, const Q& q, const K& k, const V& v, const G& gates,
-                                  const native_sparse_options& options = {},
-                                  const Arguments&... arguments) {
-  default_executor exec;
-  (void)detail::native_sparse(exec, std::forward<Out>(out), q, k, v, gates, options, arguments...);
-}
-
-/// native_sparse_attention_with_selection([executor,] q, k, v, gates, options = {}, arguments...)
-template <detail::a_native_sparse_executor E, class Q, class K, class V, class G,
-          class... Arguments>
-[[nodiscard]] auto native_sparse_attention_with_selection(E&& exec, const Q& q, const K& k,
-                                                          const V& v, const G& gates,
-                                                          const native_sparse_options& options = {},
-                                                          const Arguments&... arguments) {
-  static_assert(detail::given<nsa::role::selection, Arguments...> == 0,
-                "heed: the selection was given, none is made");
-  auto out = detail::native_sparse_output(q, v);
-  auto chosen = detail::native_sparse(exec, out, q, k, v, gates, options, arguments...);
-  return native_sparse_result<decltype(out)>{std::move(out), std::move(chosen)};
-}
-template <class Q, class K, class V, class G, class... Arguments>
-  requires(!detail::a_native_sparse_executor<Q>)
-[[nodiscard]] auto native_sparse_attention_with_selection(const Q& q, const K& k, const V& v,
-                                                          const G& gates,
-                                                          const native_sparse_options& options = {},
-                                                          const Arguments&... arguments) {
-  default_executor exec;
-  return native_sparse_attention_with_selection(exec, q, k, v, gates, options, arguments...);
-}
-
+inline constexpr api::writing<detail::native_sparse_method, 4> native_sparse_attention_into{};
 /// native_sparse_attention([executor,] q, k, v, gates, options = {}, arguments...)
-template <detail::a_native_sparse_executor E, class Q, class K, class V, class G,
-          class... Arguments>
-[[nodiscard]] auto native_sparse_attention(E&& exec, const Q& q, const K& k, const V& v,
-                                           const G& gates,
-                                           const native_sparse_options& options = {},
-                                           const Arguments&... arguments) {
-  auto out = detail::native_sparse_output(q, v);
-  (void)detail::native_sparse(exec, out, q, k, v, gates, options, arguments...);
-  return out;
-}
-template <class Q, class K, class V, class G, class... Arguments>
-  requires(!detail::a_native_sparse_executor<Q>)
-[[nodiscard]] auto native_sparse_attention(const Q& q, const K& k, const V& v, const G& gates,
-                                           const native_sparse_options& options = {},
-                                           const Arguments&... arguments) {
-  default_executor exec;
-  return native_sparse_attention(exec, q, k, v, gates, options, arguments...);
-}
+inline constexpr api::returning<detail::native_sparse_method, 4> native_sparse_attention{};
+/// native_sparse_attention_with_selection([executor,] q, k, v, gates, options = {}, arguments...)
+inline constexpr api::function<detail::native_sparse_method,
+                               api::form<detail::native_sparse_selection_call, 4>>
+    native_sparse_attention_with_selection{};
 
 }  // namespace heed::inline HEED_TARGET

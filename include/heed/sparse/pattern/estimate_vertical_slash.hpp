@@ -20,6 +20,7 @@
 #include <string>
 #include <vector>
 
+#include "heed/api/overloads.hpp"
 #include "heed/core/target.hpp"
 #include "heed/kernel/top_k/qk_rows.hpp"
 #include "heed/kernel/top_k/streaming_top_k.hpp"
@@ -97,91 +98,101 @@ struct vertical_slash_options {
   std::optional<double> scale = std::nullopt;  ///< 1 / sqrt(head dim) where absent
 };
 
-/// estimate_vertical_slash(executor, q, k, options): q [batch, heads, queries, head dim], k [batch,
+namespace detail {
+
+struct estimate_vertical_slash_method : api::method<vertical_slash_options> {
+  template <class E, tensor_like Q, tensor_like K>
+  [[nodiscard]] static vertical_slash_lists call(E& exec, const Q& q, const K& k,
+                                                 const vertical_slash_options& o) {
+    const auto q4 = detail::selection_input(q);
+    const auto k4 = detail::selection_input(k);
+    detail::check_selection_call(q4.extents(), k4.extents(), {});
+    if (o.queries < 1 || o.verticals < 0 || o.slashes < 1) {
+      fail<option_error>("estimate from " + std::to_string(o.queries) + " rows of " +
+                         std::to_string(o.verticals) + " verticals and " +
+                         std::to_string(o.slashes) + " slashes, needs 1, 0 and 1 at least");
+    }
+    const index n = q4.extent(2);
+    const index heads = q4.extent(1);
+    const index d = q4.extent(3);
+    detail::check_row_positions(o.offset, n);
+    if (o.offset + n > k4.extent(2)) {
+      fail<shape_error>("q has tokens up to position " + std::to_string(o.offset + n) + ", k has " +
+                        std::to_string(k4.extent(2)));
+    }
+    kernel::check_listed("k's keys", k4.extent(2));
+    using A = accumulate_t<scalar_of<const Q&>>;
+    const index seen = n > 0 ? std::max<index>(o.offset + n, 0) : 0;
+    const index verticals = (std::min)(o.verticals, seen);
+    const index slashes = (std::min)(o.slashes, seen);
+    vertical_slash_lists lists{tensor<index, 3>({q4.extent(0), heads, verticals}),
+                               tensor<index, 3>({q4.extent(0), heads, slashes})};
+    const A scale = checked_finite<A>(
+        "scale", o.scale ? *o.scale : 1 / std::sqrt(static_cast<double>(std::max<index>(d, 1))));
+    const index group = k4.extent(1) > 0 ? heads / k4.extent(1) : 1;
+    constexpr index rows = kernel::split_plan<A>::tile_rows;
+    struct scratch_type {
+      kernel::row_scores_scratch<A> scored;  // two rows more hold the sums
+      kernel::running_largest<A> verticals, slashes;
+    };
+    const auto allocate = [&](arena& c) noexcept {
+      scratch_type s;
+      s.scored.allocate(c, rows + 2, seen, d);
+      s.verticals.allocate(c, 1, verticals);
+      s.slashes.allocate(c, 1, slashes);
+      return s;
+    };
+    workspace memory;
+    for_each_with_scratch(
+        exec, q4.extent(0) * heads, memory, allocate, [&](scratch_type& scratch, index t) noexcept {
+          kernel::row_scores_scratch<A>& s = scratch.scored;
+          const index b = t / heads;
+          const index h = t % heads;
+          A* const by_key = s.row(rows);
+          A* const by_distance = s.row(rows + 1);
+          std::fill_n(by_key, seen, A(0));
+          std::fill_n(by_distance, seen, A(0));
+          for (index i = (std::max)({index{0}, n - o.queries, -o.offset}); i < n; i += rows) {
+            const index count = (std::min)(rows, n - i);
+            for (index r = 0; r < count; ++r) s.load(r, &q4(b, h, i + r, 0), q4.stride(3), d);
+            s.score(count, k4, b, h / group, o.offset + i + count);
+            for (index r = 0; r < count; ++r) {
+              const index p = o.offset + i + r;
+              A* const x = s.row(r);
+              kernel::softmax_weights(x, p + 1, scale);
+              A sum = A(0);
+              for (index j = 0; j <= p; ++j) sum += x[j];
+              if (!(sum > A(0))) continue;
+              const A share = A(1) / sum;
+              for (index j = 0; j <= p; ++j) by_key[j] += x[j] * share;
+              for (index j = 0; j <= p; ++j) by_distance[p - j] += x[j] * share;
+            }
+          }
+          if (seen > 0) by_distance[0] = std::numeric_limits<A>::infinity();
+          const auto choose = [&](kernel::running_largest<A>& largest, const A* sums, index* to) {
+            largest.start(1);
+            largest.take_row(0, sums, {0, seen});
+            largest.ascending(0, to);
+          };
+          choose(scratch.verticals, by_key, lists.verticals.data() + t * verticals);
+          choose(scratch.slashes, by_distance, lists.slashes.data() + t * slashes);
+        });
+    return lists;
+  }
+};
+
+}  // namespace detail
+
+/// estimate_vertical_slash([executor,] q, k, options): q [batch, heads, queries, head dim], k [batch,
 /// kv heads, keys, head dim]; always causal. Lists are shorter where there are fewer keys than
 /// asked for; ties go to the lower index. Products, exponentials and sums are in the accumulator
 /// type; a row with a NaN among its scores counts for nothing. Cost 2 queries M D FLOPs and queries
 /// M exponentials a head, parallel over heads: the same lists for any number of threads; memory
 /// O(M) a worker. Throws option_error; shape_error, also where rows stand behind the last key;
 /// std::bad_alloc.
-template <executor E, tensor_like Q, tensor_like K>
-[[nodiscard]] vertical_slash_lists estimate_vertical_slash(E& exec, const Q& q, const K& k,
-                                                           const vertical_slash_options& o = {}) {
-  const auto q4 = detail::selection_input(q);
-  const auto k4 = detail::selection_input(k);
-  detail::check_selection_call(q4.extents(), k4.extents(), {});
-  if (o.queries < 1 || o.verticals < 0 || o.slashes < 1) {
-    fail<option_error>("estimate from " + std::to_string(o.queries) + " rows of " +
-                       std::to_string(o.verticals) + " verticals and " + std::to_string(o.slashes) +
-                       " slashes, needs 1, 0 and 1 at least");
-  }
-  const index n = q4.extent(2);
-  const index heads = q4.extent(1);
-  const index d = q4.extent(3);
-  detail::check_row_positions(o.offset, n);
-  if (o.offset + n > k4.extent(2)) {
-    fail<shape_error>("q has tokens up to position " + std::to_string(o.offset + n) + ", k has " +
-                      std::to_string(k4.extent(2)));
-  }
-  kernel::check_listed("k's keys", k4.extent(2));
-  using A = accumulate_t<scalar_of<const Q&>>;
-  const index seen = n > 0 ? std::max<index>(o.offset + n, 0) : 0;
-  const index verticals = (std::min)(o.verticals, seen);
-  const index slashes = (std::min)(o.slashes, seen);
-  vertical_slash_lists lists{tensor<index, 3>({q4.extent(0), heads, verticals}),
-                             tensor<index, 3>({q4.extent(0), heads, slashes})};
-  const A scale = checked_finite<A>(
-      "scale", o.scale ? *o.scale : 1 / std::sqrt(static_cast<double>(std::max<index>(d, 1))));
-  const index group = k4.extent(1) > 0 ? heads / k4.extent(1) : 1;
-  constexpr index rows = kernel::split_plan<A>::tile_rows;
-  struct scratch_type {
-    kernel::row_scores_scratch<A> scored;  // two rows more hold the sums
-    kernel::running_largest<A> verticals, slashes;
-  };
-  const auto allocate = [&](arena& c) noexcept {
-    scratch_type s;
-    s.scored.allocate(c, rows + 2, seen, d);
-    s.verticals.allocate(c, 1, verticals);
-    s.slashes.allocate(c, 1, slashes);
-    return s;
-  };
-  workspace memory;
-  for_each_with_scratch(
-      exec, q4.extent(0) * heads, memory, allocate, [&](scratch_type& scratch, index t) noexcept {
-        kernel::row_scores_scratch<A>& s = scratch.scored;
-        const index b = t / heads;
-        const index h = t % heads;
-        A* const by_key = s.row(rows);
-        A* const by_distance = s.row(rows + 1);
-        std::fill_n(by_key, seen, A(0));
-        std::fill_n(by_distance, seen, A(0));
-        for (index i = (std::max)({index{0}, n - o.queries, -o.offset}); i < n; i += rows) {
-          const index count = (std::min)(rows, n - i);
-          for (index r = 0; r < count; ++r) s.load(r, &q4(b, h, i + r, 0), q4.stride(3), d);
-          s.score(count, k4, b, h / group, o.offset + i + count);
-          for (index r = 0; r < count; ++r) {
-            const index p = o.offset + i + r;
-            A* const x = s.row(r);
-            kernel::softmax_weights(x, p + 1, scale);
-            A sum = A(0);
-            for (index j = 0; j <= p; ++j) sum += x[j];
-            if (!(sum > A(0))) continue;
-            const A share = A(1) / sum;
-            for (index j = 0; j <= p; ++j) by_key[j] += x[j] * share;
-            for (index j = 0; j <= p; ++j) by_distance[p - j] += x[j] * share;
-          }
-        }
-        if (seen > 0) by_distance[0] = std::numeric_limits<A>::infinity();
-        const auto choose = [&](kernel::running_largest<A>& largest, const A* sums, index* to) {
-          largest.start(1);
-          largest.take_row(0, sums, {0, seen});
-          largest.ascending(0, to);
-        };
-        choose(scratch.verticals, by_key, lists.verticals.data() + t * verticals);
-        choose(scratch.slashes, by_distance, lists.slashes.data() + t * slashes);
-      });
-  return lists;
-}
+inline constexpr api::function<detail::estimate_vertical_slash_method,
+                               api::form<detail::estimate_vertical_slash_method, 2>>
+    estimate_vertical_slash{};
 
 /// The blocks in which lists have a pair, a row of blocks for each batch, head and block of
 /// queries; `extents.batch` and `extents.heads` are not looked at. Every block is whole, so that no

@@ -25,6 +25,7 @@
 #include <string>
 #include <type_traits>
 
+#include "heed/api/overloads.hpp"
 #include "heed/core/target.hpp"
 #include "heed/kernel/top_k/qk_tiles.hpp"
 #include "heed/kernel/top_k/streaming_top_k.hpp"
@@ -65,76 +66,86 @@ HEED_INLINE void centre_scores(A* scores, const A* mean, const A* inverse, A sum
 
 }  // namespace detail
 
-/// route_tokens(executor, x, centroids, window): centroids [kv heads, clusters, head dim] in the
-/// accumulator type of x. A window of 0 is tokens / clusters, rounded up.
-template <executor E, tensor_like X, tensor_like C>
-[[nodiscard]] tensor<index, 4> route_tokens(E& exec, const X& x, const C& centroids,
-                                            index window = 0) {
-  const auto x4 = detail::selection_input(x);
-  using A = accumulate_t<scalar_of<const X&>>;
-  static_assert(rank_of<const C&> == 3, "heed: centroids have axes heads, clusters, channels");
-  static_assert(std::is_same_v<std::remove_const_t<scalar_of<const C&>>, A>,
-                "heed: centroids have the accumulator type of the tokens");
-  const auto of = as_view(centroids);
-  detail::check_centroids(x4.extents(), of.extents());
-  if (window < 0) fail<option_error>("window is " + std::to_string(window) + ", below 0");
-  const index n = x4.extent(2);
-  const index d = x4.extent(3);
-  const index clusters = of.extent(1);
-  const index taken = window > 0 ? window : clusters > 0 ? ceil_div(n, clusters) : 0;
-  tensor<index, 4> lists({x4.extent(0), x4.extent(1), clusters, taken});
-  const index heads = x4.extent(0) * x4.extent(1);
-  if (heads * clusters == 0 || taken == 0) return lists;
-  const index group = x4.extent(1) / of.extent(0);
-  const token_norms<A> norms(exec, x4);
+namespace detail {
 
-  // Centroids meet the tokens as rows meet keys: the more of them at once, the less often tokens
-  // are packed, but their lists stay in the second-level cache, and no thread is left without.
-  constexpr index most_rows = 64;
-  const index wanted = ceil_div(static_cast<index>(exec.concurrency()), heads);
-  const index rows = (std::min)(most_rows, ceil_div(clusters, wanted));
-  struct scratch_type {
-    kernel::scored_rows_scratch<A> scored;
-    kernel::running_largest<A> largest;
-    A* sums = nullptr;  // of each centroid's channels
-  };
-  const index steps = ceil_div(clusters, rows);
-  const auto allocate = [&](arena& c) noexcept {
-    scratch_type s;
-    s.scored.allocate(c, d);
-    s.largest.allocate(c, rows, taken);
-    s.sums = c.allocate<A>(rows);
-    return s;
-  };
-  workspace memory;
-  for_each_with_scratch(
-      exec, heads * steps, memory, allocate, [&](scratch_type& s, index t) noexcept {
-        const index b = t / steps / x4.extent(1);
-        const index h = t / steps % x4.extent(1);
-        const range m = intersect({0, clusters}, {t % steps * rows, (t % steps + 1) * rows});
-        const kernel::rectangle<const A> centroid{&of(h / group, m.begin, 0), of.stride(1),
-                                                  of.stride(2)};
-        for (index r = 0; r < m.size(); ++r) {
-          s.sums[r] = A(0);
-          for (index i = 0; i < d; ++i) s.sums[r] += *centroid.at(r, i);
-        }
-        const A* const mean = &norms.mean(b, h, 0);
-        const A* const inverse = &norms.inverse(b, h, 0);
-        s.largest.start(m.size());
-        kernel::each_scored_group(
-            s.scored, centroid, m.size(),
-            kernel::rectangle<const std::remove_const_t<scalar_of<const X&>>>{
-                &x4(b, h, 0, 0), x4.stride(2), x4.stride(3)},
-            d, n, [&](range at, A* scores) noexcept {
-              for (index r = 0; r < m.size(); ++r, scores += kernel::tile_plan<A>::group) {
-                detail::centre_scores(scores, mean + at.begin, inverse + at.begin, s.sums[r],
-                                      at.size());
-                s.largest.take(r, scores, at.begin, at.size());
-              }
-            });
-        for (index r = 0; r < m.size(); ++r) s.largest.ascending(r, &lists(b, h, m.begin + r, 0));
-      });
-  return lists;
-}
+struct route_tokens_method : api::method<index> {
+  template <class E, tensor_like X, tensor_like C>
+  [[nodiscard]] static tensor<index, 4> call(E& exec, const X& x, const C& centroids,
+                                             index window) {
+    const auto x4 = detail::selection_input(x);
+    using A = accumulate_t<scalar_of<const X&>>;
+    static_assert(rank_of<const C&> == 3, "heed: centroids have axes heads, clusters, channels");
+    static_assert(std::is_same_v<std::remove_const_t<scalar_of<const C&>>, A>,
+                  "heed: centroids have the accumulator type of the tokens");
+    const auto of = as_view(centroids);
+    detail::check_centroids(x4.extents(), of.extents());
+    if (window < 0) fail<option_error>("window is " + std::to_string(window) + ", below 0");
+    const index n = x4.extent(2);
+    const index d = x4.extent(3);
+    const index clusters = of.extent(1);
+    const index taken = window > 0 ? window : clusters > 0 ? ceil_div(n, clusters) : 0;
+    tensor<index, 4> lists({x4.extent(0), x4.extent(1), clusters, taken});
+    const index heads = x4.extent(0) * x4.extent(1);
+    if (heads * clusters == 0 || taken == 0) return lists;
+    const index group = x4.extent(1) / of.extent(0);
+    const token_norms<A> norms(exec, x4);
+
+    // Centroids meet the tokens as rows meet keys: the more of them at once, the less often tokens
+    // are packed, but their lists stay in the second-level cache, and no thread is left without.
+    constexpr index most_rows = 64;
+    const index wanted = ceil_div(static_cast<index>(exec.concurrency()), heads);
+    const index rows = (std::min)(most_rows, ceil_div(clusters, wanted));
+    struct scratch_type {
+      kernel::scored_rows_scratch<A> scored;
+      kernel::running_largest<A> largest;
+      A* sums = nullptr;  // of each centroid's channels
+    };
+    const index steps = ceil_div(clusters, rows);
+    const auto allocate = [&](arena& c) noexcept {
+      scratch_type s;
+      s.scored.allocate(c, d);
+      s.largest.allocate(c, rows, taken);
+      s.sums = c.allocate<A>(rows);
+      return s;
+    };
+    workspace memory;
+    for_each_with_scratch(
+        exec, heads * steps, memory, allocate, [&](scratch_type& s, index t) noexcept {
+          const index b = t / steps / x4.extent(1);
+          const index h = t / steps % x4.extent(1);
+          const range m = intersect({0, clusters}, {t % steps * rows, (t % steps + 1) * rows});
+          const kernel::rectangle<const A> centroid{&of(h / group, m.begin, 0), of.stride(1),
+                                                    of.stride(2)};
+          for (index r = 0; r < m.size(); ++r) {
+            s.sums[r] = A(0);
+            for (index i = 0; i < d; ++i) s.sums[r] += *centroid.at(r, i);
+          }
+          const A* const mean = &norms.mean(b, h, 0);
+          const A* const inverse = &norms.inverse(b, h, 0);
+          s.largest.start(m.size());
+          kernel::each_scored_group(
+              s.scored, centroid, m.size(),
+              kernel::rectangle<const std::remove_const_t<scalar_of<const X&>>>{
+                  &x4(b, h, 0, 0), x4.stride(2), x4.stride(3)},
+              d, n, [&](range at, A* scores) noexcept {
+                for (index r = 0; r < m.size(); ++r, scores += kernel::tile_plan<A>::group) {
+                  detail::centre_scores(scores, mean + at.begin, inverse + at.begin, s.sums[r],
+                                        at.size());
+                  s.largest.take(r, scores, at.begin, at.size());
+                }
+              });
+          for (index r = 0; r < m.size(); ++r) s.largest.ascending(r, &lists(b, h, m.begin + r, 0));
+        });
+    return lists;
+  }
+};
+
+}  // namespace detail
+
+/// route_tokens([executor,] x, centroids, window): centroids [kv heads, clusters, head dim] in the
+/// accumulator type of x. A window of 0 is tokens / clusters, rounded up.
+inline constexpr api::function<detail::route_tokens_method,
+                               api::form<detail::route_tokens_method, 2>>
+    route_tokens{};
 
 }  // namespace heed::inline HEED_TARGET

@@ -175,45 +175,23 @@ void run_routing(E& exec, const Call& call, const view<const I, 4>& queries,
   });
 }
 
+struct routing_attention_method : api::attention_method {
+  template <class E, class Out, class Q, class K, class V, tensor_like L, tensor_like M,
+            class... Mods>
+  static void write(E& exec, Out&& out, const Q& q, const K& k, const V& v, const L& queries,
+                    const M& keys, const attention_options& options, const Mods&... modifiers) {
+    run_routing(exec, api::open_call(std::forward<Out>(out), q, k, v, options, modifiers...),
+                lists4(queries), lists4(keys));
+  }
+};
+
 }  // namespace detail
 
-/// routing_attention_into([executor,] out | into(out, lse), q, k, v, queries, keys, ...)
-template <api::an_executor E, class Out, class Q, class K, class V, tensor_like L, tensor_like M,
-          class... Mods>
-void routing_attention_into(E&& exec, Out&& out, const Q& q, const K& k, const V& v,
-                            const L& queries, const M& keys, const attention_options& options = {},
-                            const Mods&... modifiers) {
-  detail::run_routing(exec, api::open_call(std::forward<Out>(out), q, k, v, options, modifiers...),
-                      detail::lists4(queries), detail::lists4(keys));
-}
-template <class Out, class Q, class K, class V, tensor_like L, tensor_like M, class... Mods>
-  requires(!api::an_executor<Out>)
-void routing_attention_into(Out&& out, const Q& q, const K& k, const V& v, const L& queries,
-                            const M& keys, const attention_options& options = {},
-                            const Mods&... modifiers) {
-  default_executor exec;
-  routing_attention_into(exec, std::forward<Out>(out), q, k, v, queries, keys, options,
-                         modifiers...);
-}
-
-/// routing_attention([executor,] q, k, v, queries, keys, ...) -> a tensor of q's family
-template <api::an_executor E, class Q, class K, class V, tensor_like L, tensor_like M,
-          class... Mods>
-[[nodiscard]] auto routing_attention(E&& exec, const Q& q, const K& k, const V& v, const L& queries,
-                                     const M& keys, const attention_options& options = {},
-                                     const Mods&... modifiers) {
-  api::require_tensors<const Q&, const K&, const V&>();
-  auto out = result_like<const Q&>(api::result_extents(q, v));
-  routing_attention_into(exec, out, q, k, v, queries, keys, options, modifiers...);
-  return out;
-}
-template <class Q, class K, class V, tensor_like L, tensor_like M, class... Mods>
-  requires(!api::an_executor<Q>)
-[[nodiscard]] auto routing_attention(const Q& q, const K& k, const V& v, const L& queries,
-                                     const M& keys, const attention_options& options = {},
-                                     const Mods&... modifiers) {
-  default_executor exec;
-  return routing_attention(exec, q, k, v, queries, keys, options, modifiers...);
-}
+/// routing_attention_into([executor,] out | into(out, lse), q, k, v, queries, keys, options = {},
+/// modifiers...)
+inline constexpr api::writing<detail::routing_attention_method, 5> routing_attention_into{};
+/// routing_attention([executor,] q, k, v, queries, keys, options = {}, modifiers...) -> a tensor of
+/// q's family
+inline constexpr api::returning<detail::routing_attention_method, 5> routing_attention{};
 
 }  // namespace heed::inline HEED_TARGET

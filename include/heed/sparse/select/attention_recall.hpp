@@ -26,6 +26,7 @@
 #include <string>
 #include <utility>
 
+#include "heed/api/overloads.hpp"
 #include "heed/core/target.hpp"
 #include "heed/score/concepts.hpp"
 #include "heed/sparse/select/top_k.hpp"
@@ -110,78 +111,97 @@ inline void check_recall(const std::array<index, 4>& q, const std::array<index, 
 
 }  // namespace detail
 
-/// attention_recall(executor, q, k, mask, options): of any mask, combined masks and
+namespace detail {
+
+struct attention_recall_method : api::method<recall_options> {
+  template <class E, tensor_like Q, tensor_like K, mask_function M>
+  [[nodiscard]] static tensor<double, 2> call(E& exec, const Q& q, const K& k, const M& of,
+                                              const recall_options& o) {
+    const auto q4 = detail::selection_input(q);
+    const auto k4 = detail::selection_input(k);
+    detail::check_recall(q4.extents(), k4.extents(), o);
+    auto&& mask =
+        bind_modifier(of, {q4.extent(0), q4.extent(1), k4.extent(1), q4.extent(2), k4.extent(2)});
+    using A = accumulate_t<scalar_of<const Q&>>;
+    constexpr index block = 128;  // keys a question to the mask
+    return detail::recall_of<A>(exec, q4, k4, o, [&](const A* weights, const tile& where) {
+      double kept = 0;
+      tile t = where;
+      while (!t.keys.empty()) {
+        const range seen = intersect(t.keys, visible_keys_of(mask, t));
+        if (seen.empty()) break;
+        t.keys = {seen.begin, (std::min)(seen.end, (seen.begin / block + 1) * block)};
+        const coverage c = coverage_of(mask, t);
+        for (index j = t.keys.begin; c != coverage::empty && j < t.keys.end; ++j) {
+          const position p{t.batch, t.head, t.kv_head, t.queries.begin, j, t.rows().begin};
+          if (c == coverage::full || mask(p)) kept += static_cast<double>(weights[j]);
+        }
+        t.keys = {t.keys.end, where.keys.end};
+      }
+      return kept;
+    });
+  }
+};
+
+}  // namespace detail
+
+/// attention_recall([executor,] q, k, mask, options): of any mask, combined masks and
 /// `blocks(pattern)` among them. Tiles that the mask can tell are empty or full ask it nothing
 /// more.
-template <executor E, tensor_like Q, tensor_like K, mask_function M>
-[[nodiscard]] tensor<double, 2> attention_recall(E& exec, const Q& q, const K& k, const M& of,
-                                                 const recall_options& o = {}) {
-  const auto q4 = detail::selection_input(q);
-  const auto k4 = detail::selection_input(k);
-  detail::check_recall(q4.extents(), k4.extents(), o);
-  auto&& mask =
-      bind_modifier(of, {q4.extent(0), q4.extent(1), k4.extent(1), q4.extent(2), k4.extent(2)});
-  using A = accumulate_t<scalar_of<const Q&>>;
-  constexpr index block = 128;  // keys a question to the mask
-  return detail::recall_of<A>(exec, q4, k4, o, [&](const A* weights, const tile& where) {
-    double kept = 0;
-    tile t = where;
-    while (!t.keys.empty()) {
-      const range seen = intersect(t.keys, visible_keys_of(mask, t));
-      if (seen.empty()) break;
-      t.keys = {seen.begin, (std::min)(seen.end, (seen.begin / block + 1) * block)};
-      const coverage c = coverage_of(mask, t);
-      for (index j = t.keys.begin; c != coverage::empty && j < t.keys.end; ++j) {
-        const position p{t.batch, t.head, t.kv_head, t.queries.begin, j, t.rows().begin};
-        if (c == coverage::full || mask(p)) kept += static_cast<double>(weights[j]);
-      }
-      t.keys = {t.keys.end, where.keys.end};
-    }
-    return kept;
-  });
-}
+inline constexpr api::function<detail::attention_recall_method,
+                               api::form<detail::attention_recall_method, 3>>
+    attention_recall{};
 
-/// selection_recall(executor, q, k, selection, block, options): of the keys that
+namespace detail {
+
+struct selection_recall_method : api::method<recall_options> {
+  template <class E, tensor_like Q, tensor_like K, tensor_like S>
+  [[nodiscard]] static tensor<double, 2> call(E& exec, const Q& q, const K& k, const S& selection,
+                                              index block, const recall_options& o) {
+    static_assert(std::is_integral_v<std::remove_const_t<scalar_of<const S&>>>,
+                  "heed: a selection is a tensor of integers");
+    const auto q4 = detail::selection_input(q);
+    const auto k4 = detail::selection_input(k);
+    const auto s4 = as_rank4(as_view(selection));
+    detail::check_recall(q4.extents(), k4.extents(), o);
+    if (block < 1) fail<option_error>("block is " + std::to_string(block) + ", must be at least 1");
+    const bool heads =
+        s4.extent(1) == 1 || s4.extent(1) == k4.extent(1) || s4.extent(1) == q4.extent(1);
+    if ((s4.extent(0) != 1 && s4.extent(0) != q4.extent(0)) || !heads ||
+        s4.extent(2) != q4.extent(2)) {
+      fail<shape_error>("selection has extents " + format_extents(s4.extents()) +
+                        " (batch, heads, queries, choices), q has " + format_extents(q4.extents()) +
+                        " and k " + std::to_string(k4.extent(1)) + " heads");
+    }
+    block = (std::min)(block, std::max<index>(k4.extent(2), 1));
+    using A = accumulate_t<scalar_of<const Q&>>;
+    return detail::recall_of<A>(exec, q4, k4, o, [&](A* weights, const tile& where) {
+      const index b = s4.extent(0) == 1 ? 0 : where.batch;
+      const index h = s4.extent(1) == 1              ? 0
+                      : s4.extent(1) == q4.extent(1) ? where.head
+                                                     : where.kv_head;
+      double kept = 0;
+      for (index c = 0; c < s4.extent(3); ++c) {
+        const auto n = static_cast<index>(s4(b, h, where.rows().begin, c));
+        if (n < 0 || n > where.keys.end / block) continue;
+        for (index j = n * block; j < (std::min)(where.keys.end, (n + 1) * block); ++j) {
+          // What has been counted weighs nothing a second time.
+          kept += static_cast<double>(std::exchange(weights[j], A(0)));
+        }
+      }
+      return kept;
+    });
+  }
+};
+
+}  // namespace detail
+
+/// selection_recall([executor,] q, k, selection, block, options): of the keys that
 /// `selected_attention` reads, [batch or 1, heads or kv heads or 1, queries, choices] blocks of
 /// `block` keys; a negative choice is none, a block chosen twice counts once.
-template <executor E, tensor_like Q, tensor_like K, tensor_like S>
-[[nodiscard]] tensor<double, 2> selection_recall(E& exec, const Q& q, const K& k,
-                                                 const S& selection, index block,
-                                                 const recall_options& o = {}) {
-  static_assert(std::is_integral_v<std::remove_const_t<scalar_of<const S&>>>,
-                "heed: a selection is a tensor of integers");
-  const auto q4 = detail::selection_input(q);
-  const auto k4 = detail::selection_input(k);
-  const auto s4 = as_rank4(as_view(selection));
-  detail::check_recall(q4.extents(), k4.extents(), o);
-  if (block < 1) fail<option_error>("block is " + std::to_string(block) + ", must be at least 1");
-  const bool heads =
-      s4.extent(1) == 1 || s4.extent(1) == k4.extent(1) || s4.extent(1) == q4.extent(1);
-  if ((s4.extent(0) != 1 && s4.extent(0) != q4.extent(0)) || !heads ||
-      s4.extent(2) != q4.extent(2)) {
-    fail<shape_error>("selection has extents " + format_extents(s4.extents()) +
-                      " (batch, heads, queries, choices), q has " + format_extents(q4.extents()) +
-                      " and k " + std::to_string(k4.extent(1)) + " heads");
-  }
-  block = (std::min)(block, std::max<index>(k4.extent(2), 1));
-  using A = accumulate_t<scalar_of<const Q&>>;
-  return detail::recall_of<A>(exec, q4, k4, o, [&](A* weights, const tile& where) {
-    const index b = s4.extent(0) == 1 ? 0 : where.batch;
-    const index h = s4.extent(1) == 1              ? 0
-                    : s4.extent(1) == q4.extent(1) ? where.head
-                                                   : where.kv_head;
-    double kept = 0;
-    for (index c = 0; c < s4.extent(3); ++c) {
-      const auto n = static_cast<index>(s4(b, h, where.rows().begin, c));
-      if (n < 0 || n > where.keys.end / block) continue;
-      for (index j = n * block; j < (std::min)(where.keys.end, (n + 1) * block); ++j) {
-        // What has been counted weighs nothing a second time.
-        kept += static_cast<double>(std::exchange(weights[j], A(0)));
-      }
-    }
-    return kept;
-  });
-}
+inline constexpr api::function<detail::selection_recall_method,
+                               api::form<detail::selection_recall_method, 3, index>>
+    selection_recall{};
 
 /// log_sum_exp_recall(kept, exact): of any method that gives the log-sum-exps [batch, heads,
 /// queries] of the keys it keeps, beside those of exact attention under the same causality and

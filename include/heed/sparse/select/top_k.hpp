@@ -27,6 +27,7 @@
 #include <string>
 #include <type_traits>
 
+#include "heed/api/overloads.hpp"
 #include "heed/core/errors.hpp"
 #include "heed/core/target.hpp"
 #include "heed/kernel/top_k/top_k_scores.hpp"
@@ -118,100 +119,121 @@ template <class I>
 
 }  // namespace detail
 
-/// top_k_keys_into(executor, chosen, q, k, options): for `selected_attention` with block 1.
-template <executor E, tensor_like C, tensor_like Q, tensor_like K>
-void top_k_keys_into(E& exec, C&& chosen, const Q& q, const K& k, const selection_options& o = {}) {
-  const auto q4 = detail::selection_input(q);
-  const auto k4 = detail::selection_input(k);
-  detail::check_selection_call(q4.extents(), k4.extents(), o);
-  const auto to = detail::selection_output(chosen, q4.extents(), q4.extent(1), o);
-  kernel::largest_scores(
-      exec, q4, k4, o.count, o.order,
-      [&](index i) { return detail::choosable(o, i, k4.extent(2)); },
-      [&](index b, index h, index i) { return detail::choices_of(to, b, h, i); });
-}
-/// top_k_keys(executor, q, k, options)
-template <executor E, tensor_like Q, tensor_like K>
-[[nodiscard]] tensor<index, 4> top_k_keys(E& exec, const Q& q, const K& k,
-                                          const selection_options& o = {}) {
-  auto chosen = detail::new_selection(detail::selection_input(q).extents(), o);
-  top_k_keys_into(exec, chosen, q, k, o);
-  return chosen;
-}
+namespace detail {
+
+struct top_k_method : api::method<selection_options> {
+  template <class Q, class K>
+  [[nodiscard]] static auto result(const Q& q, const K&, const selection_options& o) {
+    return new_selection(selection_input(q).extents(), o);
+  }
+  template <class E, tensor_like C, tensor_like Q, tensor_like K>
+  static void write(E& exec, C&& chosen, const Q& q, const K& k, const selection_options& o) {
+    const auto q4 = detail::selection_input(q);
+    const auto k4 = detail::selection_input(k);
+    detail::check_selection_call(q4.extents(), k4.extents(), o);
+    const auto to = detail::selection_output(chosen, q4.extents(), q4.extent(1), o);
+    kernel::largest_scores(
+        exec, q4, k4, o.count, o.order,
+        [&](index i) { return detail::choosable(o, i, k4.extent(2)); },
+        [&](index b, index h, index i) { return detail::choices_of(to, b, h, i); });
+  }
+};
+
+}  // namespace detail
+
+/// top_k_keys_into([executor,] chosen, q, k, options): for `selected_attention` with block 1.
+inline constexpr api::writing<detail::top_k_method, 2> top_k_keys_into{};
+/// top_k_keys([executor,] q, k, options)
+inline constexpr api::returning<detail::top_k_method, 2> top_k_keys{};
+namespace detail {
+
+struct block_means_method : api::method<api::no_options> {
+  template <class E, tensor_like K>
+  [[nodiscard]] static auto call(E& exec, const K& k, index block, const api::no_options&) {
+    const auto k4 = detail::selection_input(k);
+    if (block < 1) fail<option_error>("block is " + std::to_string(block) + ", must be at least 1");
+    using A = accumulate_t<scalar_of<const K&>>;
+    block = (std::min)(block, std::max<index>(k4.extent(2), 1));
+    const index blocks = ceil_div(k4.extent(2), block);
+    tensor<A, 4> means({k4.extent(0), k4.extent(1), blocks, k4.extent(3)});
+    const index tasks = k4.extent(0) * k4.extent(1) * blocks;
+    if (tasks == 0) return means;
+    const index workers =
+        std::clamp<index>(static_cast<index>(exec.concurrency()), index{1}, tasks);
+    for_each_task(exec, workers, tasks, [&](index, index t) noexcept {
+      const index b = t / blocks / k4.extent(1);
+      const index h = t / blocks % k4.extent(1);
+      const range j = intersect({0, k4.extent(2)}, {t % blocks * block, (t % blocks + 1) * block});
+      A* const to = &means(b, h, t % blocks, 0);
+      std::fill_n(to, k4.extent(3), A(0));
+      const index d = k4.extent(3);
+      const index step = k4.stride(3);
+      for (index i = j.begin; i < j.end; ++i) {
+        const auto* const row = &k4(b, h, i, 0);
+        if (step == 1) {
+          for (index c = 0; c < d; ++c) to[c] += static_cast<A>(row[c]);
+        } else {
+          for (index c = 0; c < d; ++c) to[c] += static_cast<A>(row[c * step]);
+        }
+      }
+      for (index c = 0; c < d; ++c) to[c] /= static_cast<A>(j.size());
+    });
+    return means;
+  }
+};
+
+}  // namespace detail
 
 /// The means of blocks of keys, [batch, kv heads, blocks, head dim] in the accumulator type; the
 /// last block's is of what it holds.
-template <executor E, tensor_like K>
-[[nodiscard]] auto block_means(E& exec, const K& k, index block) {
-  const auto k4 = detail::selection_input(k);
-  if (block < 1) fail<option_error>("block is " + std::to_string(block) + ", must be at least 1");
-  using A = accumulate_t<scalar_of<const K&>>;
-  block = (std::min)(block, std::max<index>(k4.extent(2), 1));
-  const index blocks = ceil_div(k4.extent(2), block);
-  tensor<A, 4> means({k4.extent(0), k4.extent(1), blocks, k4.extent(3)});
-  const index tasks = k4.extent(0) * k4.extent(1) * blocks;
-  if (tasks == 0) return means;
-  const index workers = std::clamp<index>(static_cast<index>(exec.concurrency()), index{1}, tasks);
-  for_each_task(exec, workers, tasks, [&](index, index t) noexcept {
-    const index b = t / blocks / k4.extent(1);
-    const index h = t / blocks % k4.extent(1);
-    const range j = intersect({0, k4.extent(2)}, {t % blocks * block, (t % blocks + 1) * block});
-    A* const to = &means(b, h, t % blocks, 0);
-    std::fill_n(to, k4.extent(3), A(0));
-    const index d = k4.extent(3);
-    const index step = k4.stride(3);
-    for (index i = j.begin; i < j.end; ++i) {
-      const auto* const row = &k4(b, h, i, 0);
-      if (step == 1) {
-        for (index c = 0; c < d; ++c) to[c] += static_cast<A>(row[c]);
-      } else {
-        for (index c = 0; c < d; ++c) to[c] += static_cast<A>(row[c * step]);
-      }
-    }
-    for (index c = 0; c < d; ++c) to[c] /= static_cast<A>(j.size());
-  });
-  return means;
-}
+inline constexpr api::function<detail::block_means_method,
+                               api::form<detail::block_means_method, 1, index>>
+    block_means{};
 
-/// mixture_of_blocks_into(executor, chosen, q, k, options): for `selected_attention` with the same
+namespace detail {
+
+struct mixture_of_blocks_method : api::method<selection_options> {
+  template <class Q, class K>
+  [[nodiscard]] static auto result(const Q& q, const K&, const selection_options& o) {
+    return new_selection(selection_input(q).extents(), o);
+  }
+  template <class E, tensor_like C, tensor_like Q, tensor_like K>
+  static void write(E& exec, C&& chosen, const Q& q, const K& k, const selection_options& o) {
+    const auto q4 = detail::selection_input(q);
+    detail::check_selection_call(q4.extents(), detail::selection_input(k).extents(), o);
+    const auto to = detail::selection_output(chosen, q4.extents(), q4.extent(1), o);
+    if (o.count == 0) return;
+    // A block of more keys than there are is one of all.
+    const index block =
+        (std::min)(o.block, std::max<index>(detail::selection_input(k).extent(2), 1));
+    const auto means = block_means(exec, k, block);
+    using A = accumulate_t<scalar_of<const Q&>>;
+    const view<const A, 4> m = as_view(means);
+    const auto own = [&](index i) { return (std::min)((o.offset + i) / block, m.extent(2) - 1); };
+    // Each row's own block, and the best before it.
+    kernel::largest_scores(exec, q4, m, o.count - 1, o.order, own, [&](index b, index h, index i) {
+      auto* const row = detail::choices_of(to, b, h, i);
+      *row = static_cast<std::remove_reference_t<decltype(*row)>>(own(i));
+      return row + 1;
+    });
+    if (o.order == choice_order::best_first) return;
+    // Its own is the last of them.
+    for (index row = 0; row < q4.extent(0) * q4.extent(1) * q4.extent(2); ++row) {
+      const index head = row / q4.extent(2);
+      auto* const first =
+          detail::choices_of(to, head / q4.extent(1), head % q4.extent(1), row % q4.extent(2));
+      const index earlier = std::min<index>(o.count - 1, std::max<index>(*first, 0));
+      std::rotate(first, first + 1, first + 1 + earlier);
+    }
+  }
+};
+
+}  // namespace detail
+
+/// mixture_of_blocks_into([executor,] chosen, q, k, options): for `selected_attention` with the same
 /// block, and `causal()`. Causal by definition, whatever `options.causal`: a row chooses among
 /// blocks that end before its own begins.
-template <executor E, tensor_like C, tensor_like Q, tensor_like K>
-void mixture_of_blocks_into(E& exec, C&& chosen, const Q& q, const K& k,
-                            const selection_options& o) {
-  const auto q4 = detail::selection_input(q);
-  detail::check_selection_call(q4.extents(), detail::selection_input(k).extents(), o);
-  const auto to = detail::selection_output(chosen, q4.extents(), q4.extent(1), o);
-  if (o.count == 0) return;
-  // A block of more keys than there are is one of all.
-  const index block = (std::min)(o.block, std::max<index>(detail::selection_input(k).extent(2), 1));
-  const auto means = block_means(exec, k, block);
-  using A = accumulate_t<scalar_of<const Q&>>;
-  const view<const A, 4> m = as_view(means);
-  const auto own = [&](index i) { return (std::min)((o.offset + i) / block, m.extent(2) - 1); };
-  // Each row's own block, and the best before it.
-  kernel::largest_scores(exec, q4, m, o.count - 1, o.order, own, [&](index b, index h, index i) {
-    auto* const row = detail::choices_of(to, b, h, i);
-    *row = static_cast<std::remove_reference_t<decltype(*row)>>(own(i));
-    return row + 1;
-  });
-  if (o.order == choice_order::best_first) return;
-  // Its own is the last of them.
-  for (index row = 0; row < q4.extent(0) * q4.extent(1) * q4.extent(2); ++row) {
-    const index head = row / q4.extent(2);
-    auto* const first =
-        detail::choices_of(to, head / q4.extent(1), head % q4.extent(1), row % q4.extent(2));
-    const index earlier = std::min<index>(o.count - 1, std::max<index>(*first, 0));
-    std::rotate(first, first + 1, first + 1 + earlier);
-  }
-}
-/// mixture_of_blocks(executor, q, k, options)
-template <executor E, tensor_like Q, tensor_like K>
-[[nodiscard]] tensor<index, 4> mixture_of_blocks(E& exec, const Q& q, const K& k,
-                                                 const selection_options& o) {
-  auto chosen = detail::new_selection(detail::selection_input(q).extents(), o);
-  mixture_of_blocks_into(exec, chosen, q, k, o);
-  return chosen;
-}
-
+inline constexpr api::writing<detail::mixture_of_blocks_method, 2> mixture_of_blocks_into{};
+/// mixture_of_blocks([executor,] q, k, options)
+inline constexpr api::returning<detail::mixture_of_blocks_method, 2> mixture_of_blocks{};
 }  // namespace heed::inline HEED_TARGET
