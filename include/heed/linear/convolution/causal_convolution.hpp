@@ -50,6 +50,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "heed/api/overloads.hpp"
 #include "heed/core/errors.hpp"
 #include "heed/core/target.hpp"
 #include "heed/core/types.hpp"
@@ -58,7 +59,6 @@
 #include "heed/linear/convolution/channel_block.hpp"
 #include "heed/linear/recurrence.hpp"
 #include "heed/parallel/executor.hpp"
-#include "heed/parallel/openmp.hpp"
 #include "heed/parallel/scratch_tasks.hpp"
 #include "heed/tensor/scalar.hpp"
 #include "heed/tensor/tensor.hpp"
@@ -192,41 +192,34 @@ void convolution_call(E& exec, Out&& out, const X& x, const W& weight,
   run_convolution(exec, block, o.sequence_bounds, lease.memory());
 }
 
+/// The options' type, where both inputs are tensors.
+template <class... Inputs>
+struct convolution_inputs {};
+template <tensor_like X, tensor_like W>
+struct convolution_inputs<X, W> {
+  using options = convolution_options_of<std::remove_cvref_t<X>, std::remove_cvref_t<W>>;
+};
+
+struct causal_convolution_method : api::method<api::no_options> {
+  template <class... Inputs>
+  using options = typename convolution_inputs<Inputs...>::options;
+
+  template <class X, class... Rest>
+  [[nodiscard]] static auto result(const X& x, const Rest&...) {
+    return result_like<const X&>(as_view(x).extents());
+  }
+  template <class E, class Out, class X, class W>
+  static void write(E& exec, Out&& out, const X& x, const W& weight,
+                    const convolution_options_of<X, W>& o) {
+    convolution_call(exec, std::forward<Out>(out), x, weight, o);
+  }
+};
+
 }  // namespace detail
 
-// causal_convolution_into([executor,] out, x, weight, options = {})
-
-template <class E, class Out, tensor_like X, tensor_like W>
-  requires executor<std::remove_reference_t<E>>
-void causal_convolution_into(E&& exec, Out&& out, const X& x, const W& weight,
-                             const detail::convolution_options_of<X, W>& options = {}) {
-  detail::convolution_call(exec, std::forward<Out>(out), x, weight, options);
-}
-
-template <class Out, tensor_like X, tensor_like W>
-  requires(!executor<std::remove_reference_t<Out>>)
-void causal_convolution_into(Out&& out, const X& x, const W& weight,
-                             const detail::convolution_options_of<X, W>& options = {}) {
-  default_executor exec;
-  detail::convolution_call(exec, std::forward<Out>(out), x, weight, options);
-}
-
-// causal_convolution([executor,] x, weight, options = {}) -> x's family
-
-template <class E, tensor_like X, tensor_like W>
-  requires executor<std::remove_reference_t<E>>
-[[nodiscard]] auto causal_convolution(E&& exec, const X& x, const W& weight,
-                                      const detail::convolution_options_of<X, W>& options = {}) {
-  auto out = result_like<const X&>(as_view(x).extents());
-  detail::convolution_call(exec, out, x, weight, options);
-  return out;
-}
-
-template <tensor_like X, tensor_like W>
-[[nodiscard]] auto causal_convolution(const X& x, const W& weight,
-                                      const detail::convolution_options_of<X, W>& options = {}) {
-  default_executor exec;
-  return causal_convolution(exec, x, weight, options);
-}
+/// causal_convolution_into([executor,] out, x, weight, options = {})
+inline constexpr api::writing<detail::causal_convolution_method, 2> causal_convolution_into{};
+/// causal_convolution([executor,] x, weight, options = {}) -> a tensor of x's family
+inline constexpr api::returning<detail::causal_convolution_method, 2> causal_convolution{};
 
 }  // namespace heed::inline HEED_TARGET

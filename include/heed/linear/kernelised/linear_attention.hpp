@@ -25,8 +25,8 @@
 // strides. Query head h reads the state of KV head h / (heads / kv heads). phi and F: see
 // feature_map.hpp.
 //
-// Scalars float, double, half, bfloat16; features, sums and state in the accumulator type. A chunk of
-// C tokens is summed from zero and added to S and z; in a call of more than 16 chunks with a
+// Scalars float, double, half, bfloat16; features, sums and state in the accumulator type. A chunk
+// of C tokens is summed from zero and added to S and z; in a call of more than 16 chunks with a
 // compensated sum. Errors of a sum of N tokens are then at most (C + F + 18) eps + O(N / C) eps^2 of
 // its terms' absolute sum; in the form `parallel` (N + F) eps. With phi > 0 that is the relative
 // error of the normaliser. Measured at 2^20 tokens of positive features:
@@ -37,11 +37,11 @@
 // FLOPs a query head of N tokens, with chunks of C, whatever the register tiles waste:
 //   recurrent 4 N F Dv;  chunked 4 N F Dv + N (C + 1)(F + Dv);  not causal 2 (N + M) F Dv
 // (of query heads that share a state only the first writes it, so that 2 N F Dv is spent once a
-// group). Bytes: q, k, v and out once. Scratch a worker: 2 F Dv + C (3 F + 2 Dv + C) numbers, about;
-// no other allocation. Parallel over batch x KV heads; the same bits for any number of threads and
-// any batch. A sequence fed in pieces gives the same numbers up to rounding, and, when it has no more
-// than 16 chunks and the pieces end at multiples of the chunk, the same bits. Safe to call from several threads, with a scratch and a
-// state each.
+// group). Bytes: q, k, v and out once. Scratch a worker: 2 F Dv + C (3 F + 2 Dv + C) numbers,
+// about; no other allocation. Parallel over batch x KV heads; the same bits for any number of
+// threads and any batch. A sequence fed in pieces gives the same numbers up to rounding, and, when
+// it has no more than 16 chunks and the pieces end at multiples of the chunk, the same bits. Safe
+// to call from several threads, with a scratch and a state each.
 //
 // Throws shape_error, option_error, std::bad_alloc, before anything is written.
 // Sources: Katharopoulos, Vyas, Pappas, Fleuret 2020, arXiv 2006.16236, sections 3.3 and 3.4;
@@ -55,6 +55,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "heed/api/overloads.hpp"
 #include "heed/core/target.hpp"
 #include "heed/linear/kernelised/feature_map.hpp"
 #include "heed/linear/kernelised/forward.hpp"
@@ -62,7 +63,6 @@
 #include "heed/linear/kernelised/state.hpp"
 #include "heed/linear/options.hpp"
 #include "heed/linear/recurrence.hpp"
-#include "heed/parallel/openmp.hpp"
 #include "heed/parallel/scratch_tasks.hpp"
 #include "heed/tensor/layout.hpp"
 #include "heed/tensor/scalar.hpp"
@@ -71,9 +71,6 @@
 namespace heed::inline HEED_TARGET {
 
 namespace detail {
-
-template <class T>
-concept an_executor_argument = executor<std::remove_reference_t<T>>;
 
 /// Constant ones too, for a message that says so.
 template <class T>
@@ -225,85 +222,47 @@ void linear_call(E& exec, Out&& out, const Q& q, const K& k, const V& v, State&&
   });
 }
 
-template <class Q, class V>
-[[nodiscard]] auto make_linear_result(const Q& q, const V& v) {
-  auto e = as_view(q).extents();
-  e.back() = as_view(v).extents().back();
-  return result_like<const Q&>(e);
-}
+struct linear_attention_method : api::method<linear_options> {
+  template <class Q, class K, class V>
+  [[nodiscard]] static consteval bool accepts() noexcept {
+    return true;
+  }
+  template <class Q, class K, class V, class State>
+  [[nodiscard]] static consteval bool accepts() noexcept {
+    return a_linear_state_argument<State>;
+  }
+  template <class Q, class K, class V, class... Rest>
+  [[nodiscard]] static auto result(const Q& q, const K&, const V& v, const Rest&...) {
+    require_linear_tensors<const Q&, const K&, const V&>();
+    auto e = as_view(q).extents();
+    e.back() = as_view(v).extents().back();
+    return result_like<const Q&>(e);
+  }
+  template <class E, class Out, class Q, class K, class V, class Map = elu_plus_one>
+  static void write(E& exec, Out&& out, const Q& q, const K& k, const V& v,
+                    const linear_options& options, const Map& map = {}) {
+    linear_call(exec, std::forward<Out>(out), q, k, v, no_linear_state{}, options, map);
+  }
+  template <class E, class Out, class Q, class K, class V, a_linear_state_argument State,
+            class Map = elu_plus_one>
+  static void write(E& exec, Out&& out, const Q& q, const K& k, const V& v, State&& state,
+                    const linear_options& options, const Map& map = {}) {
+    linear_call(exec, std::forward<Out>(out), q, k, v, state, options, map);
+  }
+};
 
 }  // namespace detail
 
-// linear_attention_into([executor,] out, q, k, v, [state,] options = {}, map = elu_plus_one{})
-
-template <detail::an_executor_argument E, class Out, class Q, class K, class V,
-          class Map = elu_plus_one>
-void linear_attention_into(E&& exec, Out&& out, const Q& q, const K& k, const V& v,
-                           const linear_options& options = {}, const Map& map = {}) {
-  detail::linear_call(exec, std::forward<Out>(out), q, k, v, detail::no_linear_state{}, options,
-                      map);
-}
-
-template <detail::an_executor_argument E, class Out, class Q, class K, class V,
-          detail::a_linear_state_argument State, class Map = elu_plus_one>
-void linear_attention_into(E&& exec, Out&& out, const Q& q, const K& k, const V& v, State&& state,
-                           const linear_options& options = {}, const Map& map = {}) {
-  detail::linear_call(exec, std::forward<Out>(out), q, k, v, state, options, map);
-}
-
-template <class Out, class Q, class K, class V, class Map = elu_plus_one>
-  requires(!detail::an_executor_argument<Out>)
-void linear_attention_into(Out&& out, const Q& q, const K& k, const V& v,
-                           const linear_options& options = {}, const Map& map = {}) {
-  default_executor exec;
-  linear_attention_into(exec, std::forward<Out>(out), q, k, v, options, map);
-}
-
-template <class Out, class Q, class K, class V, detail::a_linear_state_argument State,
-          class Map = elu_plus_one>
-  requires(!detail::an_executor_argument<Out>)
-void linear_attention_into(Out&& out, const Q& q, const K& k, const V& v, State&& state,
-                           const linear_options& options = {}, const Map& map = {}) {
-  default_executor exec;
-  linear_attention_into(exec, std::forward<Out>(out), q, k, v, state, options, map);
-}
-
-// linear_attention([executor,] q, k, v, [state,] options = {}, map = elu_plus_one{}) -> q's family
-
-template <detail::an_executor_argument E, class Q, class K, class V, class Map = elu_plus_one>
-[[nodiscard]] auto linear_attention(E&& exec, const Q& q, const K& k, const V& v,
-                                    const linear_options& options = {}, const Map& map = {}) {
-  detail::require_linear_tensors<const Q&, const K&, const V&>();
-  auto out = detail::make_linear_result(q, v);
-  linear_attention_into(exec, out, q, k, v, options, map);
-  return out;
-}
-
-template <detail::an_executor_argument E, class Q, class K, class V,
-          detail::a_linear_state_argument State, class Map = elu_plus_one>
-[[nodiscard]] auto linear_attention(E&& exec, const Q& q, const K& k, const V& v, State&& state,
-                                    const linear_options& options = {}, const Map& map = {}) {
-  detail::require_linear_tensors<const Q&, const K&, const V&>();
-  auto out = detail::make_linear_result(q, v);
-  linear_attention_into(exec, out, q, k, v, state, options, map);
-  return out;
-}
-
-template <class Q, class K, class V, class Map = elu_plus_one>
-  requires(!detail::an_executor_argument<Q>)
-[[nodiscard]] auto linear_attention(const Q& q, const K& k, const V& v,
-                                    const linear_options& options = {}, const Map& map = {}) {
-  default_executor exec;
-  return linear_attention(exec, q, k, v, options, map);
-}
-
-template <class Q, class K, class V, detail::a_linear_state_argument State,
-          class Map = elu_plus_one>
-  requires(!detail::an_executor_argument<Q>)
-[[nodiscard]] auto linear_attention(const Q& q, const K& k, const V& v, State&& state,
-                                    const linear_options& options = {}, const Map& map = {}) {
-  default_executor exec;
-  return linear_attention(exec, q, k, v, state, options, map);
-}
+/// linear_attention_into([executor,] out, q, k, v, [state,] options = {}, map = elu_plus_one{})
+inline constexpr api::function<detail::linear_attention_method,
+                               api::form<api::writing_call<detail::linear_attention_method>, 4>,
+                               api::form<api::writing_call<detail::linear_attention_method>, 5>>
+    linear_attention_into{};
+/// linear_attention([executor,] q, k, v, [state,] options = {}, map = elu_plus_one{}) -> a tensor
+/// of q's family
+inline constexpr api::function<detail::linear_attention_method,
+                               api::form<api::returning_call<detail::linear_attention_method>, 3>,
+                               api::form<api::returning_call<detail::linear_attention_method>, 4>>
+    linear_attention{};
 
 }  // namespace heed::inline HEED_TARGET

@@ -87,8 +87,8 @@ struct selected_attention_method : api::attention_method {
 /// {}, modifiers...)
 inline constexpr api::writing<detail::selected_attention_method, 4, index>
     selected_attention_into{};
-/// selected_attention([executor,] q, k, v, selection, block, options = {}, modifiers...) -> a tensor
-/// of q's family
+/// selected_attention([executor,] q, k, v, selection, block, options = {}, modifiers...) -> a
+/// tensor of q's family
 inline constexpr api::returning<detail::selected_attention_method, 4, index> selected_attention{};
 
 }  // namespace heed::inline HEED_TARGET

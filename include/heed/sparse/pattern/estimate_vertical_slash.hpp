@@ -183,8 +183,8 @@ struct estimate_vertical_slash_method : api::method<vertical_slash_options> {
 
 }  // namespace detail
 
-/// estimate_vertical_slash([executor,] q, k, options): q [batch, heads, queries, head dim], k [batch,
-/// kv heads, keys, head dim]; always causal. Lists are shorter where there are fewer keys than
+/// estimate_vertical_slash([executor,] q, k, options): q [batch, heads, queries, head dim], k
+/// [batch, kv heads, keys, head dim]; always causal. Lists are shorter where there are fewer keys than
 /// asked for; ties go to the lower index. Products, exponentials and sums are in the accumulator
 /// type; a row with a NaN among its scores counts for nothing. Cost 2 queries M D FLOPs and queries
 /// M exponentials a head, parallel over heads: the same lists for any number of threads; memory

@@ -230,8 +230,8 @@ struct mixture_of_blocks_method : api::method<selection_options> {
 
 }  // namespace detail
 
-/// mixture_of_blocks_into([executor,] chosen, q, k, options): for `selected_attention` with the same
-/// block, and `causal()`. Causal by definition, whatever `options.causal`: a row chooses among
+/// mixture_of_blocks_into([executor,] chosen, q, k, options): for `selected_attention` with the
+/// same block, and `causal()`. Causal by definition, whatever `options.causal`: a row chooses among
 /// blocks that end before its own begins.
 inline constexpr api::writing<detail::mixture_of_blocks_method, 2> mixture_of_blocks_into{};
 /// mixture_of_blocks([executor,] q, k, options)
