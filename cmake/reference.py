@@ -7,7 +7,8 @@
                                         text, or the page of tasks names what does not exist
 
 A page stands for a front header, a section for each header it includes: the top comment, then
-every public name with its declaration and comment. A name has a text where a `///` comment stands
+every public name with its declaration and comment; of a function that is an object, the calls that
+its comment names. A name has a text where a `///` comment stands
 before it (or before an overload of it), or where the header's top comment speaks of it.
 """
 
@@ -342,6 +343,22 @@ def anchor(name):
     return name.replace("::", "-")
 
 
+def signatures(entry, bare):
+    """(calls, text) of a public function that is an object: the calls that its comment begins with
+    or names at the start of a line, and the comment where it says more than those."""
+    if not re.match(r"inline constexpr (api|detail|linear_function)", entry.heads[0]):
+        return [], entry.comment
+    text, calls, rest, at = "\n".join(entry.comment), [], "", 0
+    for match in re.finditer(r"^%s\(" % re.escape(bare), text, re.M):
+        end = skip_balanced(text, match.end() - 1, "(", ")")
+        result = re.compile(r"\s+->\s+(?:(?!\n\n|\n\w+\(\[)[^:.])*").match(text, end)
+        rest += text[at:match.start()]
+        at = result.end() if result else end
+        calls.append(flat(text[match.start():at]))
+    rest += text[at:]
+    return calls, (entry.comment if rest.strip(" \n:.") else [])
+
+
 def has_text(entry, bare, header, spoken):
     """A comment of its own, or the header's top comment speaks of it, of what its options or its
     writing form belong to, or is about it: the file has its name."""
@@ -369,8 +386,11 @@ def page(folder, problems, names):
             if not has_text(entry, bare, header, spoken):
                 problems.append(f"{header}: {name} has no comment")
             out += [f'### <a id="{anchor(name)}"></a>`{name}`', "", "```cpp"]
-            out += list(dict.fromkeys(h + ";" for h in entry.heads)) + ["```", ""]
-            out += as_markdown(entry.comment) + ([""] if entry.comment else [])
+            calls, comment = signatures(entry, bare)
+            if not calls and re.match(r"inline constexpr api::", entry.heads[0]):
+                problems.append(f"{header}: no comment of {name} says how it is called")
+            out += calls or list(dict.fromkeys(h + ";" for h in entry.heads))
+            out += ["```", ""] + as_markdown(comment) + ([""] if comment else [])
             rows = members(entry) if entry.kind else []
             if rows:
                 out += ["| member | |", "|---|---|"]

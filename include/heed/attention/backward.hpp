@@ -212,7 +212,7 @@ struct tiled_backward_kernel {
 }  // namespace detail
 
 /// attention_backward([executor,] q, k, v, forward, d_out | cotangents(d_out, d_lse), options = {},
-///                    modifiers...) -> attention_gradients {query, key, value}
+///                    modifiers...) -> attention_gradients {query, key, value}.
 /// `forward` is what attention_with_lse returned, or into(out, lse); options and modifiers are those
 /// of that call.
 inline constexpr detail::backward_returning_form<detail::tiled_backward_kernel>

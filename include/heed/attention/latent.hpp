@@ -216,10 +216,10 @@ struct latent_method : api::cache_method {
 /// of fewer FLOPs.
 inline constexpr api::writing<detail::latent_method<detail::latent_form::fewer_flops>, 4>
     latent_decode_into{};
-/// The absorbed form, of the same arguments.
+/// absorbed_latent_attention_into([executor,] out, q, w_uk, w_uv, cache, options = {}, modifiers...)
 inline constexpr api::writing<detail::latent_method<detail::latent_form::absorbed>, 4>
     absorbed_latent_attention_into{};
-/// The expanded form, of the same arguments.
+/// expanded_latent_attention_into([executor,] out, q, w_uk, w_uv, cache, options = {}, modifiers...)
 inline constexpr api::writing<detail::latent_method<detail::latent_form::expanded>, 4>
     expanded_latent_attention_into{};
 

@@ -127,7 +127,7 @@ struct naive_backward_kernel {
 }  // namespace detail
 
 /// naive_attention_backward([executor,] q, k, v, forward, d_out | cotangents(d_out, d_lse),
-///                          options = {}, modifiers...) -> attention_gradients
+///                          options = {}, modifiers...) -> attention_gradients.
 /// `forward` is what attention_with_lse returned, or into(out, lse).
 inline constexpr detail::backward_returning_form<detail::naive_backward_kernel>
     naive_attention_backward{};

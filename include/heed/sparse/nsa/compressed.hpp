@@ -110,10 +110,10 @@ struct block_compression_method : api::method<api::no_options> {
 
 }  // namespace detail
 
-/// The mean of each whole block of x [batch, kv heads, tokens, channels]: [batch, kv heads, blocks,
-/// channels] in the accumulator type, each number within (length) eps of its terms' absolute sum; a
-/// NaN reaches the blocks that hold it. Cost: length / stride reads of x. The same bits for any
-/// number of threads. Throws option_error, std::bad_alloc.
+/// block_compression([executor,] x, blocks): the mean of each whole block of x [batch, kv heads,
+/// tokens, channels]: [batch, kv heads, blocks, channels] in the accumulator type, each number
+/// within (length) eps of its terms' absolute sum; a NaN reaches the blocks that hold it. Cost:
+/// length / stride reads of x. The same bits for any number of threads. Throws option_error, std::bad_alloc.
 inline constexpr api::function<detail::block_compression_method,
                                api::form<detail::block_compression_method, 1, compressed_blocks>>
     block_compression{};

@@ -184,8 +184,8 @@ struct block_means_method : api::method<api::no_options> {
 
 }  // namespace detail
 
-/// The means of blocks of keys, [batch, kv heads, blocks, head dim] in the accumulator type; the
-/// last block's is of what it holds.
+/// block_means([executor,] k, block): the means of blocks of keys, [batch, kv heads, blocks, head
+/// dim] in the accumulator type; the last block's is of what it holds.
 inline constexpr api::function<detail::block_means_method,
                                api::form<detail::block_means_method, 1, index>>
     block_means{};
