@@ -222,6 +222,13 @@ void linear_call(E& exec, Out&& out, const Q& q, const K& k, const V& v, State&&
   });
 }
 
+template <class Q, class V>
+[[nodiscard]] auto make_linear_result(const Q& q, const V& v) {
+  auto e = as_view(q).extents();
+  e.back() = as_view(v).extents().back();
+  return result_like<const Q&>(e);
+}
+
 struct linear_attention_method : api::method<linear_options> {
   template <class Q, class K, class V>
   [[nodiscard]] static consteval bool accepts() noexcept {
@@ -234,9 +241,7 @@ struct linear_attention_method : api::method<linear_options> {
   template <class Q, class K, class V, class... Rest>
   [[nodiscard]] static auto result(const Q& q, const K&, const V& v, const Rest&...) {
     require_linear_tensors<const Q&, const K&, const V&>();
-    auto e = as_view(q).extents();
-    e.back() = as_view(v).extents().back();
-    return result_like<const Q&>(e);
+    return make_linear_result(q, v);
   }
   template <class E, class Out, class Q, class K, class V, class Map = elu_plus_one>
   static void write(E& exec, Out&& out, const Q& q, const K& k, const V& v,

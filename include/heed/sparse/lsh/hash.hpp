@@ -146,6 +146,10 @@ template <class E, class T>
 namespace detail {
 
 struct lsh_buckets_method : api::method<lsh_options> {
+  template <class... X>
+  [[nodiscard]] static consteval bool accepts() noexcept {
+    return (tensor_like<const std::remove_cvref_t<X>&> && ...);
+  }
   template <class E, tensor_like X>
   [[nodiscard]] static tensor<index, 4> call(E& exec, const X& x, const lsh_options& o) {
     detail::check_lsh(o);
