@@ -47,8 +47,6 @@ if(HEED_TESTS)
   set(INSTALL_GTEST OFF)
   set(RC_ENABLE_GTEST ON)
   heed_dependency(GTest GTest::gtest_main https://github.com/google/googletest.git v1.14.0)
-  heed_dependency(nlohmann_json nlohmann_json::nlohmann_json https://github.com/nlohmann/json.git
-                  v3.11.3)
   # Distributions ship rapidcheck's CMake files in several states: any library and header will do.
   find_package(rapidcheck QUIET GLOBAL)
   if(NOT TARGET rapidcheck)
@@ -70,6 +68,23 @@ if(HEED_BENCH)
   set(BENCHMARK_ENABLE_TESTING OFF)
   set(BENCHMARK_ENABLE_INSTALL OFF)
   heed_dependency(benchmark benchmark::benchmark https://github.com/google/benchmark.git v1.8.3)
+endif()
+if(HEED_TESTS OR HEED_EXAMPLES)
+  heed_dependency(nlohmann_json nlohmann_json::nlohmann_json https://github.com/nlohmann/json.git
+                  v3.11.3)
+  # Distributions ship utf8proc with a file for pkg-config and seldom one for CMake.
+  find_path(HEED_UTF8PROC_INCLUDE utf8proc.h)
+  find_library(HEED_UTF8PROC_LIBRARY utf8proc)
+  mark_as_advanced(HEED_UTF8PROC_INCLUDE HEED_UTF8PROC_LIBRARY)
+  if(HEED_UTF8PROC_INCLUDE AND HEED_UTF8PROC_LIBRARY AND NOT TARGET utf8proc)
+    add_library(utf8proc UNKNOWN IMPORTED GLOBAL)
+    set_target_properties(
+      utf8proc PROPERTIES IMPORTED_LOCATION ${HEED_UTF8PROC_LIBRARY}
+                          INTERFACE_INCLUDE_DIRECTORIES ${HEED_UTF8PROC_INCLUDE})
+  endif()
+  set(UTF8PROC_INSTALL OFF)
+  set(UTF8PROC_ENABLE_TESTING OFF)
+  heed_dependency(utf8proc utf8proc https://github.com/JuliaStrings/utf8proc.git v2.9.0)
 endif()
 if(HEED_DEMO OR HEED_EXAMPLES)
   heed_dependency(CLI11 CLI11::CLI11 https://github.com/CLIUtils/CLI11.git v2.4.2)

@@ -20,7 +20,8 @@ as_root() {
 
 if have apt-get; then
   set -- g++ cmake ninja-build git ca-certificates libeigen3-dev libgtest-dev librapidcheck-dev \
-    libbenchmark-dev libcli11-dev nlohmann-json3-dev gnuplot-nox "$@"
+    libbenchmark-dev libcli11-dev nlohmann-json3-dev \
+    libutf8proc-dev gnuplot-nox "$@"
   missing=
   for package in "$@"; do
     # A package that only another one provides (gnuplot-qt, say) counts by its own name alone.
@@ -44,13 +45,13 @@ if have apt-get; then
   fi
 elif have dnf; then
   set -- gcc-c++ cmake ninja-build git eigen3-devel gtest-devel google-benchmark-devel cli11-devel \
-    json-devel gnuplot "$@" # rapidcheck is fetched by CMake
+    json-devel utf8proc-devel gnuplot "$@" # rapidcheck is fetched by CMake
   rpm -q "$@" >/dev/null 2>&1 || as_root dnf install -y -q "$@"
 elif have pacman; then
-  set -- gcc cmake ninja git eigen gtest rapidcheck benchmark cli11 nlohmann-json gnuplot "$@"
+  set -- gcc cmake ninja git eigen gtest rapidcheck benchmark cli11 nlohmann-json libutf8proc gnuplot "$@"
   pacman -Q "$@" >/dev/null 2>&1 || as_root pacman -S --noconfirm --needed "$@"
 elif have brew; then
-  set -- cmake ninja eigen googletest rapidcheck google-benchmark cli11 nlohmann-json gnuplot "$@"
+  set -- cmake ninja eigen googletest rapidcheck google-benchmark cli11 nlohmann-json utf8proc gnuplot "$@"
   brew list "$@" >/dev/null 2>&1 || brew install -q "$@"
 else
   echo "get-deps: no package manager known here; needed: a C++20 compiler, CMake 3.25, Ninja, Eigen 3.4" >&2
