@@ -127,7 +127,8 @@ inline void print_crossovers(const std::vector<curve>& curves, const std::vector
   cost::model layer = cost::presets::gpt3_175b;
   layer.model_dim = width;
   layer.query_heads = layer.kv_heads = s.heads;
-  layer.head_dim = layer.value_dim = s.head_dim;
+  layer.head_dim = s.head_dim;
+  layer.value_dim = s.head_dim;
   layer.feed_forward = {width, 4 * width, false};
   std::printf(
       "  causal attention does more FLOPs than a feed-forward layer of width 4 d from n = %s on\n"

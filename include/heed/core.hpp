@@ -7,5 +7,6 @@
 #include "heed/core/errors.hpp"
 #include "heed/core/float8.hpp"
 #include "heed/core/gaussian.hpp"
+#include "heed/core/tuning.hpp"
 #include "heed/core/types.hpp"
 #include "heed/core/workspace.hpp"

@@ -23,6 +23,7 @@
 #include "heed/core/target.hpp"
 #include "heed/core/types.hpp"
 #include "heed/core/workspace.hpp"
+#include "heed/linear/tuning.hpp"
 #include "heed/parallel/executor.hpp"
 
 namespace heed::inline HEED_TARGET::detail {

@@ -13,6 +13,7 @@
 
 #include "heed/core/config.hpp"
 #include "heed/core/target.hpp"
+#include "heed/core/tuning.hpp"
 #include "heed/core/types.hpp"
 #include "heed/simd/shuffle.hpp"
 
@@ -33,12 +34,7 @@ inline constexpr bool fuses_multiply_add = true;
 inline constexpr bool fuses_multiply_add = false;
 #endif
 
-/// Vector registers a kernel may count on. With 32, a kernel keeps 24 packets of sums; with 16, 12.
-#if defined(EIGEN_VECTORIZE_AVX512) || defined(EIGEN_VECTORIZE_NEON)
-inline constexpr index vector_registers = 32;
-#else
-inline constexpr index vector_registers = 16;
-#endif
+inline constexpr index vector_registers = target::vector_registers;
 
 template <class A>
 HEED_INLINE packet<A> load(const A* p) noexcept {

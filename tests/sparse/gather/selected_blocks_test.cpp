@@ -131,7 +131,8 @@ TEST(SelectedBlocksCalls, SeveralPasses) {
     s.choices = 8;
     s.value_dim = 4000;
     const index row_bytes = s.choices * s.value_dim * 4;
-    ASSERT_GT(s.heads * s.queries * row_bytes, heed::detail::block_pass::few_bytes);
+    ASSERT_GT(s.heads * s.queries * row_bytes,
+              heed::tuning<heed::kernel::selected_blocks, float>::cached_bytes);
     check<float>(s, {});
   }
 }

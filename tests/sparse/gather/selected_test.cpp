@@ -73,7 +73,7 @@ TYPED_TEST(Selected, AnyCountOfRowsKeysAndChoices) {
   }
 }
 
-// So many keys that the rows meet them in several bands, and so many choices that a row's do not
+// So many keys that the rows meet them in several key ranges, and so many choices that a row's do not
 // fit one block of the kernel.
 TYPED_TEST(Selected, KeysOfManyBands) {
   shapes s;
@@ -83,9 +83,9 @@ TYPED_TEST(Selected, KeysOfManyBands) {
   s.selection_batch = 1;
   s.block = 1;
   s.choices = 1'700;
-  const heed::detail::strip_plan plan(s.keys, 1, s.choices,
-                                      40 * static_cast<index>(sizeof(TypeParam)), 1, 2, 1, 1);
-  ASSERT_LT(plan.band, s.keys);
+  const heed::detail::row_major_cut<heed::accumulate_t<TypeParam>> cut(
+      s.keys, 1, s.choices, 40 * static_cast<index>(sizeof(TypeParam)), 1, 2, 1, 1);
+  ASSERT_LT(cut.key_blocks, s.keys);
   for (const index heads : {1, 3}) {
     s.heads = heads;
     s.kv_heads = 1;

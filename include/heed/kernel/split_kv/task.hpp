@@ -46,6 +46,9 @@ struct split_partial {
 template <class A>
 struct split_scratch {
   using plan = split_plan<A>;
+  static_assert(plan::keys > 0 && plan::keys % keys_of_chain == 0 &&
+                    plan::split % plan::keys == 0 && plan::mask_step > 0,
+                "heed: a tuned block of keys is whole chains of sums, and a split whole blocks");
 
   A* scores = nullptr;   // [rows][keys of a block]
   A* rescale = nullptr;  // [rows]

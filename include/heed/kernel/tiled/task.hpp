@@ -16,6 +16,9 @@ namespace heed::inline HEED_TARGET::kernel {
 template <class A>
 struct exact_scratch {
   using plan = tile_plan<A>;
+  static_assert(plan::keys > 0 && plan::keys % keys_of_chain == 0 &&
+                    plan::keys % plan::mask_step == 0 && plan::groups_per_task > 0,
+                "heed: a tuned block of keys is whole chains of sums and whole steps of a mask");
 
   query_tile<A> groups[plan::groups_per_task];
   A* scores = nullptr;  // [keys of a block][group]

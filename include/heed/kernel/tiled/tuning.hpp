@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The tile sizes of the exact kernel: the one place that knows them.
+// The tile sizes of the tiled kernel. `tuning<kernel::tiled, A>` overrides keys, groups_per_task,
+// resident_bytes, mask_step and aliasing_bytes; the others follow from the registers.
 //
 // Queries lie across the lanes. A group is three packets of queries; a register tile is `key_step`
 // keys (or channels) by three packets of sums, which with the three operand packets and a broadcast
@@ -12,12 +13,18 @@
 #pragma once
 
 #include "heed/core/target.hpp"
+#include "heed/core/tuning.hpp"
 #include "heed/simd/packet.hpp"
 
 namespace heed::inline HEED_TARGET::kernel {
 
+struct tiled {
+  template <class A>
+  struct sizes;
+};
+
 template <class A>
-struct tile_plan {
+struct tiled::sizes {
   static constexpr index lanes = simd::lanes<A>;
   static constexpr index packets = 3;
   static constexpr index group = packets * lanes;
@@ -28,7 +35,9 @@ struct tile_plan {
       lanes >= 16                                                   ? 3
       : simd::vector_registers == 32 || sizeof(A) == sizeof(double) ? 2
                                                                     : 1;
+  /// Keys of a block.
   static constexpr index keys = 128;
+  /// Groups of queries of a task.
   static constexpr index groups_per_task = lanes >= 16 ? 4 : 8;
   /// Keys and values of a head that stay in the second-level cache from one task to the next.
   static constexpr index resident_bytes = index{1} << 20U;
@@ -37,5 +46,8 @@ struct tile_plan {
   /// Rows this far apart in memory fall into few sets of the cache: copied before use.
   static constexpr index aliasing_bytes = 4096;
 };
+
+template <class A>
+using tile_plan = tuning<tiled, A>;
 
 }  // namespace heed::inline HEED_TARGET::kernel

@@ -36,14 +36,13 @@ struct feature_call {
   workspace* scratch;
 };
 
-inline constexpr index feature_block = 256;
-
 /// fill(x, request) writes features of rows of x, noexcept, from several threads.
 template <class A, class E, class TQ, class TK, class TV, class TO, class Fill>
 void run_feature_blocks(E& exec, const view<const TQ, 4>& q, const view<const TK, 4>& k,
                         const view<const TV, 4>& v, const view<TO, 4>& out,
                         const feature_call<A>& call, const Fill& fill) {
-  const index block = (std::min)(feature_block, std::max<index>({q.extent(2), k.extent(2), 1}));
+  const index block = (std::min)(tuning<kernel::feature_blocks, A>::tokens,
+                                 std::max<index>({q.extent(2), k.extent(2), 1}));
   tensor<A, 4> phi_q({q.extent(0), q.extent(1), block, call.features});
   tensor<A, 4> phi_k({k.extent(0), k.extent(1), block, call.features});
   // One recurrence with one chunk size for every block: what the first of them reserves suffices for

@@ -49,7 +49,9 @@ template <class E, class R>
     return scratch_bytes(exec, r.heads(), [&](arena& c) noexcept { return quadratic.allocate(c); });
   }
   if (o.causal && form == linear_form::scan) {
-    return measure_segments(exec, kernelised_segments(r), 256, r.chunk_size()).bytes();
+    return measure_segments(exec, kernelised_segments(r),
+                            tuning<kernel::segmented, A>::fewest_tokens, r.chunk_size())
+        .bytes();
   }
   return scratch_bytes(exec, r.heads(), [&](arena& c) noexcept { return r.allocate(c); });
 }
@@ -57,6 +59,7 @@ template <class E, class R>
 /// One batch of sequences of equal length, in the form that is wanted.
 template <class E, class R>
 void run_kernelised(E& exec, R& r, const linear_options& o, workspace& memory) {
+  using A = typename decltype(r.state)::scalar;
   const linear_form form = choose_form(r, o);
   if (form == linear_form::parallel) {
     run_quadratic(exec, r, o.causal, memory);
@@ -65,7 +68,8 @@ void run_kernelised(E& exec, R& r, const linear_options& o, workspace& memory) {
   } else if (form == linear_form::recurrent) {
     run_recurrent(exec, r, memory);
   } else if (form == linear_form::scan) {
-    run_segments(exec, kernelised_segments(r), 256, r.chunk_size(), memory);
+    run_segments(exec, kernelised_segments(r), tuning<kernel::segmented, A>::fewest_tokens,
+                 r.chunk_size(), memory);
   } else {
     run_chunked(exec, r, memory);
   }

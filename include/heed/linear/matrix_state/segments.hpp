@@ -38,7 +38,8 @@ class matrix_segments {
 
   /// The transition costs tokens too: as many as repay its products.
   [[nodiscard]] index least_tokens() const noexcept {
-    return std::max<index>(256, mixes() ? 4 * whole_.k.channels() : 0);
+    return std::max<index>(tuning<kernel::segmented, A>::fewest_tokens,
+                           mixes() ? 4 * whole_.k.channels() : 0);
   }
   [[nodiscard]] index heads() const noexcept { return whole_.heads(); }
   [[nodiscard]] range span_of(index head) const noexcept { return whole_.span_of(head); }

@@ -185,7 +185,8 @@ void run_channel_scan(E& exec, const Kernel& kernel, const std::array<index, 3>&
   const bool ragged = !o.sequence_bounds.empty();
   const index sequences = ragged ? static_cast<index>(o.sequence_bounds.size()) - 1 : x[0];
   const bool segmented = o.form == linear_form::scan;
-  const index length = segment_tokens(x[1], 256, Kernel::tile_tokens);
+  constexpr index fewest = tuning<kernel::segmented, A>::fewest_tokens;
+  const index length = segment_tokens(x[1], fewest, Kernel::tile_tokens);
   const index pieces = !segmented ? sequences
                        : ragged   ? sequences + ceil_div(x[1], length)
                                   : sequences * ceil_div(x[1], length);
@@ -195,11 +196,11 @@ void run_channel_scan(E& exec, const Kernel& kernel, const std::array<index, 3>&
   workspace& memory = lease.memory();
   if (segmented) {
     const channel_recurrence<A, Kernel> r{kernel, plan, o.sequence_bounds, x[1]};
-    return run_segments(exec, r, 256, Kernel::tile_tokens, memory);
+    return run_segments(exec, r, fewest, Kernel::tile_tokens, memory);
   }
   const index wide = std::max<index>((std::min)(plan.width, plan.group_size()), 1);
-  const index band = std::max<index>((std::min)({share, task_channels<A>, x[2]}) / wide, 1);
-  run_blocks<A>(exec, kernel, plan, o.sequence_bounds, x[1], band, memory);
+  const index together = std::max<index>((std::min)({share, task_channels<A>, x[2]}) / wide, 1);
+  run_blocks<A>(exec, kernel, plan, o.sequence_bounds, x[1], together, memory);
 }
 
 /// A tensor that a scan reads, and its scalar's compatibility with the accumulator type.

@@ -188,7 +188,7 @@ void run_selected_blocks(E& exec, const Call& call, const view<const I, 4>& sele
   const index blocks = ceil_div(e.keys, block);
   const index heads = e.batch * e.heads;
   if (heads * e.queries == 0) return;
-  const block_pass pass = passes_of(call, selection, block);
+  const block_pass<typename Call::A> pass = passes_of(call, selection, block);
   const index listed = pass.rows * choices;
   const index most_tasks = block_lists::most_tasks(blocks, listed, most);
   constexpr index stretch = 64;  // rows sorted or merged at a time

@@ -6,17 +6,16 @@
 
 #include "heed/core/target.hpp"
 #include "heed/sparse/gather/gathered_tile.hpp"
+#include "heed/sparse/gather/tuning.hpp"
 
 namespace heed::inline HEED_TARGET::detail {
 
 /// How many heads and rows are worked on at a time: all rows of some heads, or some rows of one.
 /// A pass has enough rows for the keys of a block to be worth reading, no more parts than may be,
 /// and otherwise few, so that caches hold them until they merge.
+template <class A>
 struct block_pass {
-  static constexpr index rows_a_block = 96;
-  static constexpr index few_bytes = index{8} << 20U;  // of parts
-  static constexpr index most_bytes = index{32} << 20U;
-
+  using plan = tuning<selected_blocks, A>;
   index heads;
   index rows;
 
@@ -25,9 +24,9 @@ struct block_pass {
                        index row_bytes) noexcept
       : heads(1), rows(all_rows) {
     const index bytes = std::max<index>(1, row_bytes);
-    const index wanted = ceil_div(blocks * rows_a_block, std::max<index>(1, choices));
-    const index most =
-        std::max<index>(1, (std::min)((std::max)(wanted, few_bytes / bytes), most_bytes / bytes));
+    const index wanted = ceil_div(blocks * plan::rows_a_block, std::max<index>(1, choices));
+    const index most = std::max<index>(
+        1, (std::min)((std::max)(wanted, plan::cached_bytes / bytes), plan::most_bytes / bytes));
     if (all_rows > most) {
       rows = ceil_div(all_rows, ceil_div(all_rows, most));
     } else if (all_rows > 0) {
@@ -37,8 +36,9 @@ struct block_pass {
 };
 
 template <class Call, class I>
-[[nodiscard]] block_pass passes_of(const Call& call, const view<const I, 4>& selection,
-                                   index block) noexcept {
+[[nodiscard]] block_pass<typename Call::A> passes_of(const Call& call,
+                                                     const view<const I, 4>& selection,
+                                                     index block) noexcept {
   const score_extents e = call.extents;
   const index choices = selection.extent(3);
   constexpr auto size = static_cast<index>(sizeof(typename Call::A));

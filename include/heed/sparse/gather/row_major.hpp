@@ -2,13 +2,13 @@
 // Attention to selected blocks, row by row: keys and values of a row's choices are read where they
 // lie, once for all heads that share them.
 //
-//   strip    some hundred rows: their choices ascending, their queries, and what they have seen
-//   band     so many keys that they and their values stay in the second-level cache
+//   query block   some hundred rows: their selected indices, ascending, their queries, their states
+//   key range     so many keys that they and their values stay in the second-level cache
 //
-// The rows of a strip meet one band after another, in each of which many of them choose the same
-// keys: read row after row instead, single keys would come from far away each time. A row goes on
-// from band to band as over the blocks of one call, so that strips, which may follow the number of
-// threads, change no bit; bands follow from the shape alone.
+// The rows of a query block attend to one key range after another, in each of which many of them
+// select the same keys. Read row after row instead, single keys would miss the cache each time. A
+// row's state continues from range to range as over the blocks of one call, so that query blocks,
+// which may follow the number of threads, change no bit; key ranges follow from the shape alone.
 #pragma once
 
 #include <algorithm>
@@ -18,6 +18,7 @@
 #include "heed/core/target.hpp"
 #include "heed/sparse/gather/gathered_tile.hpp"
 #include "heed/sparse/gather/selection_view.hpp"
+#include "heed/sparse/gather/tuning.hpp"
 
 namespace heed::inline HEED_TARGET::detail {
 
@@ -152,28 +153,22 @@ template <class Call, class I>
   return selection.extent(1) == e.heads && e.heads != e.kv_heads ? 1 : call.group();
 }
 
-/// How rows and keys are cut.
-struct strip_plan {
-  static constexpr index band_bytes = index{1} << 20;  // of keys and values
-  /// Fewest choices a row makes within a band: each costs what a visit does.
-  static constexpr index band_choices = 32;
-  static constexpr index most_rows = 1024;
-  /// Where all keys are one band, rows gain nothing by waiting for each other.
-  static constexpr index rows_of_one_band = 16;
-  static constexpr index strip_bytes = index{1} << 22;  // of choices, queries and outputs
+/// How queries and keys are cut.
+template <class A>
+struct row_major_cut {
+  using plan = tuning<selected_rows, A>;
+  index rows = 1;        // of a query block
+  index key_blocks = 1;  // of a key range
 
-  index rows = 1;
-  index band = 1;  // blocks
-
-  strip_plan(index keys, index block, index choices, index token_bytes, index row_bytes,
-             index queries, index shares, index workers) noexcept {
+  row_major_cut(index keys, index block, index choices, index token_bytes, index row_bytes,
+                index queries, index shares, index workers) noexcept {
     const index blocks = ceil_div(keys, block);
-    const index nearest = band_bytes / (std::max<index>(token_bytes, 1) * block);
-    const index often = ceil_div(band_choices * blocks, std::max<index>(choices * block, 1));
-    band = std::clamp<index>((std::max)(nearest, often), 1, std::max<index>(blocks, 1));
-    const index fit = strip_bytes / std::max<index>(row_bytes, 1);
+    const index nearest = plan::key_bytes / (std::max<index>(token_bytes, 1) * block);
+    const index often = ceil_div(plan::fewest_keys * blocks, std::max<index>(choices * block, 1));
+    key_blocks = std::clamp<index>((std::max)(nearest, often), 1, std::max<index>(blocks, 1));
+    const index fit = plan::row_bytes / std::max<index>(row_bytes, 1);
     const index even = queries * shares / (8 * workers);
-    const index most = band >= blocks ? rows_of_one_band : most_rows;
+    const index most = key_blocks >= blocks ? plan::rows_of_one_range : plan::most_rows;
     rows = std::clamp<index>((std::min)({fit, even, queries}), 1, most);
   }
 };
@@ -193,14 +188,14 @@ void run_selected_rows(E& exec, const Call& call, const view<const I, 4>& select
   const index out_stride = round_up(d.value_dim, plan::lanes);
   const index out_size = plan::padded(group) * out_stride;
   constexpr auto size = static_cast<index>(sizeof(A));
-  const strip_plan strip(
+  const row_major_cut<A> cut(
       e.keys, block, choices,
       d.head_dim * static_cast<index>(sizeof(typename Call::source_type::key_scalar)) +
           d.value_dim * static_cast<index>(sizeof(typename Call::source_type::value_scalar)),
       choices * static_cast<index>(sizeof(listed_token)) + (q_size + 2 * out_size) * size,
       e.queries, e.batch * shares, worker_count(exec, e.batch * shares * e.queries));
-  const index strips = ceil_div(e.queries, strip.rows);
-  const index tasks = e.batch * shares * strips;
+  const index query_blocks = ceil_div(e.queries, cut.rows);
+  const index tasks = e.batch * shares * query_blocks;
 
   struct scratch_type {
     split_scratch<A> split;
@@ -215,12 +210,12 @@ void run_selected_rows(E& exec, const Call& call, const view<const I, 4>& select
   const auto allocate = [&](arena& c) {
     scratch_type s;
     s.split.allocate(c, group, d);
-    s.q = c.allocate<A>(strip.rows * q_size);
-    s.out = c.allocate<A>(strip.rows * out_size);
-    s.lost = c.allocate<A>(strip.rows * out_size);
-    s.state = c.allocate<softmax_state<A>>(strip.rows * plan::padded(group));
-    s.choices = c.allocate<listed_token>(strip.rows * choices);
-    s.left = c.allocate<range>(strip.rows);
+    s.q = c.allocate<A>(cut.rows * q_size);
+    s.out = c.allocate<A>(cut.rows * out_size);
+    s.lost = c.allocate<A>(cut.rows * out_size);
+    s.state = c.allocate<softmax_state<A>>(cut.rows * plan::padded(group));
+    s.choices = c.allocate<listed_token>(cut.rows * choices);
+    s.left = c.allocate<range>(cut.rows);
     s.marks.allocate(c, ceil_div(e.keys, block), choices);
     return s;
   };
@@ -233,10 +228,10 @@ void run_selected_rows(E& exec, const Call& call, const view<const I, 4>& select
   const auto task = [&](index worker, index t) noexcept {
     arena c(memory_block + static_cast<std::size_t>(worker) * measure.used());
     scratch_type s = allocate(c);
-    const index first = t % strips * strip.rows;
-    const index count = (std::min)(strip.rows, e.queries - first);
-    const index first_head = t / strips % shares * group;
-    const index b = t / strips / shares;
+    const index first = t % query_blocks * cut.rows;
+    const index count = (std::min)(cut.rows, e.queries - first);
+    const index first_head = t / query_blocks % shares * group;
+    const index b = t / query_blocks / shares;
     const index s_head = selection_head(selection, e, first_head);
     const index tokens = call.source.length(b);
     const index blocks = ceil_div(tokens, block);
@@ -258,11 +253,11 @@ void run_selected_rows(E& exec, const Call& call, const view<const I, 4>& select
       split_scratch<A> seen = seen_of(i);
       start_split(seen, group, d.value_dim);
     }
-    for (index band = strip.band; band < blocks + strip.band; band += strip.band) {
+    for (index next = cut.key_blocks; next < blocks + cut.key_blocks; next += cut.key_blocks) {
       for (index i = 0; i < count; ++i) {
         range& left = s.left[i];
         index end = left.begin;
-        while (end < left.end && s.choices[end] < band) ++end;
+        while (end < left.end && s.choices[end] < next) ++end;
         if (end == left.begin) continue;
         const chosen_blocks chosen{s.choices + left.begin, end - left.begin, block, tokens};
         left.begin = end;

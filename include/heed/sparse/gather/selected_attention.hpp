@@ -22,8 +22,9 @@
 //   rows of each block against its keys. Parallel over blocks and their rows; memory beside the
 //   result up to 32 MiB, or what one row's parts need, and scratch a worker as in `attention`.
 //   Others run row by row: keys and values of a row's choices are read where they lie, once for all
-//   heads that share them. Parallel over strips of rows; scratch a worker: some 500 rows of keys
-//   and values, and up to 4 MiB of a strip's choices, queries and outputs, or what one row needs.
+//   heads that share them. Parallel over query blocks; scratch a worker: some 500 rows of keys
+//   and values, and up to 4 MiB of a query block's indices, queries and outputs, or what one row
+//   needs.
 // The same bits for any number of threads. Throws shape_error, option_error, std::bad_alloc before
 // anything is written.
 #pragma once
@@ -37,26 +38,26 @@
 #include "heed/sparse/gather/block_major.hpp"
 #include "heed/sparse/gather/row_major.hpp"
 #include "heed/sparse/gather/selection_view.hpp"
+#include "heed/sparse/gather/tuning.hpp"
 
 namespace heed::inline HEED_TARGET {
 
 namespace detail {
 
-/// Whether to run block by block. Measured at 64 channels of float, in ns for a choice that `heads`
-/// heads share, r rows choosing each block:
-///   row by row       90 + 21 heads + (2.8 + 3.2 heads) block
-///   block by block   (215 + 1.9 block + 3000 / r) heads
-/// Their difference, divided by 1.35, is what is asked about.
+/// Whether to run block by block, by the shape alone.
 template <class Call, class I>
 [[nodiscard]] bool by_blocks(const Call& call, const view<const I, 4>& selection,
                              index block) noexcept {
+  using plan = tuning<selected_blocks, typename Call::A>;
   constexpr index most = (std::numeric_limits<listed_token>::max)();
   const score_extents& e = call.extents;
   const index blocks = ceil_div(e.keys, block);
   if (blocks == 0 || e.queries > most || e.keys > most) return false;
   const index rows = passes_of(call, selection, block).rows * selection.extent(3) / blocks;
   const index heads = sharing_heads(call, selection);
-  return rows >= 4 && ((2 + heads) * block + 67 - 144 * heads) * rows > 2200 * heads;
+  const index gain =
+      (plan::key + plan::key_of_head * heads) * block + plan::visit - plan::visit_of_head * heads;
+  return rows >= plan::fewest_rows && gain * rows > plan::start_of_head * heads;
 }
 
 template <class E, class Call, class I>
