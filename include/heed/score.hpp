@@ -5,6 +5,8 @@
 #include "heed/score/broadcast.hpp"
 #include "heed/score/combine.hpp"
 #include "heed/score/concepts.hpp"
+#include "heed/score/dual.hpp"
 #include "heed/score/masks.hpp"
 #include "heed/score/modifiers.hpp"
 #include "heed/score/program.hpp"
+#include "heed/score/with_gradient.hpp"

@@ -8,7 +8,7 @@
 //
 // of sum(out d_out) + sum(lse d_lse); dk and dv are sums over the query heads of a group. Takes every
 // modifier that attention takes but a change of the probabilities; gradients of biases, slopes,
-// tables and sinks are told to callbacks (kernel/backward/score_gradient.hpp), by one thread.
+// tables and sinks are told to callbacks (score/with_gradient.hpp), by one thread.
 // Tiles of scores are computed anew; five products, one pass over the tiles, empty tiles skipped.
 // Accumulates in the accumulator type, rounded once at the end. A pair of probability 0, as every
 // masked one is, contributes nothing whatever the tensors hold; an unmasked NaN propagates; a row

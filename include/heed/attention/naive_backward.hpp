@@ -8,7 +8,7 @@
 //
 // of sum(out d_out) + sum(lse d_lse); dk and dv are sums over the query heads of a group. s_ij is
 // computed anew as the forward pass does; out and lse are the forward pass's. Gradients of biases,
-// slopes, tables and sinks are told to callbacks: kernel/backward/score_gradient.hpp.
+// slopes, tables and sinks are told to callbacks: score/with_gradient.hpp.
 // Accumulates in the accumulator type, rounded once at the end; relative error of the sums is at
 // most (head dim + queries x heads of a group) eps. A pair of probability 0, as every masked one is,
 // contributes nothing whatever the tensors hold; a row without a visible key has gradient 0.

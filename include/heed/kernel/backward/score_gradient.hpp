@@ -7,13 +7,8 @@
 //   by its member   A derivative(A score, position) const      df / d score, where it offers one,
 //   else by calling it with a dual number                      a generic lambda: (auto s, position)
 //
-// softcap, alibi and bias know theirs. What a modifier reads (a bias, slopes, a relative table, sink
-// logits) gets its gradient through a callback:
-//
-//   with_gradient(modifier, accumulate)    accumulate(d_score, position) for each pair
-//
-// d_score is the gradient of the score behind that modifier. Of a sink it is that of the head's
-// logit, one call a query row, with key -1. Pairs of probability 0 are left out.
+// softcap, alibi and bias know theirs. What a modifier reads gets its gradient through a callback
+// (score/with_gradient.hpp).
 #pragma once
 
 #include <cmath>
@@ -23,58 +18,11 @@
 #include <utility>
 
 #include "heed/core/target.hpp"
-#include "heed/kernel/backward/dual.hpp"
+#include "heed/score/dual.hpp"
 #include "heed/score/program.hpp"
+#include "heed/score/with_gradient.hpp"
 
-namespace heed::inline HEED_TARGET {
-
-namespace kernel {
-/// When a modifier acts, as its program sees it.
-template <class M>
-[[nodiscard]] constexpr stage stage_of_modifier() noexcept {
-  if constexpr (requires { M::when; }) {
-    return M::when;
-  } else {
-    return mask_function<M> ? stage::mask : stage::score;
-  }
-}
-}  // namespace kernel
-
-/// Modifier M, which tells `accumulate` the gradients of its scores in a backward pass. In a forward
-/// pass it is M.
-template <class M, class F>
-struct gradient_modifier : M {
-  static constexpr stage when = kernel::stage_of_modifier<M>();
-  F accumulate;
-
-  constexpr gradient_modifier(M m, F f) : M(std::move(m)), accumulate(std::move(f)) {}
-
-  /// What M becomes in a call, with the same callback.
-  [[nodiscard]] auto bind(const score_extents& e) const
-    requires binds_to_call<M>
-  {
-    using bound = std::remove_cvref_t<decltype(M::bind(e))>;
-    return gradient_modifier<bound, F>(M::bind(e), accumulate);
-  }
-};
-
-/// `with_gradient(heed::bias(b), [&](float d, heed::position p) { db(p.row, p.key) += d; })`.
-/// The callback is called by one thread, in an order that does not depend on the executor.
-template <class M, class F>
-[[nodiscard]] constexpr auto with_gradient(M modifier, F accumulate) {
-  using result = gradient_modifier<M, F>;
-  static_assert(std::is_class_v<M>, "heed: with_gradient takes a modifier, not a pointer to one");
-  static_assert(std::invocable<const F&, float, const position&> ||
-                    std::invocable<const F&, double, const position&>,
-                "heed: with_gradient calls accumulate(d_score, heed::position)");
-  static_assert(
-      result::when == stage::score || result::when == stage::bias || result::when == stage::sink,
-      "heed: with_gradient takes a score modifier, a bias or a sink: nothing else has "
-      "gradients to tell");
-  return result(std::move(modifier), std::move(accumulate));
-}
-
-namespace kernel {
+namespace heed::inline HEED_TARGET::kernel {
 
 template <class M>
 inline constexpr bool accumulates = false;
@@ -204,6 +152,4 @@ class score_gradient {
   std::tuple<bound_modifier<Mods>...> mods_;
 };
 
-}  // namespace kernel
-
-}  // namespace heed::inline HEED_TARGET
+}  // namespace heed::inline HEED_TARGET::kernel

@@ -36,6 +36,25 @@ struct rows_of_block {
     p.key += first_key;
     return p;
   }
+  [[nodiscard]] HEED_INLINE rows_of_block positions() const noexcept { return *this; }
+  template <class Program>
+  [[nodiscard]] coverage coverage_in(const Program& program, const tile& t) const noexcept {
+    return program.coverage_in(rectangle_around(t));
+  }
+  template <class Program>
+  [[nodiscard]] range visible_keys(const Program& program, const tile& t) const noexcept {
+    const range seen = program.visible_keys(rectangle_around(t));
+    return {seen.begin - first_key, seen.end - first_key};
+  }
+
+ private:
+  /// Rows ascend: the first and the last one span the rest. A tile has rows.
+  [[nodiscard]] tile rectangle_around(tile t) const noexcept {
+    t.queries = {offset + rows[t.queries.begin], offset + rows[t.queries.end - 1] + 1};
+    t.keys = {t.keys.begin + first_key, t.keys.end + first_key};
+    t.offset = offset;
+    return t;
+  }
 };
 
 /// A source from key `first` on.
@@ -61,56 +80,6 @@ class later_source {
   index first_;
 };
 
-/// A program asked about the rows and keys of a task, which answers about the tokens they are.
-template <class Program>
-class block_program {
- public:
-  template <stage S>
-  static constexpr bool has = Program::template has<S>;
-  static constexpr bool changes_scores = Program::changes_scores;
-  static constexpr bool hides = Program::hides;
-
-  block_program(const Program& p, const rows_of_block& l) noexcept : program_(&p), lists_(l) {}
-
-  template <stage S, class F>
-  HEED_INLINE void each(F&& f) const {
-    program_->template each<S>([&](const auto& m) {
-      if constexpr (S == stage::softcap) {
-        f(m);
-      } else {
-        f(listed_modifier<std::remove_cvref_t<decltype(m)>, rows_of_block>{m, lists_});
-      }
-    });
-  }
-  [[nodiscard]] coverage coverage_in(const tile& t) const noexcept {
-    return program_->coverage_in(rectangle_around(t));
-  }
-  [[nodiscard]] range visible_keys(const tile& t) const noexcept {
-    const range seen = program_->visible_keys(rectangle_around(t));
-    return {seen.begin - lists_.first_key, seen.end - lists_.first_key};
-  }
-  /// Sinks join a row when it is complete.
-  [[nodiscard]] auto sink_logit(index head) const noexcept {
-    return -std::numeric_limits<decltype(program_->sink_logit(head))>::infinity();
-  }
-  [[nodiscard]] auto dropout_factor(const position& p) const noexcept {
-    return program_->dropout_factor(lists_.moved(p));
-  }
-
- private:
-  /// Rows ascend: the first and the last one span the rest. A tile has rows.
-  [[nodiscard]] tile rectangle_around(tile t) const noexcept {
-    t.queries = {lists_.offset + lists_.rows[t.queries.begin],
-                 lists_.offset + lists_.rows[t.queries.end - 1] + 1};
-    t.keys = {t.keys.begin + lists_.first_key, t.keys.end + lists_.first_key};
-    t.offset = lists_.offset;
-    return t;
-  }
-
-  const Program* program_;
-  rows_of_block lists_;
-};
-
 /// `rows` listed rows (most_rows at the most) of head h against `keys` keys: `out` gets
 /// [rows][value dim], `lse` [rows].
 template <class Call, class A>
@@ -134,8 +103,8 @@ void attend_block(const Call& call, index b, index h, const rows_of_block& lists
     }
   }
   const tile where{b, h, h / call.group(), {0, rows}, {0, keys}, 0};
-  exact_task(block_program(call.program, lists), later_source(call.source, lists.first_key), where,
-             d, rectangle<const TQ>{s.q, d.head_dim, 1}, rectangle<A>{out, d.value_dim, 1},
+  exact_task(remapped_program(call.program, lists), later_source(call.source, lists.first_key),
+             where, d, rectangle<const TQ>{s.q, d.head_dim, 1}, rectangle<A>{out, d.value_dim, 1},
              call.scale, lse, 1, s.kernel);
 }
 

@@ -23,6 +23,7 @@
 #include "heed/core/target.hpp"
 #include "heed/kernel/row_pointers.hpp"
 #include "heed/kernel/tiled/task.hpp"
+#include "heed/score/remap.hpp"
 
 namespace heed::inline HEED_TARGET::detail {
 
@@ -92,101 +93,52 @@ class listed_source {
   token_lists lists_;
 };
 
-/// A score modifier, bias or mask asked about places in the lists, which answers about the tokens.
-template <class M, class Lists = token_lists>
-struct listed_modifier {
-  held_modifier<M> modifier;
-  Lists lists;
+/// The tokens of lists, and the rule of which pairs belong together.
+template <class Rule>
+struct listed_map {
+  const Rule* rule;
+  token_lists lists;
 
-  HEED_INLINE bool operator()(const position& p) const noexcept
-    requires mask_function<M>
-  {
-    return modifier(lists.moved(p));
+  [[nodiscard]] HEED_INLINE token_lists positions() const noexcept { return lists; }
+  template <class F>
+  HEED_INLINE void each_mask(F&& f) const {
+    rule->each(f);
   }
-  template <class A>
-  HEED_INLINE A operator()(A s, const position& p) const noexcept
-    requires(!mask_function<M>)
-  {
-    return invoke_score<A>(modifier, s, lists.moved(p));
-  }
-  template <class A>
-  [[nodiscard]] auto for_head([[maybe_unused]] index head) const noexcept {
-    if constexpr (requires { modifier.template for_head<A>(head); }) {
-      return [f = modifier.template for_head<A>(head), l = lists](A s, const position& p)
-                 HEED_INLINE_LAMBDA { return f(s, l.moved(p)); };
-    } else {
-      return [m = *this](A s, const position& p) HEED_INLINE_LAMBDA { return m(s, p); };
-    }
-  }
-};
-
-/// A program over lists, and the rule of which pairs belong together.
-template <class Program, class Rule>
-class listed_program {
- public:
-  template <stage S>
-  static constexpr bool has = S == stage::mask || Program::template has<S>;
-  static constexpr bool changes_scores = Program::changes_scores;
-  static constexpr bool hides = true;
-
-  listed_program(const Program& p, const Rule& r, const token_lists& l) noexcept
-      : program_(&p), rule_(&r), lists_(l) {}
-
-  template <stage S, class F>
-  HEED_INLINE void each(F&& f) const {
-    if constexpr (S == stage::mask) rule_->each(f);
-    program_->template each<S>([&](const auto& m) {
-      if constexpr (S == stage::softcap) {
-        f(m);
-      } else {
-        f(listed_modifier<std::remove_cvref_t<decltype(m)>>{m, lists_});
-      }
-    });
-  }
-
   /// What is visible in the rectangle around the tokens decides where it is all or nothing.
-  [[nodiscard]] coverage coverage_in(const tile& t) const noexcept {
-    const coverage c = rule_->coverage(t);
-    if (c == coverage::empty || !limits) return c;
-    const coverage around = program_->coverage_in(rectangle_around(t));
+  template <class Program>
+  [[nodiscard]] coverage coverage_in(const Program& program, const tile& t) const noexcept {
+    const coverage c = rule->coverage(t);
+    if (c == coverage::empty || !limits<Program>) return c;
+    const coverage around = program.coverage_in(rectangle_around(t));
     return around == coverage::full ? c : around;
   }
-  [[nodiscard]] range visible_keys(const tile& t) const noexcept {
-    range r = rule_->visible_keys(t);
-    if (!limits || r.empty()) return r;
+  template <class Program>
+  [[nodiscard]] range visible_keys(const Program& program, const tile& t) const noexcept {
+    range r = rule->visible_keys(t);
+    if (!limits<Program> || r.empty()) return r;
     tile part = t;
     part.keys = r;
-    const range seen = program_->visible_keys(rectangle_around(part));
+    const range seen = program.visible_keys(rectangle_around(part));
     const auto outside = [&](index j) {
-      return lists_.keys[j] < seen.begin || lists_.keys[j] >= seen.end;
+      return lists.keys[j] < seen.begin || lists.keys[j] >= seen.end;
     };
     while (!r.empty() && outside(r.end - 1)) --r.end;
     while (!r.empty() && outside(r.begin)) ++r.begin;
     return r;
   }
-  /// Sinks join a row when it is complete.
-  [[nodiscard]] auto sink_logit(index head) const noexcept {
-    return -std::numeric_limits<decltype(program_->sink_logit(head))>::infinity();
-  }
-  [[nodiscard]] auto dropout_factor(const position& p) const noexcept {
-    return program_->dropout_factor(lists_.moved(p));
-  }
 
  private:
+  template <class Program>
   static constexpr bool limits =
       Program::template has<stage::mask> || Program::template has<stage::bias>;
 
   [[nodiscard]] tile rectangle_around(tile t) const noexcept {
-    const range rows = hull_of(lists_.rows, t.queries);
-    t.queries = {lists_.offset + rows.begin, lists_.offset + rows.end};
-    t.keys = hull_of(lists_.keys, t.keys);
-    t.offset = lists_.offset;
+    const range rows = hull_of(lists.rows, t.queries);
+    t.queries = {lists.offset + rows.begin, lists.offset + rows.end};
+    t.keys = hull_of(lists.keys, t.keys);
+    t.offset = lists.offset;
     return t;
   }
-
-  const Program* program_;
-  const Rule* rule_;
-  token_lists lists_;
 };
 
 /// The scratch of one worker.
@@ -217,7 +169,7 @@ void attend_lists(const Call& call, const Rule& rule, index b, index h, const to
     const rectangle<const TQ> from = call.query_rows(b, h, lists.rows[r]);
     copy_tile<TQ, TQ>(from, {s.q + r * d.head_dim, d.head_dim, 1}, 1, d.head_dim);
   }
-  const listed_program program(call.program, rule, lists);
+  const remapped_program program(call.program, listed_map<Rule>{&rule, lists});
   const listed_source source(call.source, lists);
   const tile where{b, h, h / call.group(), {0, lists.row_count}, {0, lists.key_count}, 0};
   exact_task(program, source, where, d, rectangle<const TQ>{s.q, d.head_dim, 1},

@@ -16,6 +16,7 @@
 
 #include "heed/attention/split_kv.hpp"
 #include "heed/core/target.hpp"
+#include "heed/score/remap.hpp"
 #include "heed/sparse/gather/gathered_tile.hpp"
 #include "heed/sparse/gather/selection_view.hpp"
 #include "heed/sparse/gather/tuning.hpp"
@@ -42,6 +43,37 @@ struct chosen_blocks {
   [[nodiscard]] index token(index j) const noexcept {
     const auto [n, at] = place(j);
     return block[n] * size + at;
+  }
+
+  [[nodiscard]] position moved(position p) const noexcept {
+    p.key = token(p.key);
+    return p;
+  }
+  [[nodiscard]] HEED_INLINE const chosen_blocks& positions() const noexcept { return *this; }
+  template <class Program>
+  [[nodiscard]] static range visible_keys(const Program&, const tile& t) noexcept {
+    return t.keys;
+  }
+  template <class Program>
+  [[nodiscard]] coverage coverage_in(const Program& program, const tile& t) const noexcept {
+    // Blocks ascend: of most rows all keys lie on one side of a mask's edge.
+    tile around = t;
+    around.keys = {token(t.keys.begin), token(t.keys.end - 1) + 1};
+    const coverage of_all = program.coverage_in(around);
+    if (of_all != coverage::partial) return of_all;
+    bool any = false;
+    bool all = true;
+    for (index j = t.keys.begin; j < t.keys.end;) {
+      const index n = (std::min)(size - j % size, t.keys.end - j);
+      tile part = t;
+      part.keys = {token(j), token(j) + n};
+      const coverage c = program.coverage_in(part);
+      any = any || c != coverage::empty;
+      all = all && c == coverage::full;
+      if (any && !all) return coverage::partial;
+      j += n;
+    }
+    return !any ? coverage::empty : coverage::full;
   }
 };
 
@@ -87,62 +119,6 @@ class chosen_source {
     return true;
   }
   const Source* source_;
-  const chosen_blocks* chosen_;
-};
-
-/// A program asked about chosen keys, which answers about the tokens they are.
-template <class Program>
-class chosen_program {
- public:
-  template <stage S>
-  static constexpr bool has = Program::template has<S>;
-  static constexpr bool changes_scores = Program::changes_scores;
-  static constexpr bool hides = Program::hides;
-
-  chosen_program(const Program& p, const chosen_blocks& c) noexcept : program_(&p), chosen_(&c) {}
-
-  [[nodiscard]] static range visible_keys(const tile& t) noexcept { return t.keys; }
-  [[nodiscard]] coverage coverage_in(const tile& t) const noexcept {
-    // Blocks ascend: of most rows all keys lie on one side of a mask's edge.
-    tile around = t;
-    around.keys = {chosen_->token(t.keys.begin), chosen_->token(t.keys.end - 1) + 1};
-    const coverage of_all = program_->coverage_in(around);
-    if (of_all != coverage::partial) return of_all;
-    bool any = false;
-    bool all = true;
-    for (index j = t.keys.begin; j < t.keys.end;) {
-      const index n = (std::min)(chosen_->size - j % chosen_->size, t.keys.end - j);
-      tile part = t;
-      part.keys = {chosen_->token(j), chosen_->token(j) + n};
-      const coverage c = program_->coverage_in(part);
-      any = any || c != coverage::empty;
-      all = all && c == coverage::full;
-      if (any && !all) return coverage::partial;
-      j += n;
-    }
-    return !any ? coverage::empty : coverage::full;
-  }
-  template <class A>
-  [[nodiscard]] A softcapped(A s, const position& p) const noexcept {
-    return program_->softcapped(s, moved(p));
-  }
-  template <class A>
-  [[nodiscard]] A modified(A s, const position& p) const noexcept {
-    return program_->modified(s, moved(p));
-  }
-  [[nodiscard]] bool visible(const position& p) const noexcept {
-    return program_->visible(moved(p));
-  }
-  [[nodiscard]] auto dropout_factor(const position& p) const noexcept {
-    return program_->dropout_factor(moved(p));
-  }
-
- private:
-  [[nodiscard]] position moved(position p) const noexcept {
-    p.key = chosen_->token(p.key);
-    return p;
-  }
-  const Program* program_;
   const chosen_blocks* chosen_;
 };
 
@@ -262,7 +238,7 @@ void run_selected_rows(E& exec, const Call& call, const view<const I, 4>& select
         const chosen_blocks chosen{s.choices + left.begin, end - left.begin, block, tokens};
         left.begin = end;
         split_scratch<A> seen = seen_of(i);
-        split_keys(chosen_program(call.program, chosen), chosen_source(call.source, chosen),
+        split_keys(remapped_program(call.program, chosen), chosen_source(call.source, chosen),
                    rows_of(i), d, s.q + i * q_size, d.head_dim, {0, chosen.keys()}, seen);
       }
     }
