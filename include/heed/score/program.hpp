@@ -7,6 +7,7 @@
 // position. What a call learns from its extents is here; the caller's modifiers stay as they are.
 #pragma once
 
+#include <concepts>
 #include <limits>
 #include <tuple>
 
@@ -18,6 +19,19 @@
 #include "heed/score/modifiers.hpp"
 
 namespace heed::inline HEED_TARGET {
+
+/// What kernels ask of a program: `score_program`, or one under other names of positions
+/// (score/remap.hpp). `P::has<stage>` says what there is to do.
+template <class P>
+concept kernel_program = requires(const P& p, const tile& t, const position& at, index head) {
+  { P::changes_scores } -> std::convertible_to<bool>;
+  { P::hides } -> std::convertible_to<bool>;
+  { P::template has<stage::mask> } -> std::convertible_to<bool>;
+  { p.coverage_in(t) } -> std::same_as<coverage>;
+  { p.visible_keys(t) } -> std::same_as<range>;
+  { p.sink_logit(head) } -> std::floating_point;
+  { p.dropout_factor(at) } -> std::floating_point;
+};
 
 /// A is the accumulator type. The modifiers must outlive the program.
 template <class A, class... Mods>

@@ -55,7 +55,7 @@ struct remapped_modifier {
 };
 
 /// The program of a call, for a kernel's positions. Refers to the call's.
-template <class Program, class Map>
+template <kernel_program Program, class Map>
   requires position_map<Map, Program>
 class remapped_program {
   using Positions = std::remove_cvref_t<decltype(std::declval<const Map&>().positions())>;

@@ -2,19 +2,11 @@
 // A block of keys and values in the accumulator type: read where it lies when its rows are in that
 // type with channels next to each other, else brought to that form, once for a task's groups.
 //
-// What the exact kernel asks of a block, so that another form of keys needs only another block:
-//
-//   key_step                                           keys a part may begin at
-//   Block(scale, ahead)                                what `scores` and `values` ask for ahead
-//   pack(q, rows, head_dim, scale, to)                 queries as `scores` wants them
-//   load(source, where, keys, d, copies)               the keys `keys` of a head
-//   from(n)                                            the block from its n-th key on
-//   scores<Packets>(q, head_dim, keys, s, maximum)     scaled scores and their maxima
-//   values<Packets>(p, first, keys, value_dim, rescale, out)
-//                                                      out = rescale out + p v; p is scratch after
-//   value(j, c), finite(keys, value_dim)
+// Another form of keys needs only another block: what the tiled kernel asks of one is the concept
+// `kv_block`.
 #pragma once
 
+#include <concepts>
 #include <type_traits>
 
 #include "heed/core/target.hpp"
@@ -78,6 +70,31 @@ template <class A>
 struct block_copies {
   A* k = nullptr;  // [keys of a block][head dim]
   A* v = nullptr;  // [keys of a block][value dim]
+};
+
+/// A block of keys and values for queries of scalar TQ. Source is a key_value_source.
+template <class Block, class A, class TQ, class Source>
+concept kv_block = requires(Block block, const Block& loaded, read_ahead& ahead, A scale, index n,
+                            rectangle<const TQ> q, const Source& source, const tile& where,
+                            range keys, head_dims d, const block_copies<A>& copies, const A* packed,
+                            A* to, simd::packet<A>* maximum, const running_values<A>& out) {
+  /// Keys that a part may begin at.
+  { Block::key_step } -> std::convertible_to<index>;
+  /// `ahead` is what `scores` and `values` prefetch.
+  Block(scale, ahead);
+  /// `n` queries of `n` channels, as `scores` reads them.
+  Block::pack(q, n, n, scale, to);
+  /// The keys `keys` of a head.
+  block.load(source, where, keys, d, copies);
+  /// The block from its n-th key on.
+  { loaded.from(n) } -> std::same_as<Block>;
+  /// Scaled scores of queries, of `n` channels, and `n` keys, and their maxima.
+  loaded.template scores<1>(packed, n, n, to, maximum);
+  /// out = rescale out + p v, of `n` keys from the `n`-th of the call on; p is scratch after.
+  loaded.template values<1>(to, n, n, n, maximum, out);
+  { loaded.value(n, n) } -> std::convertible_to<A>;
+  /// Whether all of n keys' values, of n channels, are finite.
+  { loaded.finite(n, n) } -> std::same_as<bool>;
 };
 
 template <class A>

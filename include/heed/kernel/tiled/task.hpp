@@ -60,6 +60,7 @@ template <class Block, class Program, class Source, class TQ, class A>
 void attend_groups(const Program& program, const Source& source, const tile& where, head_dims d,
                    rectangle<const TQ> q, A scale, exact_scratch<A>& scratch) noexcept {
   using plan = tile_plan<A>;
+  static_assert(kv_block<Block, A, TQ, Source> && kernel_program<Program>);
   range all{0, 0};
   const group_rows cut(where.queries.size(), plan::lanes, plan::group);
   for (index g = 0; g < cut.groups; ++g) {

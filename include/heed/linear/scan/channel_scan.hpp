@@ -7,27 +7,12 @@
 // same operations wherever tiles, blocks and bands end: the result has the same bits for any number
 // of threads, and, but in the form `scan`, for a sequence in pieces.
 //
-// A member's kernel says, all noexcept:
-//
-//   width, unit, tile_tokens             most channels of a block, whole ones of which it has,
-//                                        tokens of a tile
-//   scratch_type allocate(arena&)          what any block may use for a tile
-//   allocate_channels(arena&, s)           what belongs to a block's channels from tile to tile
-//   prepare(block, s)                    the latter, with the empty state
-//   load_state(block, s), store_state(block, s)
-//                                        the caller's state, if any
-//   update_state(block, tokens, s, move, ahead)
-//                                        the state moves on; where `move` is not null, what these
-//                                        tokens do to any state is added to its numbers; `ahead` is
-//                                        read next
-//   compute_output(block, tokens, s)     the outputs of those tokens, stored
-//   state_numbers(s), state_size()       the state in one piece
-//   move_size()                          numbers of `move`, zeros before the first token
-//   join(before, move, s)                the state, reached from an empty one, as if from `before`
+// What the driver asks of a recurrence is the concept `scan_kernel`.
 #pragma once
 
 #include <algorithm>
 #include <array>
+#include <concepts>
 #include <optional>
 #include <span>
 #include <string>
@@ -60,6 +45,38 @@ struct scan_options {
 };
 
 namespace detail {
+
+/// A diagonal recurrence over blocks of channels, with states in A.
+template <class K, class A>
+concept scan_kernel =
+    requires(const K& kernel, typename K::scratch_type& s, arena& c, const channel_block& block,
+             range tokens, A* move, A* before, const channel_ahead& ahead) {
+      /// Most channels of a block, whole units of which it has, and tokens of a tile.
+      { K::width } -> std::convertible_to<index>;
+      { K::unit } -> std::convertible_to<index>;
+      { K::tile_tokens } -> std::convertible_to<index>;
+      /// What any block may use for a tile.
+      { kernel.allocate(c) } noexcept -> std::same_as<typename K::scratch_type>;
+      /// What belongs to a block's channels from tile to tile.
+      { kernel.allocate_channels(c, s) } noexcept;
+      /// The latter, with the empty state.
+      { kernel.prepare(block, s) } noexcept;
+      /// The caller's state, if any.
+      { kernel.load_state(block, s) } noexcept;
+      { kernel.store_state(block, s) } noexcept;
+      /// The state after `tokens`. Where `move` is not null, what they do to any state is added to its
+      /// numbers. `ahead` is read next.
+      { kernel.update_state(block, tokens, s, move, ahead) } noexcept;
+      /// The outputs of those tokens, stored.
+      { kernel.compute_output(block, tokens, s) } noexcept;
+      /// The state in one piece.
+      { kernel.state_numbers(s) } noexcept -> std::same_as<A*>;
+      { kernel.state_size() } noexcept -> std::convertible_to<index>;
+      /// Numbers of `move`, zeros before the first token.
+      { kernel.move_size() } noexcept -> std::convertible_to<index>;
+      /// The state, reached from an empty one, as if from `before`.
+      { kernel.join(before, move, s) } noexcept;
+    };
 
 /// The tokens of a sequence, of all `tokens` where no bounds cut them.
 [[nodiscard]] inline range sequence_span(std::span<const index> bounds, index sequence,
@@ -179,7 +196,7 @@ void run_blocks(E& exec, const Kernel& kernel, const channel_plan& plan,
 }
 
 /// Runs a member's kernel over [batch, tokens, channels] in `groups`, as `o` says.
-template <class A, executor E, class Kernel, class Options>
+template <class A, executor E, scan_kernel<A> Kernel, class Options>
 void run_channel_scan(E& exec, const Kernel& kernel, const std::array<index, 3>& x, index groups,
                       const Options& o) {
   const bool ragged = !o.sequence_bounds.empty();

@@ -3,17 +3,15 @@
 //
 // The tiled kernel runs on the lists as if their tokens stood side by side: its source reads each
 // key where it lies, its program answers about the tokens' own positions, so that causal masks,
-// biases, ALiBi and lambdas mean what they mean everywhere. A `rule` says which pairs of the lists
-// belong together:
-//
-//   f(mask) for each mask in `each(f)`     masks by place in the lists
-//   coverage(tile), visible_keys(tile)     of those masks, as a mask's own
+// biases, ALiBi and lambdas mean what they mean everywhere. A `pair_rule` says which pairs of the
+// lists belong together.
 //
 // A task leaves normalised rows and their log-sum-exps, in the accumulator type, without sinks,
 // which join once a row is complete. Scratch: the task's rows, and the kernel's own.
 #pragma once
 
 #include <algorithm>
+#include <concepts>
 #include <cstdint>
 #include <limits>
 #include <string>
@@ -93,8 +91,18 @@ class listed_source {
   token_lists lists_;
 };
 
-/// The tokens of lists, and the rule of which pairs belong together.
+/// Which pairs of the lists belong together, by place in the lists.
 template <class Rule>
+concept pair_rule = requires(const Rule& rule, const tile& t) {
+  /// f(mask) for each of its masks.
+  rule.each([](const auto&) {});
+  /// Of those masks, as a mask's own.
+  { rule.coverage(t) } noexcept -> std::same_as<coverage>;
+  { rule.visible_keys(t) } noexcept -> std::same_as<range>;
+};
+
+/// The tokens of lists, and the rule of which pairs belong together.
+template <pair_rule Rule>
 struct listed_map {
   const Rule* rule;
   token_lists lists;
@@ -158,7 +166,7 @@ struct listed_scratch {
 
 /// The listed rows (most_rows at the most) of head h against the listed keys: `out` gets
 /// [rows][value dim], `lse` [rows].
-template <class Call, class Rule, class A>
+template <class Call, pair_rule Rule, class A>
 void attend_lists(const Call& call, const Rule& rule, index b, index h, const token_lists& lists,
                   listed_scratch<Call>& s, A* out, A* lse) noexcept {
   using TQ = typename Call::query_scalar;
