@@ -2,7 +2,8 @@
 // Exact softmax attention: on tensors, on packed sequences, on a cache; its textbook; merges.
 #pragma once
 
-#include "heed/attention/backward.hpp"
+#include "heed/attention/backward/attention_backward.hpp"
+#include "heed/attention/backward/naive_attention_backward.hpp"
 #include "heed/attention/decode.hpp"
 #include "heed/attention/exact.hpp"
 #include "heed/attention/forgetting.hpp"
@@ -10,6 +11,5 @@
 #include "heed/attention/linformer.hpp"
 #include "heed/attention/merge.hpp"
 #include "heed/attention/naive.hpp"
-#include "heed/attention/naive_backward.hpp"
 #include "heed/attention/ragged_decode.hpp"
 #include "heed/attention/varlen.hpp"

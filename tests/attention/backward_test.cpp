@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: MIT
 // The backward pass by tiles against the textbook one in double, and that one against differences.
-#include "heed/attention/backward.hpp"
-
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -9,8 +7,9 @@
 #include <limits>
 #include <vector>
 
+#include "heed/attention/backward/attention_backward.hpp"
+#include "heed/attention/backward/naive_attention_backward.hpp"
 #include "heed/attention/naive.hpp"
-#include "heed/attention/naive_backward.hpp"
 #include "heed/parallel.hpp"
 #include "heed/score.hpp"
 #include "heed/tensor.hpp"

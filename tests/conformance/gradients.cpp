@@ -5,9 +5,9 @@
 // nothing. In double to 1e-10, in float to 1e-4 of the largest number of a tensor.
 #include <algorithm>
 #include <cstdint>
-#include <heed/attention/backward.hpp>
+#include <heed/attention/backward/attention_backward.hpp>
+#include <heed/attention/backward/naive_attention_backward.hpp>
 #include <heed/attention/naive.hpp>
-#include <heed/attention/naive_backward.hpp>
 #include <heed/score.hpp>
 #include <limits>
 #include <optional>

@@ -23,7 +23,7 @@
 
 #include <algorithm>
 
-#include "heed/attention/backward_arguments.hpp"
+#include "heed/attention/backward/arguments.hpp"
 #include "heed/core/target.hpp"
 #include "heed/kernel/backward/backward_head.hpp"
 #include "heed/parallel/scratch_tasks.hpp"

@@ -19,7 +19,7 @@
 
 #include <cmath>
 
-#include "heed/attention/backward_arguments.hpp"
+#include "heed/attention/backward/arguments.hpp"
 #include "heed/core/target.hpp"
 #include "heed/kernel/online_softmax.hpp"
 
