@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The door of exact attention: any tensors in, checked views out.
+// The arguments of exact attention: any tensors in, checked views out.
 //
 // | argument | axes                                          |
 // |----------|-----------------------------------------------|
@@ -131,7 +131,7 @@ struct exact_call {
   view<const TQ, 4> q;
   Source source;
   view<TO, 4> out;
-  view<A, 3> lse;  // data() is null where not asked for
+  view<A, 3> lse;  // data() is null where not wanted
   A scale;
   attention_options options;
   Program program;
@@ -154,7 +154,7 @@ struct exact_call {
   [[nodiscard]] rectangle<TO> output_rows(index b, index h, index i) const noexcept {
     return rows(out, b, h, i);
   }
-  /// Null where the log-sum-exp was not asked for; rows are lse.stride(2) apart.
+  /// Null where the log-sum-exp is not wanted; rows are lse.stride(2) apart.
   [[nodiscard]] A* lse_rows(index b, index h, index i) const noexcept {
     return lse.data() == nullptr ? nullptr : rows(lse, b, h, i).data;
   }

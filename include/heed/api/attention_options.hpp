@@ -13,7 +13,7 @@
 
 namespace heed::inline HEED_TARGET {
 
-/// Where row 0 of the queries stands on the key axis: one number, or one per batch (the numbers
+/// The position of row 0 of the queries on the key axis: one number, or one per batch (the numbers
 /// must outlive the call). May be negative.
 class offsets {
  public:
@@ -50,7 +50,7 @@ class offsets {
     if (length_ != nullptr) return length_(source_, batch) + all_;
     return given_ ? per_batch_[static_cast<std::size_t>(batch)] : all_;
   }
-  /// Whether row 0 stands at key 0 because nothing else was said.
+  /// Whether row 0 is at key 0 because nothing else was given.
   [[nodiscard]] constexpr bool is_default() const noexcept {
     return length_ == nullptr && !given_ && all_ == 0;
   }

@@ -123,9 +123,10 @@ struct cache_method : method<attention_options> {
     } else if constexpr (sizeof...(More) > 0) {
       explain<More...>();
     } else {
-      static_assert(executor<F> && !executor<F>,
-                    "heed: the arguments are [executor,] [out,] q, [k, v,] cache, options, "
-                    "modifiers...: one is missing, or what stands where the options do is none");
+      static_assert(
+          executor<F> && !executor<F>,
+          "heed: the arguments are [executor,] [out,] q, [k, v,] cache, options, "
+          "modifiers...: one is missing, or what is given in place of the options is none");
     }
   }
 };

@@ -51,7 +51,7 @@ struct method {
   static constexpr void explain() {
     static_assert(!std::is_same_v<Options, Options>,
                   "heed: the arguments are [executor,] [output,] inputs..., options, more...: one "
-                  "is missing, or what stands where the options do is none");
+                  "is missing, or what is given in place of the options is none");
   }
 };
 

@@ -6,7 +6,7 @@
 // | q, out   | [batch, heads, N, head dim / value dim]           |
 // | k, v     | [batch, kv heads, N, head dim / value dim]        |
 //
-// The N queries are the last N tokens of the cache: row i stands at position length - N + i. The
+// The N queries are the last N tokens of the cache: row i is at position length - N + i. The
 // position is set here; an `options.offset` is refused. No mask is implied: for N > 1 pass
 // `causal()`. Few queries split along the keys, each row of the cache read once for all heads that
 // share it; many run tiled. All else is as in `attention`. Throws shape_error, option_error,

@@ -18,7 +18,7 @@
 // with `probability(f)` rows run one by one (probabilities.hpp).
 // The same bits for any number of threads and any batch size. A masked pair contributes nothing
 // whatever k and v hold; an unmasked NaN propagates; a row without a visible key gives 0 and
-// log-sum-exp -inf. A score of -inf weighs nothing, as if masked. Cost per head: 4 N M D FLOPs over
+// log-sum-exp -inf. A score of -inf has weight 0, as if masked. Cost per head: 4 N M D FLOPs over
 // the visible blocks, memory O(N) beyond the arguments: scratch of a worker is about 200 (head dim
 // + value dim) numbers and a block of scores. Throws shape_error, option_error, std::bad_alloc,
 // before anything is written. Safe to call from several threads, with a scratch workspace each.
@@ -37,7 +37,7 @@ namespace heed::inline HEED_TARGET {
 namespace detail {
 
 /// Queries in the lanes, unless there are too few of them. Packed sequences are sorted one by one:
-/// beside which others a sequence stands must not change its bits.
+/// which others a sequence is packed with must not change its bits.
 struct exact_kernel {
   template <class E, class Call>
   static void run(E& exec, const Call& call) {

@@ -9,11 +9,10 @@
 // modifiers see, are rounded to the accumulator type. For inputs of float and narrower the result is
 // thus that of its rounded scores, within an eps or two of float at any length; for double the sums
 // add (head dim + keys) eps. A masked pair contributes nothing whatever k and v hold; an unmasked
-// NaN propagates; a row without a visible key gives 0 and log-sum-exp -inf. A score of -inf weighs
-// nothing, as if masked.
-// Cost per head: 4 N M D FLOPs; N M scores of scratch a worker. Rows of k and v past `lengths` are
-// never read. Vaswani et al. 2017, arXiv 1706.03762, equation 1.
-// Throws shape_error, option_error, std::bad_alloc, before anything is written.
+// NaN propagates; a row without a visible key gives 0 and log-sum-exp -inf. A score of -inf counts
+// for nothing, as if masked. Cost per head: 4 N M D FLOPs; N M scores of scratch a worker. Rows of
+// k and v past `lengths` are never read. Vaswani et al. 2017, arXiv 1706.03762, equation 1. Throws
+// shape_error, option_error, std::bad_alloc, before anything is written.
 #pragma once
 
 #include "heed/api/attention_overloads.hpp"

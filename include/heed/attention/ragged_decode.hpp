@@ -9,7 +9,7 @@
 // | starts   | the cache's batch + 1 cumulative counts, from 0 to all tokens |
 //
 // Rows starts[s] .. starts[s+1] are the last tokens of the cache's sequence s, none where the two
-// are equal: row i of n stands at position length(s) - n + i. To modifiers sequence s is batch s.
+// are equal: row i of n is at position length(s) - n + i. To modifiers sequence s is batch s.
 // No mask is implied: pass `causal()` where a sequence has more than one new token. The cache is
 // any whose sequences have lengths of their own (slot_cache, paged_cache). The bits of a sequence
 // do not depend on the others. All else is as in `decode`: throws shape_error, option_error,

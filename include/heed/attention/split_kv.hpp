@@ -29,7 +29,7 @@ void pack_queries(const Call& call, const shared_rows& rows, A* q) noexcept {
   }
 }
 
-/// Row r's output, divided by its sum after a sink has joined it, and its log-sum-exp go home.
+/// Writes back row r's output, divided by its sum after a sink has joined it, and its log-sum-exp.
 template <class Call, class A>
 void finish_row(const Call& call, const shared_rows& rows, index r, softmax_state<A>& state,
                 const A* out) noexcept {

@@ -150,7 +150,7 @@ class rolling_cache {
   }
   /// Tokens from place j on whose rows follow one another.
   [[nodiscard]] index run(index j) const noexcept {
-    // Before the ring has turned, rows are places.
+    // Before the ring is full, rows are places.
     const index end = seen_ <= capacity() ? length_ : j < sinks_ ? sinks_ : capacity();
     return (std::min)(end - row_at(j), length_ - j);
   }

@@ -2,7 +2,7 @@
 // The library's version and every macro it defines: assertions, inlining hints, the error handler.
 //
 // HEED_ASSERT(condition)   internal invariant; assert() unless the user defines it first.
-// HEED_INLINE              asks the compiler to inline a hot function even where its own heuristics
+// HEED_INLINE              inlines a hot function even where the compiler's own heuristics
 //                          would not; a vendor attribute in standard syntax, ignored elsewhere.
 // HEED_INLINE_LAMBDA       the same for a lambda, between its parameters and its body.
 // HEED_NOINLINE            keeps a kernel out of line, so that its registers are its own.

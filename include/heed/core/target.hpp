@@ -243,7 +243,7 @@
 
 namespace heed::inline HEED_TARGET {
 
-/// What the public functions stand on: raw-pointer kernels, and the checks and overloads that all
+/// What the public functions call: raw-pointer kernels, and the checks and overloads that all
 /// methods share. A folder's own internals are in `detail`, which sees both.
 namespace kernel {}
 namespace api {

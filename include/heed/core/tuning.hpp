@@ -9,7 +9,7 @@
 //   };
 //
 // A third argument `heed::target` is the one a file is compiled for; a partial specialisation may
-// ask for its members. Results stay within their error bounds; bits may change, as sums are cut
+// depend on its members. Results stay within their error bounds; bits may change, as sums are cut
 // elsewhere, but not with the number of threads. All files of a program must agree, heed::compiled
 // among them: a program that overrides compiles its kernels itself.
 #pragma once

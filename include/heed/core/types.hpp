@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// The index type, where a score stands, and the rectangle of scores a kernel works on.
+// The index type, the position of a score, and the rectangle of scores a kernel works on.
 #pragma once
 
 #include <cstddef>
@@ -13,7 +13,7 @@ using index = std::ptrdiff_t;
 /// The same, for `using heed::index_t` where the C library's function `index` is in the way.
 using index_t = index;
 
-/// Where one score stands, for score modifiers and masks.
+/// The position of one score, for score modifiers and masks.
 ///
 /// `query` is the position `p = offset[batch] + row` on the key axis, so that `query - key` is a
 /// distance whatever the alignment; `row` is the row of the query tensor. With the default offset

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// What an operation costs, and the roofline that turns a cost into a time.
+// What an operation costs, and the roofline that makes a time of a cost.
 //
 //   work      = { floating point operations, bytes moved to and from memory, extra memory }
 //   seconds   = max(operations / peak, bytes / bandwidth)

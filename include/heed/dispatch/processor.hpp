@@ -30,7 +30,7 @@ struct compiled_target {
 
 #if defined(HEED_DISPATCH_X86)
 /// Whether tiles (AMX) of bfloat16 are here and the kernel lets this process use them: Linux wants to
-/// be asked once, before threads start that use them.
+/// be called once, before threads start that use them.
 [[nodiscard]] inline bool offers_tiles() noexcept {
 #if defined(__linux__) && defined(__x86_64__)
   unsigned a = 0;

@@ -3,7 +3,8 @@
 // columns.
 //
 // How queries are packed across lanes, keys of foreign layout or scalar are brought to rows of the
-// accumulator type, and outputs go home. Widening is exact; narrowing rounds to nearest even.
+// accumulator type, and outputs are written back. Widening is exact; narrowing rounds to nearest
+// even.
 #pragma once
 
 #include <algorithm>
@@ -69,7 +70,7 @@ void copy_tile(rectangle<const S> from, rectangle<D> to, index rows, index colum
   if (from.row == 1 && to.column == 1 && w > 1) {
     // Blocks of w x w: columns of `from` are contiguous and become rows of `to`.
     A block[std::size_t{w * w}];
-    A turned[std::size_t{w * w}];
+    A transposed[std::size_t{w * w}];
     for (index r = 0; r < rows; r += w) {
       const index height = rows - r < w ? rows - r : w;
       for (index c = 0; c < columns; c += w) {
@@ -83,9 +84,9 @@ void copy_tile(rectangle<const S> from, rectangle<D> to, index rows, index colum
         for (index i = 0; i < width; ++i) {
           simd::widen_row(from.at(r, c + i), block + i * w, height);
         }
-        simd::transpose(block, w, turned, w);
+        simd::transpose(block, w, transposed, w);
         for (index i = 0; i < height; ++i) {
-          simd::narrow_row(turned + i * w, to.at(r + i, c), width);
+          simd::narrow_row(transposed + i * w, to.at(r + i, c), width);
         }
       }
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Where kernels read keys and values: the source concept, and the plain strided one.
 //
-// A source hands out runs: consecutive tokens whose rows stand a fixed stride apart. A plain tensor
+// A source hands out runs: consecutive tokens whose rows lie a fixed stride apart. A plain tensor
 // is one run per head; a paged cache has one per page. Channels of a row are `channel_stride`
 // apart.
 #pragma once

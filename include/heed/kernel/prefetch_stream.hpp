@@ -12,13 +12,13 @@
 
 namespace heed::inline HEED_TARGET::kernel {
 
-/// Memory that the next block will want, asked for a few cache lines at a time while this one is
+/// Memory that the next block will read, prefetched a few cache lines at a time while this one is
 /// computed: fetched only when its block begins, it would keep the arithmetic waiting, and asked
 /// for all at once, it would keep this block's own loads waiting. It waits in the second-level
 /// cache; the first is full of this block.
 class read_ahead {
  public:
-  /// Lines asked for by each call of `issue`. As it stands: a linear chunk of 64 tokens of 64
+  /// Lines prefetched by each call of `issue`. As it is: a linear chunk of 64 tokens of 64
   /// channels is some 44 register tiles, and 1024 lines.
   explicit read_ahead(index lines_a_call = 24) noexcept : lines_a_call_(lines_a_call) {}
 

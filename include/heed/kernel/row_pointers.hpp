@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Where the rows of a block stand, as the few-query kernel reads them: a fixed stride apart, or
+// Where the rows of a block lie, as the few-query kernel reads them: a fixed stride apart, or
 // each where a list says. A row's channels are next to each other.
 #pragma once
 
@@ -22,7 +22,7 @@ HEED_INLINE void prefetch_row(const T* row, index channels) noexcept {
   }
 }
 
-/// Rows of a run, of which `left` begin at `data`: those may be asked for.
+/// Rows of a run, of which `left` begin at `data`: those may be prefetched.
 template <class T>
 struct strided_rows {
   using scalar = T;
@@ -36,10 +36,11 @@ struct strided_rows {
   [[nodiscard]] HEED_INLINE strided_rows from(index j) const noexcept {
     return {data + j * stride, stride, left - j};
   }
-  /// Where to ask for lines while the first `rows` rows are computed with: the rows `ahead` of them
-  /// where the run still holds those. Rows with gaps between them are asked for at once, and what
+  /// Where to prefetch while the first `rows` rows are computed with: the rows `ahead` of them
+  /// where the run still holds those. Rows with gaps between them are prefetched at once, and what
   /// is here already a second time, which costs nothing.
-  [[nodiscard]] HEED_INLINE const T* ask(index rows, index ahead, index channels) const noexcept {
+  [[nodiscard]] HEED_INLINE const T* prefetch_from(index rows, index ahead,
+                                                   index channels) const noexcept {
     if (rows + ahead > left) return data;
     const T* const next = data + ahead * stride;
     if (stride == channels) return next;
@@ -48,8 +49,8 @@ struct strided_rows {
   }
 };
 
-/// Rows of which each stands where its pointer says. They are few enough, and near enough, that the
-/// processor runs ahead to the next ones by itself: nothing is asked for.
+/// Rows of which each lies where its pointer says. They are few enough, and near enough, that the
+/// processor runs ahead to the next ones by itself: nothing is prefetched.
 template <class T>
 struct listed_rows {
   using scalar = T;
@@ -59,7 +60,9 @@ struct listed_rows {
     return static_cast<const T*>(row[j]);
   }
   [[nodiscard]] HEED_INLINE listed_rows from(index j) const noexcept { return {row + j}; }
-  [[nodiscard]] HEED_INLINE const T* ask(index, index, index) const noexcept { return (*this)(0); }
+  [[nodiscard]] HEED_INLINE const T* prefetch_from(index, index, index) const noexcept {
+    return (*this)(0);
+  }
 };
 
 }  // namespace heed::inline HEED_TARGET::kernel

@@ -21,7 +21,7 @@ enum class linear_form {
               ///< work of chunked, 3 times where a state is corrected (delta, low rank)
 };
 
-/// No chunk is longer, whatever the options ask for: it keeps a number of each pair of its tokens.
+/// No chunk is longer, whatever the options say: it keeps a number of each pair of its tokens.
 inline constexpr index longest_chunk = 256;
 
 struct linear_options {

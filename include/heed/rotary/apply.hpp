@@ -118,7 +118,7 @@ void require_rows(const Positions& position, index batch, index tokens, index ro
       const index p = position(b, n);
       if (p < 0 || p >= rows) {
         fail<shape_error>("batch " + std::to_string(b) + ", token " + std::to_string(n) +
-                          " stands at position " + std::to_string(p) + ", cos has " +
+                          " is at position " + std::to_string(p) + ", cos has " +
                           std::to_string(rows) + " positions");
       }
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // A rotary position embedding as a value: layout, rotated dims and the frequency of every pair.
 //
-//   pair i of a head at position p turns by the angle  p * frequency(i),  i = 0 .. r/2 - 1
+//   pair i of a head at position p is rotated by the angle  p * frequency(i),  i = 0 .. r/2 - 1
 //   [a', b'] = magnitude * [a cos - b sin, b cos + a sin]
 //
 // The r rotated dims are a prefix of the head's D channels; the rest passes through. Which two
@@ -13,8 +13,8 @@
 // | half_split  | (i, i + r/2)    | GPT-NeoX, most converted checkpoints, ONNX default |
 //
 // Frequencies are kept, and angles computed, in double: at position 1,000,000 the angle is then
-// right to 1e-9, where float would be wrong by several hundredths of a turn. Construction allocates
-// r/2 doubles; afterwards a rotary_embedding is immutable and safe to share.
+// right to 1e-9, where float would be wrong by several hundredths of a rotation. Construction
+// allocates r/2 doubles; afterwards a rotary_embedding is immutable and safe to share.
 //
 // Source: Su et al. 2021, arXiv 2104.09864, eq. 15 and 34. Scalings: heed/rotary/scaling.hpp.
 #pragma once

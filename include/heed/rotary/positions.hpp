@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Where the tokens of a tensor stand: the forms in which rotary functions take positions.
+// The positions of the tokens of a tensor: the forms in which rotary functions take positions.
 //
 // | argument                                          | position of token n of batch b |
 // |---------------------------------------------------|--------------------------------|

@@ -12,9 +12,9 @@
 // yarn_scaling    | (1 - g) theta_i / s + g theta_i, g a ramp (below)         | 0.1 ln s + 1     |
 // | llama3_scaling  | (1 - g) theta_i / s + g theta_i, g the ramp in rotations  | 1 |
 //
-// Ramp in rotations, with n_i = L theta_i / (2 pi), how often pair i turns within L:
+// Ramp in rotations, with n_i = L theta_i / (2 pi), how often pair i rotates within L:
 //   g = clamp((n_i - low) / (high - low), 0, 1).
-// Pairs that turn often keep their frequency, pairs that never close a turn are interpolated.
+// Pairs that rotate often keep their frequency, pairs of less than a rotation are interpolated.
 //
 // YaRN's paper (eq. 15 to 17) ramps in rotations; the code its authors published, and the models
 // trained with it, ramp in the pair's index between the two indices where n_i equals high and low,
@@ -171,7 +171,7 @@ class scaled_frequency {
     return std::clamp((rotations - low) / (high - low), 0.0, 1.0);
   }
 
-  /// The (fractional) pair that turns `rotations` times within `context`.
+  /// The (fractional) pair that rotates `rotations` times within `context`.
   [[nodiscard]] double pair_with_rotations(double rotations, double context) const {
     return dims_ * std::log(context / (rotations * 2.0 * std::numbers::pi)) /
            (2.0 * std::log(base_));

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Tensors over the scores: additive bias and boolean masks, of rank 1 to 4, broadcast.
 //
-// A tensor stands right-aligned against the scores [batch, heads, queries, keys]; missing leading
+// A tensor is right-aligned against the scores [batch, heads, queries, keys]; missing leading
 // axes and axes of extent 1 repeat. Rows are those of the query tensor, whatever the offset. A
 // tensor with fewer keys than the call masks the keys it does not cover.
 #pragma once

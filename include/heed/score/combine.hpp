@@ -3,8 +3,8 @@
 //
 //   heed::causal() && (heed::window{.left = 4095} || [](heed::position p) { return p.key < 4; })
 //
-// One side at least is heed's own; a user's callable may stand on the other. As with every
-// overloaded operator both sides are taken, but the right one is asked only where the left one
+// One side at least is heed's own; a user's callable may be on the other. As with every
+// overloaded operator both sides are taken, but the right one is called only where the left one
 // leaves it open.
 #pragma once
 
@@ -63,7 +63,7 @@ struct two_masks {
   A a;
   B b;
   constexpr two_masks(A first, B second) : a(std::move(first)), b(std::move(second)) {}
-  /// That of the coarser one: cut there, the finer one's rows mostly stand together too.
+  /// That of the coarser one: cut there, the finer one's rows mostly lie together too.
   [[nodiscard]] constexpr index query_block() const noexcept {
     return query_block_of(a) > query_block_of(b) ? query_block_of(a) : query_block_of(b);
   }

@@ -12,7 +12,7 @@
 //   coverage coverage(const tile&)     what the mask leaves of a tile; lets kernels skip or not mask
 //   range visible_keys(const tile&)    a range inside tile.keys that holds every visible key; called
 //                                      again behind each block, so that holes are skipped
-//   index query_block()                queries that stand together: kernels cut rows at multiples
+//   index query_block()                queries that lie together: kernels cut rows at multiples
 //                                      of it, in positions, and none where it is 0
 //
 // and, called once a call before anything is written, const and free to throw:

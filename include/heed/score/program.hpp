@@ -20,7 +20,7 @@
 
 namespace heed::inline HEED_TARGET {
 
-/// What kernels ask of a program: `score_program`, or one under other names of positions
+/// What kernels need of a program: `score_program`, or one under other names of positions
 /// (score/remap.hpp). `P::has<stage>` says what there is to do.
 template <class P>
 concept kernel_program = requires(const P& p, const tile& t, const position& at, index head) {

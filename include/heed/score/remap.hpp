@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// A call's program asked about positions under other names: a kernel counts rows and keys of a
-// list, the modifiers are asked about the tokens they are.
+// A call's program under other names of positions: a kernel counts rows and keys of a list, the
+// modifiers are called with the tokens they are.
 #pragma once
 
 #include <concepts>

@@ -4,14 +4,14 @@
 //   exp_nonpositive(x) = 2^n p(f),  x log2(e) = n + f,  |f| <= 1/2
 //
 // p is the polynomial of least relative error on [-1/2, 1/2] (Remez), its constant term rounded to
-// 1 so that exp(0) is exactly 1: the rescaling of an online softmax whose maximum stands still then
-// changes nothing, however often it happens. Degree 5 for float (1.5e-7 before rounding, 2.5e-7
-// after it), degree 11 for double (3e-18, then 2 units in the last place). Where a register holds
-// the powers of a fraction of n, n counts sixteenths for float and eighths for double: degree 3
-// (2e-9, 2e-7 after rounding) and degree 7 (5e-18) do.
-// Relative to exp the argument's own rounding |x| eps is added, as in any exponential computed from
-// a rounded product; for softmax that weighs in only where the result is small. Positive arguments
-// are as exact up to 80 (700 for double); beyond, the result is meaningless.
+// 1 so that exp(0) is exactly 1: the rescaling of an online softmax whose maximum does not change
+// then changes nothing, however often it happens. Degree 5 for float (1.5e-7 before rounding,
+// 2.5e-7 after it), degree 11 for double (3e-18, then 2 units in the last place). Where a register
+// holds the powers of a fraction of n, n counts sixteenths for float and eighths for double: degree
+// 3 (2e-9, 2e-7 after rounding) and degree 7 (5e-18) do. Relative to exp the argument's own
+// rounding |x| eps is added, as in any exponential computed from a rounded product; for softmax
+// that matters only where the result is small. Positive arguments are as exact up to 80 (700 for
+// double); beyond, the result is meaningless.
 #pragma once
 
 #include <cmath>

@@ -174,7 +174,7 @@ HEED_INLINE auto sum(const P& a) noexcept {
 }
 
 /// f(0), f(1), ... f(N - 1), each index a compile-time constant, so that arrays of packets become
-/// registers without asking the compiler to unroll (at -O2 g++ does not).
+/// registers without leaving the unrolling to the compiler (at -O2 g++ does not).
 template <int N, class F>
 HEED_INLINE void unroll(F&& f) noexcept {
   [&]<int... I>(std::integer_sequence<int, I...>) HEED_INLINE_LAMBDA {

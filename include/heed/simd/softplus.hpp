@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Softplus and silu on packets: what turns a projection into a time step, and a gate into a factor.
+// Softplus and silu on packets: a projection becomes a time step, and a gate a factor.
 #pragma once
 
 #include <cstddef>

@@ -2,7 +2,7 @@
 // std::mdspan of rank 2 to 4 with any strided layout, and what has its interface: the reference
 // implementation (Kokkos mdspan) for standard libraries that have none yet.
 //
-// Nothing is copied, and nothing of it is included: the names are asked for. An accessor whose
+// Nothing is copied, and nothing of it is included: the names are looked up. An accessor whose
 // elements are not plain references behind a plain pointer is refused: kernels read pointers.
 #pragma once
 

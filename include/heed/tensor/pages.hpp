@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Large pages for large tensors, where the system offers them for the asking.
+// Large pages for large tensors, where the system offers them on request.
 //
 // Streaming through a tensor with pages of 4 KB spends a fifth to a third of the time translating
 // addresses, most of all on virtual machines, and the first touch of each page costs microseconds.

@@ -26,7 +26,7 @@ concept tensor_storage = requires(S& s) {
   { s.size() } -> std::convertible_to<index>;
 };
 
-/// An Eigen array, over-allocated so that data() stands at a 64-byte boundary on every target, on
+/// An Eigen array, over-allocated so that data() lies at a 64-byte boundary on every target, on
 /// large pages where there are any.
 template <class T>
 class owned_storage {
@@ -106,7 +106,7 @@ class tensor {
     requires std::constructible_from<Storage, index>
       : tensor(extents, Storage(checked_size("view", extents, sizeof(T)))) {}
 
-  /// Takes the storage. Throws shape_error when it holds fewer elements than the extents ask for.
+  /// Takes the storage. Throws shape_error when it holds fewer elements than the extents need.
   tensor(const extents_type& extents, Storage storage)
       : extents_(extents), storage_(std::move(storage)) {
     const index need = checked_size("view", extents, sizeof(T));

@@ -24,7 +24,7 @@ struct key_runs {
   {
     source->widen_keys(batch, kv_head, rows, to);
   }
-  /// Where each of the rows stands, from a source that knows it of all of them together.
+  /// Where each of the rows lies, from a source that knows it of all of them together.
   [[nodiscard]] bool list(range rows, const void** to) const noexcept
     requires requires { source->list_keys(batch, kv_head, rows, to); }
   {
@@ -60,7 +60,7 @@ class block_runs {
   using plan = split_plan<A>;
   /// Fewest rows of a run that are read as one, if the block has several: a piece costs what a call
   /// does, and fills the stretches of the values badly. With pages of 16 one head is a sixth
-  /// quicker row by row.
+  /// faster row by row.
   static constexpr index shortest = 64;
 
   block_runs(const Run& run, range block, index channels, index channel_stride, A* copy,

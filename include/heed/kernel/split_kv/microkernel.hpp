@@ -47,7 +47,7 @@ HEED_INLINE void prefetch_numbers(const T* p) noexcept {
 }
 
 /// Scores of a tile of `Rows` query rows and the first keys of `k`, written to s[row][key]. As many
-/// numbers as the keys have are asked for at `ahead`.
+/// numbers as the keys have are prefetched at `ahead`.
 template <class A, int Rows, class Keys>
 HEED_INLINE void split_score_tile(const A* q, index q_stride, const Keys& k, index channels,
                                   const typename Keys::scalar* ahead, A* s,
@@ -134,7 +134,7 @@ HEED_NOINLINE void split_scores(const A* q, index q_stride, index rows, const Ke
     index j = 0;
     for (; j + tile_keys <= keys; j += tile_keys) {
       const Keys key = k.from(j);
-      const T* next = key.ask(tile_keys, ahead, channels);
+      const T* next = key.prefetch_from(tile_keys, ahead, channels);
       for (index r = 0; r < rows; r += tile_rows, next = key(0)) {
         split_score_tile<A, tile_rows>(q + r * q_stride, q_stride, key, channels, next,
                                        s + r * plan::keys + j, plan::keys);
@@ -236,7 +236,7 @@ HEED_NOINLINE void split_values(const A* p, index rows, const Values& v, index k
     for (index first = 0; first < keys; first += stretch) {
       const index count = keys - first < stretch ? keys - first : stretch;
       const Values at = v.from(first);
-      const T* next = at.ask(count, ahead, channels);
+      const T* next = at.prefetch_from(count, ahead, channels);
       for (index r = 0; r < rows; r += tile_rows, next = at(0)) {
         exp_and_sum(of_tile, r, first, count);
         const A* const weight = p + r * plan::keys + first;

@@ -2,7 +2,7 @@
 // A block of keys and values in the accumulator type: read where it lies when its rows are in that
 // type with channels next to each other, else brought to that form, once for a task's groups.
 //
-// Another form of keys needs only another block: what the tiled kernel asks of one is the concept
+// Another form of keys needs only another block: what the tiled kernel needs of one is the concept
 // `kv_block`.
 #pragma once
 

@@ -160,7 +160,7 @@ HEED_INLINE void in_packets(index rows, F&& f) noexcept {
   }
 }
 
-/// Scores of any number of keys; `ahead` is asked for on the way.
+/// Scores of any number of keys; `ahead` is prefetched on the way.
 template <class A, int Packets>
 HEED_NOINLINE void score_tile(const A* q, const A* k, index k_stride, index channels, index keys,
                               A* s, simd::packet<A>* maximum, read_ahead& ahead) noexcept {

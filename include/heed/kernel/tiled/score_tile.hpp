@@ -4,7 +4,7 @@
 //
 // Each stage is one pass over the tile while it is in the first-level cache. Lanes are consecutive
 // queries, so that a modifier written for one score is compiled into a loop over a packet's worth
-// of them. Rows past the tile's queries are left alone: a modifier is never asked about them.
+// of them. Rows past the tile's queries are left alone: a modifier is never called for them.
 #pragma once
 
 #include "heed/core/target.hpp"

@@ -3,7 +3,7 @@
 // lanes, so that a row's scores lie side by side, and no row of them is ever whole.
 //
 // Keys are packed once for a block of rows, and stay in the first-level cache while the rows pass
-// by; meanwhile the next ones are asked for.
+// by; meanwhile the next ones are prefetched.
 #pragma once
 
 #include <algorithm>

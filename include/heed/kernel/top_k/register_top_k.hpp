@@ -40,7 +40,7 @@ class sorted_few {
     simd::unroll<packets>([&](auto n) HEED_INLINE_LAMBDA {
       constexpr int i = packets - 1 - decltype(n)::value;
       constexpr int before = i > 0 ? i - 1 : 0;
-      // The largest stands behind infinity, from which nothing is taken.
+      // The largest comes behind infinity, from which nothing is taken.
       const packet first = simd::broadcast(std::numeric_limits<A>::infinity());
       const packet values = behind(i > 0 ? value_[before] : first, value_[i]);
       const packet keys = behind(key_[before], key_[i]);

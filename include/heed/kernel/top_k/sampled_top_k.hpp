@@ -40,7 +40,7 @@ class sampled_largest {
   void allocate(arena& c, index rows, index count, index keys) noexcept {
     count_ = count;
     const key_sample sample(count);
-    samples_ = count > running_largest<A>::handful && sample.pays(keys);
+    samples_ = count > running_largest<A>::in_registers && sample.pays(keys);
     sampled_.allocate(c, samples_ ? rows : 0, sample.place);
     largest_.allocate(c, rows, count);
   }

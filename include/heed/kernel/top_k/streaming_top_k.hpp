@@ -4,8 +4,8 @@
 //
 // A row keeps what is above the count-th largest it had when its list was last cut. Cut each time
 // it has doubled, a list of random scores is cut log2(n / count) times; of what is not kept, a
-// packet costs one comparison. A handful is kept in order instead, so that what is above the least
-// of them is known at once.
+// packet costs one comparison. Lists as short as registers hold are kept in order instead, so that
+// what is above the least of them is known at once.
 #pragma once
 
 #include <algorithm>
@@ -101,13 +101,14 @@ class running_largest {
   static constexpr index step = plan::group;
   static_assert(step < 64);  // a bit each
   /// So many are kept in order.
-  static constexpr index handful = sorted_few<A>::size;
+  static constexpr index in_registers = sorted_few<A>::size;
 
   void allocate(arena& c, index rows, index count) noexcept {
     count_ = count;
-    capacity_ = count <= handful ? handful : round_up(2 * count + step + plan::lanes, plan::lanes);
+    capacity_ = count <= in_registers ? in_registers
+                                      : round_up(2 * count + step + plan::lanes, plan::lanes);
     values_ = c.allocate<A>(rows * capacity_);
-    if (count <= handful) {
+    if (count <= in_registers) {
       few_keys_ = c.allocate<A>(rows * capacity_);
     } else {
       keys_ = c.allocate<std::int32_t>(rows * capacity_);
@@ -121,19 +122,19 @@ class running_largest {
   void start(index rows) noexcept {
     std::fill_n(least_, rows, lowest);
     std::fill_n(held_, rows, index{0});
-    if (count_ > handful) return;
+    if (count_ > in_registers) return;
     std::fill_n(values_, rows * capacity_, lowest);
     std::fill_n(few_keys_, rows * capacity_, sorted_few<A>::key_bits(-1));
   }
 
   /// Row r, still empty, passes over what is not above `bound`, even if too few are: `complete`
-  /// tells. -inf is no bound; for lists of more than a handful.
+  /// tells. -inf is no bound; for lists of more numbers than registers hold.
   void start_above(index r, A bound) noexcept { least_[r] = bound; }
   /// Whether row r has its `count`.
   [[nodiscard]] bool complete(index r) const noexcept { return held_[r] >= count_; }
   /// A number that no more than `count` of row r's scores are above: -inf where it has fewer.
   [[nodiscard]] A bound(index r) noexcept {
-    if (count_ > handful) finish(r);
+    if (count_ > in_registers) finish(r);
     return least_[r];
   }
 
@@ -167,7 +168,7 @@ class running_largest {
   /// The same, ascending.
   template <class I>
   void ascending(index r, I* to) noexcept {
-    if (count_ <= handful) {
+    if (count_ <= in_registers) {
       descending(r, to);
       std::sort(to, to + held_[r]);
       return;
@@ -179,7 +180,7 @@ class running_largest {
   /// The same, best first.
   template <class I>
   void descending(index r, I* to) noexcept {
-    if (count_ <= handful) {
+    if (count_ <= in_registers) {
       for (index i = 0; i < count_; ++i) {
         to[i] = static_cast<I>(sorted_few<A>::key_of(few_keys_[r * capacity_ + i]));
       }
@@ -207,7 +208,7 @@ class running_largest {
   /// Where a row has less than it takes: whatever comes, until it has.
   HEED_NOINLINE void take_any(index r, const A* s, index first, index n) noexcept {
     const index any = (std::min)(n, count_ - held_[r]);
-    if (count_ <= handful) {
+    if (count_ <= in_registers) {
       for (index i = 0; i < any; ++i) insert(r, s[i] == s[i] ? s[i] : lowest, first + i);
     } else {
       append(r, s, first, any);
@@ -217,7 +218,7 @@ class running_largest {
     if (bits != 0) keep(r, s, first, bits);
   }
   HEED_NOINLINE void keep(index r, const A* s, index first, std::uint64_t bits) noexcept {
-    if (count_ <= handful) {
+    if (count_ <= in_registers) {
       A* const values = values_ + r * capacity_;
       sorted_few<A> few(values, few_keys_ + r * capacity_);
       for (; bits != 0; bits &= bits - 1) {
@@ -256,7 +257,7 @@ class running_largest {
     }
     held_[r] += n;
   }
-  /// Where fewer than `count` are in order yet: even -inf stands before none.
+  /// Where fewer than `count` are in order yet: even -inf comes before none.
   void insert(index r, A x, index key) noexcept {
     A* const v = values_ + r * capacity_;
     A* const k = few_keys_ + r * capacity_;
@@ -313,7 +314,7 @@ class running_largest {
   index count_ = 0;
   A* values_ = nullptr;               // [rows][capacity]
   std::int32_t* keys_ = nullptr;      // [rows][capacity]
-  A* few_keys_ = nullptr;             // of a handful, in the lanes of numbers
+  A* few_keys_ = nullptr;             // of a list in registers, in the lanes of numbers
   A* cut_ = nullptr;                  // a list's values, out of order
   sized_entry<A>* sorted_ = nullptr;  // a list by size, twice its room
   A* least_ = nullptr;                // [rows]: what a row's next must be above

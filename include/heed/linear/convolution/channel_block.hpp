@@ -186,7 +186,7 @@ struct convolution_block {
   }
 
   /// Packets of outputs, `step` apart, each over its own oldest input, which nothing later reads:
-  /// tap j of the packet at p stands at p + j * tap_step.
+  /// tap j of the packet at p is at p + j * tap_step.
   template <class Weight>
   HEED_INLINE void convolve(A* window, index tap_step, index step, index count,
                             simd::packet<A> offset, Weight&& w) const noexcept {

@@ -5,7 +5,7 @@
 //
 //   auto y = heed::ssd(C, B, x, dt, A, D);
 //
-// In the place of q and k stand C and B [batch, groups, tokens, state dim], of v x [batch, heads,
+// In the place of q and k are C and B [batch, groups, tokens, state dim], of v x [batch, heads,
 // tokens, head dim]; dt [batch, heads, tokens] is positive (its softplus taken), A [heads]
 // negative, D [heads]. Scale 1 unless given. Axes, scalars, NaN and errors thrown: see
 // api.hpp; errors and cost as in gla.hpp. Source: Dao, Gu 2024, arXiv 2405.21060, eq. 16

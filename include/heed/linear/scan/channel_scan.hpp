@@ -4,10 +4,10 @@
 // Consecutive blocks of channels of one sequence are one task, run over all its tokens: tile by tile,
 // and in each of them block by block, so that memory is read in long rows however narrow a block.
 // In the form `scan` the segments of a block are the tasks. Every token of a channel undergoes the
-// same operations wherever tiles, blocks and bands end: the result has the same bits for any number
+// same operations wherever tiles and blocks end: the result has the same bits for any number
 // of threads, and, but in the form `scan`, for a sequence in pieces.
 //
-// What the driver asks of a recurrence is the concept `scan_kernel`.
+// What the driver needs of a recurrence is the concept `scan_kernel`.
 #pragma once
 
 #include <algorithm>

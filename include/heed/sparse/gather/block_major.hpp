@@ -87,13 +87,13 @@ void attend_block(const Call& call, index b, index h, const rows_of_block& lists
                   index keys, listed_scratch<Call>& s, A* out, A* lse) noexcept {
   using TQ = typename Call::query_scalar;
   const head_dims d{call.q.extent(3), call.out.extent(3)};
-  constexpr index asked_ahead = 12;  // rows lie apart: the processor does not guess where
-  const auto ask = [&](index r) noexcept {
+  constexpr index prefetched_rows = 12;  // rows lie apart: the processor does not guess where
+  const auto prefetch = [&](index r) noexcept {
     if (r < rows) prefetch_row<1>(call.query_rows(b, h, lists.rows[r]).data, d.head_dim);
   };
-  for (index r = 0; r < asked_ahead; ++r) ask(r);
+  for (index r = 0; r < prefetched_rows; ++r) prefetch(r);
   for (index r = 0; r < rows; ++r) {
-    ask(r + asked_ahead);
+    prefetch(r + prefetched_rows);
     const rectangle<const TQ> row = call.query_rows(b, h, lists.rows[r]);
     TQ* const to = s.q + r * d.head_dim;
     if (row.column == 1) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Exact attention among tokens that lists put together: a task whose rows and keys are any tokens.
 //
-// The tiled kernel runs on the lists as if their tokens stood side by side: its source reads each
+// The tiled kernel runs on the lists as if their tokens lay side by side: its source reads each
 // key where it lies, its program answers about the tokens' own positions, so that causal masks,
 // biases, ALiBi and lambdas mean what they mean everywhere. A `pair_rule` says which pairs of the
 // lists belong together.
@@ -56,7 +56,7 @@ struct token_lists {
   return {low, index{high} + 1};
 }
 
-/// Reads listed keys of a source, a row at a time, and asks for those that come some rows later.
+/// Reads listed keys of a source, a row at a time, and prefetches those that come some rows later.
 template <class Source>
 class listed_source {
  public:
@@ -196,7 +196,7 @@ void join_part(softmax_state<A>& state, A* out, A lse, const A* part, index chan
   }
 }
 
-/// A complete row goes home: the sink joins, the sum divides.
+/// Writes back a complete row: the sink joins the sum, which divides.
 template <class Call>
 void write_row(const Call& call, index b, index h, index i, softmax_state<typename Call::A> state,
                const typename Call::A* out) noexcept {

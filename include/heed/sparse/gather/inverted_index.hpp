@@ -56,7 +56,7 @@ struct block_lists {
   index* begin = nullptr;         // [blocks + 1]: where each block's list begins
   listed_token* rows = nullptr;   // [listed]: the lists, end to end
   listed_token* place = nullptr;  // [rows][choices]: a row's choices, ascending, then -1; once
-                                  // inverted, where the row stands in their lists
+                                  // inverted, the row's places in their lists
   task* tasks = nullptr;          // [most_tasks]
   index task_count = 0;
 

@@ -14,7 +14,7 @@
 // batch of 1 serves all. A negative choice is none; a block chosen twice counts once; `block` 1
 // selects single keys. The result is that of `attention` under the mask "key / block is among the
 // row's choices": scale, modifiers, masks, sinks, dropout and log-sum-exp mean what they mean
-// there, `causal()` must be asked for, and a row without a visible choice is 0.
+// there, `causal()` must be given, and a row without a visible choice is 0.
 //
 // Accumulator and errors as in `attention`; where blocks run one by one, a row's parts merge in the
 // order of its blocks, at 2 eps each. Cost 2 (D + Dv) FLOPs for each query head and chosen key.

@@ -115,7 +115,7 @@ template <class I, class To>
   return std::unique(to, to + n) - to;
 }
 
-/// The same through a bit for each block, quicker where a row chooses many of them.
+/// The same through a bit for each block, faster where a row chooses many of them.
 class choice_marks {
  public:
   using word = std::uint64_t;

@@ -10,7 +10,7 @@
 // | query_buckets | [batch, L heads, rounds, queries]  | each row's bucket in each round          |
 // | key_buckets   | [batch, L heads, rounds, keys]     | each key's                               |
 //
-// In a round keys are sorted by (bucket, position) and cut into chunks of `chunk`. A row stands in
+// In a round keys are sorted by (bucket, position) and cut into chunks of `chunk`. A row is in
 // the chunk of the last key of its bucket at or before its position (the bucket's first, where none
 // is) and sees the keys of its bucket in that chunk and the one before. Where q and k are the same
 // tokens, that is a token's own place among the sorted. Rows see the union of all rounds, each pair
@@ -18,7 +18,7 @@
 // leaving out of a round what an earlier one has seen. A negative bucket is none. The buckets have
 // 1 batch or the call's, 1 head, the KV heads or the query heads. The result is that of `attention`
 // under that mask: scale, modifiers, masks, sinks, dropout and log-sum-exp mean what they mean
-// there, `causal()` must be asked for, and a row that sees nothing is 0 with log-sum-exp -inf.
+// there, `causal()` must be given, and a row that sees nothing is 0 with log-sum-exp -inf.
 // Buckets are below `most_lsh_buckets`. `lsh_buckets` (heed/sparse.hpp) makes them.
 //
 // `shared_qk`: k are the queries, normalised (`unit_keys`); a token then attends to itself only
@@ -174,7 +174,7 @@ void run_lsh(E& exec, const Call& call, const view<const I, 4>& query_buckets,
     A* out = nullptr;
     A* lse = nullptr;
   };
-  const auto carve_worker = [&](arena& c) {
+  const auto allocate_worker = [&](arena& c) {
     worker_scratch s;
     s.task.allocate(c, d);
     s.rule.allocate(c, rounds, most, most_keys);
@@ -183,7 +183,7 @@ void run_lsh(E& exec, const Call& call, const view<const I, 4>& query_buckets,
     return s;
   };
   arena measure;
-  (void)carve_worker(measure);
+  (void)allocate_worker(measure);
   const index blocks = ceil_div(e.queries, most);
   const index workers = worker_count(exec, heads * blocks);
 
@@ -238,7 +238,7 @@ void run_lsh(E& exec, const Call& call, const view<const I, 4>& query_buckets,
   for (index round = 0; round < rounds; ++round) {
     for_each_task(exec, workers, heads * blocks, [&](index worker, index t) noexcept {
       arena c(scratch + static_cast<std::size_t>(worker) * measure.used());
-      worker_scratch s = carve_worker(c);
+      worker_scratch s = allocate_worker(c);
       const index head = t / blocks;
       const index b = head / e.heads;
       const index h = head % e.heads;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Tokens sorted by bucket and position, and which of the sorted keys each row reaches.
 //
-// Sorted keys are cut into chunks. A row stands in the chunk of the last key of its bucket at or
+// Sorted keys are cut into chunks. A row is in the chunk of the last key of its bucket at or
 // before its position (of the bucket's first key where none is), which is its own chunk where rows
 // and keys are the same tokens; it reaches the keys of its bucket in that chunk and the one before.
 // They are consecutive among the sorted keys.
@@ -50,7 +50,7 @@ struct bucket_order {
   [[nodiscard]] range of(index bucket) const noexcept { return {start[bucket], start[bucket + 1]}; }
 };
 
-/// The keys of one head and round, and where each stands among the sorted (-1: nowhere).
+/// The keys of one head and round, and the place of each among the sorted (-1: nowhere).
 struct sorted_keys {
   bucket_order order;
   listed_token* rank = nullptr;  // [keys]
@@ -75,7 +75,7 @@ struct row_reach {
   bucket_order order;
   listed_token* first = nullptr;  // [rows]
   listed_token* count = nullptr;  // [rows]
-  index rows = 0;                 // that stand in a bucket
+  index rows = 0;                 // that are in a bucket
 
   void allocate(arena& c, index all, index buckets) noexcept {
     order.allocate(c, all, buckets);

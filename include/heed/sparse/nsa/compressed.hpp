@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Compressed blocks: each stands for `length` consecutive tokens, `stride` apart, and is visible
+// Compressed blocks: each represents `length` consecutive tokens, `stride` apart, and is visible
 // once all of them are.
 //
 //   block i holds tokens [i stride, i stride + length)

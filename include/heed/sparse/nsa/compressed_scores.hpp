@@ -13,7 +13,7 @@
 
 namespace heed::inline HEED_TARGET::detail {
 
-/// A worker's scratch: the heads of a group for one group of rows, and what their blocks weigh.
+/// A worker's scratch: the heads of a group for one group of rows, and the weights of their blocks.
 template <class A>
 struct importance_scratch {
   using plan = tile_plan<A>;
@@ -45,7 +45,7 @@ class compressed_scores {
  public:
   using plan = tile_plan<A>;
 
-  /// `keys` of `count` compressed blocks; the first row stands at position `first`.
+  /// `keys` of `count` compressed blocks; the first row is at position `first`.
   compressed_scores(const row_run<TK>& keys, index channel_stride, index head_dim,
                     const compressed_blocks& blocks, index first, index rows,
                     importance_scratch<A>& scratch) noexcept

@@ -17,13 +17,14 @@
 // | lse      | [batch, heads, queries], that of attention to kc; absent: computed here  |
 // | result   | [batch, kv heads, queries, count], for `selected_attention` with `block` |
 //
-// Choices stand as taken: the initial and local ones ascending, then by importance, ties to the
-// lower index, -1 where there are fewer. Accumulates in the accumulator type, importance within
-// some (head dim + blocks) eps; a NaN is never preferred. A row that sees no compressed block finds
-// all others equally important. Cost: 2 N C D FLOPs a query head over the visible of C compressed
-// blocks, twice without lse; scratch a worker: some 100 rows of one number a selection block, never
-// N x C. Parallel over rows: the same bits for any number of threads. Throws shape_error,
-// option_error, std::bad_alloc. Yuan et al. 2025, arXiv 2502.11089, eq. 8 to 12.
+// Selected blocks are listed in this order: the initial and local ones ascending, then by
+// importance, ties to the lower index, -1 where there are fewer. Accumulates in the accumulator
+// type, importance within some (head dim + blocks) eps; a NaN is never preferred. A row that sees
+// no compressed block finds all others equally important. Cost: 2 N C D FLOPs a query head over the
+// visible of C compressed blocks, twice without lse; scratch a worker: some 100 rows of one number
+// a selection block, never N x C. Parallel over rows: the same bits for any number of threads.
+// Throws shape_error, option_error, std::bad_alloc. Yuan et al. 2025, arXiv 2502.11089, eq. 8 to
+// 12.
 #pragma once
 
 #include <algorithm>
@@ -49,7 +50,7 @@ struct compressed_selection_options {
   index block = 64;                            ///< tokens a selection block
   index initial = 1;                           ///< first blocks, always chosen
   index local = 2;                             ///< newest blocks, always chosen
-  compressed_blocks compression{};             ///< how kc stands for the tokens
+  compressed_blocks compression{};             ///< how kc represents the tokens
   std::optional<double> scale = std::nullopt;  ///< 1 / sqrt(head dim) where absent
   index offset = 0;                            ///< position of row 0
 };
@@ -226,7 +227,7 @@ struct compressed_selection_method : api::method<compressed_selection_options> {
 }  // namespace detail
 
 /// compressed_block_selection([executor,] q, kc, tokens, options [, lse]): `tokens` of the sequence
-/// that kc stands for.
+/// that kc represents.
 inline constexpr api::function<detail::compressed_selection_method,
                                api::form<detail::compressed_selection_method, 2, index>>
     compressed_block_selection{};

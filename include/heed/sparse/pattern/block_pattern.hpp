@@ -3,7 +3,7 @@
 //
 // A row of blocks is a list of key blocks in ascending order, each `full` (all its pairs are
 // visible) or `partial` (some may be); a block not in the list is `empty`. There is one row for
-// each block of queries, of each batch and head or of all alike. Blocks stand at multiples of their
+// each block of queries, of each batch and head or of all alike. Blocks begin at multiples of their
 // size on the position axis, so that row i of a chunked prefill, at position offset + i, finds its
 // own. Memory: two words a visible block and one a row.
 //
@@ -96,7 +96,7 @@ class block_pattern {
   }
 
   /// The blocks of a mask: by its own `coverage` where that decides, else by all their pairs. Rows
-  /// of blocks are classified in parallel; the mask is asked at row = position.
+  /// of blocks are classified in parallel; the mask is evaluated at row = position.
   /// Cost: up to one call of the mask a pair for a mask that offers nothing, else less.
   template <executor E, mask_function M>
   block_pattern(E& exec, const pattern_extents& extents, const M& mask)

@@ -9,7 +9,7 @@
 //   auto out = attention(q, k, v, {}, lists.mask());                        those pairs, exactly
 //   auto pattern = vertical_slash_blocks(exec, lists, {.queries = n, .keys = n});
 //   auto out = attention(q, k, v, {}, blocks(pattern) && causal());         whole blocks: no pair
-//                                                                           is asked for
+//                                                                           is evaluated
 // Jiang et al. 2024, arXiv 2407.02490 (MInference), section 3.
 #pragma once
 
@@ -185,10 +185,10 @@ struct estimate_vertical_slash_method : api::method<vertical_slash_options> {
 
 /// estimate_vertical_slash([executor,] q, k, options): q [batch, heads, queries, head dim], k
 /// [batch, kv heads, keys, head dim]; always causal. Lists are shorter where there are fewer keys than
-/// asked for; ties go to the lower index. Products, exponentials and sums are in the accumulator
+/// wanted; ties go to the lower index. Products, exponentials and sums are in the accumulator
 /// type; a row with a NaN among its scores counts for nothing. Cost 2 queries M D FLOPs and queries
 /// M exponentials a head, parallel over heads: the same lists for any number of threads; memory
-/// O(M) a worker. Throws option_error; shape_error, also where rows stand behind the last key;
+/// O(M) a worker. Throws option_error; shape_error, also where rows lie behind the last key;
 /// std::bad_alloc.
 inline constexpr api::function<detail::estimate_vertical_slash_method,
                                api::form<detail::estimate_vertical_slash_method, 2>>
@@ -196,7 +196,7 @@ inline constexpr api::function<detail::estimate_vertical_slash_method,
 
 /// The blocks in which lists have a pair, a row of blocks for each batch, head and block of
 /// queries; `extents.batch` and `extents.heads` are not looked at. Every block is whole, so that no
-/// pair is asked for: to be combined with `causal()`. Cost O(verticals + slashes + key blocks) a
+/// mask is evaluated: to be combined with `causal()`. Cost O(verticals + slashes + key blocks) a
 /// row. Throws shape_error on other extents than a pattern's, std::bad_alloc.
 template <executor E>
 [[nodiscard]] block_pattern vertical_slash_blocks(E& exec, const vertical_slash_lists& lists,

@@ -62,7 +62,7 @@ class vertical_slash {
   }
 
  private:
-  /// Where the list's members inside `values` stand.
+  /// The places of the list's members inside `values`.
   [[nodiscard]] static range between(std::span<const index> list, range values) noexcept {
     if (values.empty()) return {0, 0};
     return {std::lower_bound(list.begin(), list.end(), values.begin) - list.begin(),

@@ -170,7 +170,7 @@ void update_centroids(E& exec, tensor<A, 3>& centroids, double decay, const X&..
 
 /// routing_centroids(executor, options, tokens, more tokens...): one set of centroids for each head
 /// of the last tensor. Cluster c starts at a token drawn from the c-th part of the last tensor's
-/// sequences, batch by batch in turn.
+/// sequences, one batch after another.
 template <executor E, tensor_like First, tensor_like... More>
 [[nodiscard]] auto routing_centroids(E& exec, const centroid_options& o, const First& tokens,
                                      const More&... more) {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Clusters of tokens as lists, and the rule that a pair belongs to the first cluster that holds it.
 //
-// A pair that several clusters hold would weigh as often as it is met. Each token has a bit a
+// A pair that several clusters hold would count once for each of them. Each token has a bit a
 // cluster; a later cluster leaves out the pairs whose tokens have an earlier one in common, 32
 // clusters at a time and only where its rows and keys have any.
 #pragma once
@@ -60,7 +60,7 @@ struct head_clusters {
   }
 };
 
-/// Where each row of a head stands in its clusters' lists.
+/// The places of each row of a head in its clusters' lists.
 struct row_places {
   index* begin = nullptr;  // [rows + 1]
   index* place = nullptr;  // [listed]

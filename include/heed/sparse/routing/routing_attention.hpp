@@ -15,7 +15,7 @@
 // clusters may be ragged. The lists have 1 batch or the call's, 1 head, the KV heads or the query
 // heads, each of the two for itself. The result is that of `attention` under that mask: scale,
 // modifiers, masks, sinks, dropout and log-sum-exp mean what they mean there, `causal()` must be
-// asked for, and a row in no cluster is 0 with log-sum-exp -inf. `route_tokens` (heed/sparse.hpp)
+// given, and a row in no cluster is 0 with log-sum-exp -inf. `route_tokens` (heed/sparse.hpp)
 // makes lists.
 //
 // Accumulator and errors as in `attention`; the parts of a row in c clusters merge in the order of
@@ -78,14 +78,14 @@ void run_routing(E& exec, const Call& call, const view<const I, 4>& queries,
     cluster_rule rule;
   };
   constexpr index most = listed_scratch<Call>::most_rows;
-  const auto carve_worker = [&](arena& c) {
+  const auto allocate_worker = [&](arena& c) {
     worker_scratch s;
     s.task.allocate(c, d);
     s.rule.allocate(c, clusters, most);
     return s;
   };
   arena measure;
-  (void)carve_worker(measure);
+  (void)allocate_worker(measure);
   const index blocks = ceil_div(window, most);
   const index tasks = heads * clusters * blocks;
   const index row_block = 64;
@@ -137,7 +137,7 @@ void run_routing(E& exec, const Call& call, const view<const I, 4>& queries,
 
   for_each_task(exec, workers, tasks, [&](index worker, index t) noexcept {
     arena c(scratch + static_cast<std::size_t>(worker) * measure.used());
-    worker_scratch s = carve_worker(c);
+    worker_scratch s = allocate_worker(c);
     const index cluster = t / blocks % clusters;
     const index head = t / blocks / clusters;
     const index b = head / e.heads;

@@ -146,7 +146,7 @@ struct attention_recall_method : api::method<recall_options> {
 }  // namespace detail
 
 /// attention_recall([executor,] q, k, mask, options): of any mask, combined masks and
-/// `blocks(pattern)` among them. Tiles that the mask can tell are empty or full ask it nothing
+/// `blocks(pattern)` among them. Tiles that the mask can tell are empty or full evaluate it no
 /// more.
 inline constexpr api::function<detail::attention_recall_method,
                                api::form<detail::attention_recall_method, 3>>
@@ -185,7 +185,7 @@ struct selection_recall_method : api::method<recall_options> {
         const auto n = static_cast<index>(s4(b, h, where.rows().begin, c));
         if (n < 0 || n > where.keys.end / block) continue;
         for (index j = n * block; j < (std::min)(where.keys.end, (n + 1) * block); ++j) {
-          // What has been counted weighs nothing a second time.
+          // What has been counted is 0 a second time.
           kept += static_cast<double>(std::exchange(weights[j], A(0)));
         }
       }

@@ -21,7 +21,7 @@ namespace heed::inline HEED_TARGET {
 namespace detail {
 
 /// The scores [heads][group] of a query's index heads become one row, in place of the first: their
-/// positive parts, weighed and summed in the order of the heads.
+/// positive parts, weighted and summed in the order of the heads.
 template <class A>
 HEED_INLINE void weigh_heads(A* scores, const A* weight, index heads) noexcept {
   using plan = tile_plan<A>;

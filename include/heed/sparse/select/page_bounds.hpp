@@ -96,7 +96,7 @@ class page_bounds {
   [[nodiscard]] index batch() const noexcept { return groups_.extent(0); }
   [[nodiscard]] index kv_heads() const noexcept { return groups_.extent(1); }
   [[nodiscard]] index head_dim() const noexcept { return head_dim_; }
-  /// Tokens a page; all of the capacity where more were asked for.
+  /// Tokens a page; all of the capacity where more are wanted.
   [[nodiscard]] index page() const noexcept { return page_; }
   [[nodiscard]] index capacity() const noexcept { return capacity_; }
   /// Tokens learned of a batch, and the pages they fill, the last one perhaps in part.

@@ -12,7 +12,7 @@
 // 64-bit integers: a prompt's choices may be gigabytes, and to be given them by the system may take
 // longer than to choose. Ties go to the lower index, so that a selection is the same on every run
 // and for any number of threads. Scores accumulate in float (double for double); a NaN is never
-// preferred. As in `attention`, nothing is causal unless asked for, and row i stands at position
+// preferred. As in `attention`, nothing is causal unless wanted, and row i is at position
 // offset + i, offset being 0 where it is not given: causal rows choose among keys j <= offset + i
 // alone. mixture_of_blocks is causal by its definition. Cost 2 N M D FLOPs a head for
 // keys, 1 / block of that for blocks; beside the result a worker holds O(count) numbers for each of
