@@ -28,6 +28,7 @@ tasks = [
         ("an output tensor of my own; no allocation", "attention_into", "attention"),
         ("to see every score, or a reference to test against", "naive_attention_stages", "attention"),
         ("gradients, for training", "attention_backward", "attention"),
+        ("gradients of a bias, slopes or sinks too", "with_gradient", "score"),
         ("padded sentences of different lengths in one batch", "lengths", "score"),
         ("sentences packed one after another, without padding", "ragged_attention", "attention"),
         ("several documents in one sequence, which must not see each other", "documents", "score"),
@@ -40,7 +41,9 @@ tasks = [
         ("a learned attention sink", "sink", "score"),
         ("dropout that a backward pass can repeat", "dropout", "score"),
         ("queries that begin in the middle of the keys", "offsets", "api"),
+        ("a score or mask of my own: batch, head, query and key of a pair", "position", "core"),
         ("scores that forget by gates", "forgetting_attention", "attention"),
+        ("latent attention, absorbed or expanded", "latent_decode_into", "attention"),
         ("results over parts of the keys, to be merged", "merge_partials", "attention"),
         ("long sequences and a learned projection of the keys", "linformer_attention", "attention"),
     ]),
@@ -48,7 +51,11 @@ tasks = [
         ("a KV cache of fixed capacity", "contiguous_cache", "cache"),
         ("sequences of different lengths, each with a slot of its own", "slot_cache", "cache"),
         ("pages, forks of a sequence and shared prefixes", "paged_cache", "cache"),
+        ("a cache of 8 or 4 bits", "int8_cache", "cache"),
+        ("a window of the newest tokens, in constant memory", "rolling_cache", "cache"),
+        ("prompts that share prefixes, as a tree", "prefix_tree", "cache"),
         ("to decode token by token, or prefill in chunks", "decode", "attention"),
+        ("sequences with different counts of new tokens in one step", "ragged_decode_into", "attention"),
         ("a cache of which a step reads only chosen blocks", "selected_decode", "sparse"),
         ("to choose pages of a cache by their bounds (Quest)", "select_pages", "sparse"),
     ]),
@@ -57,6 +64,7 @@ tasks = [
         ("to choose the keys of largest score", "top_k_keys", "sparse"),
         ("to choose blocks by their means (MoBA)", "mixture_of_blocks", "sparse"),
         ("a pattern of blocks, of lists or of a mask", "block_pattern", "sparse"),
+        ("partial blocks of a pattern, with their mask: `blocks(pattern, mask)`", "blocks", "sparse"),
         ("that pattern as a mask of attention", "blocks", "sparse"),
         ("BigBird's pattern", "big_bird", "sparse"),
         ("Longformer's pattern", "longformer", "sparse"),
@@ -89,6 +97,7 @@ tasks = [
     ("Positions", [
         ("rotary embeddings of queries and keys", "apply_rotary", "rotary"),
         ("the frequencies of my model", "rotary_embedding", "rotary"),
+        ("the layout of my model: interleaved or half_split", "rotary_layout", "rotary"),
         ("a longer context than the model was trained for", "yarn_scaling", "rotary"),
     ]),
     ("Tensors, threads and memory", [
@@ -99,8 +108,11 @@ tasks = [
         ("a tensor that owns its memory", "tensor", "tensor"),
         ("threads of heed's own", "thread_pool", "parallel"),
         ("my own pool of threads", "executor", "parallel"),
-        ("calls that allocate nothing", "workspace", "core"),
+        ("one thread, or OpenMP's", "serial_executor", "parallel"),
+        ("scratch of my own: calls that allocate nothing", "workspace", "core"),
         ("errors without exceptions", "fail", "core"),
+        ("a handler of errors where exceptions are off", "set_error_handler", "core"),
+        ("tile and block sizes of my own", "tuning", "core"),
         ("one binary for many processors", "select", "dispatch"),
     ]),
     ("Cost before running", [
@@ -253,6 +265,7 @@ def name_of(head):
         text = text[at:].lstrip()
     text = re.sub(r"^requires ?(\((?:[^()]|\([^()]*\))*\)|[\w:]+(<[^<>]*(<[^<>]*>)?[^<>]*>)?"
                   r"( && [\w:]+<[^<>]*>)*)", "", text).strip()
+    text = re.sub(r"\bdecltype\((?:[^()]|\([^()]*\))*\)", "auto", text)
     if (m := re.match(r"(?:struct|class|enum class|enum|concept|using) (?:alignas\([^)]*\) )?(\w+)(<)?",
                       text)):
         return "" if m.group(2) else m.group(1)

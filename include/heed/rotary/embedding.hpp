@@ -32,7 +32,7 @@
 
 namespace heed::inline HEED_TARGET {
 
-/// Which two channels are pair i: see the table above.
+/// Which two channels are pair i, and which models have them so: see the table above.
 enum class rotary_layout { interleaved, half_split };
 
 struct rotary_options {

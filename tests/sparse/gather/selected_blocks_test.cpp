@@ -131,8 +131,8 @@ TEST(SelectedBlocksCalls, SeveralPasses) {
     s.choices = 8;
     s.value_dim = 4000;
     const index row_bytes = s.choices * s.value_dim * 4;
-    ASSERT_GT(s.heads * s.queries * row_bytes,
-              heed::tuning<heed::kernel::selected_blocks, float>::cached_bytes);
+    using plan = heed::tuning<heed::kernel::selected_blocks, float>;
+    ASSERT_GT(s.heads * s.queries * row_bytes, plan::cached_bytes);
     check<float>(s, {});
   }
 }
