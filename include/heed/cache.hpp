@@ -4,10 +4,13 @@
 
 #include "heed/cache/contiguous.hpp"
 #include "heed/cache/hadamard.hpp"
+#include "heed/cache/hybrid.hpp"
 #include "heed/cache/latent.hpp"
 #include "heed/cache/paged.hpp"
 #include "heed/cache/prefix_tree.hpp"
 #include "heed/cache/quantised.hpp"
 #include "heed/cache/rolling.hpp"
+#include "heed/cache/save.hpp"
+#include "heed/cache/save_hybrid.hpp"
 #include "heed/cache/slots.hpp"
 #include "heed/kernel/kv_source.hpp"

@@ -250,18 +250,21 @@ TEST(Memory, AKeptWorkspaceAllocatesNothing) {
   // Appending to a cache takes none either.
   heed::contiguous_cache<float> cache({.kv_heads = 2, .capacity = 600, .head_dim = 16});
   twice("append", [&] { cache.append(k, k); });
-  // A step of a decode, whose positions come from the cache. (A pool allocates its tasks.)
-  heed::serial_executor serial;
-  const auto step = [&](const char* what, index tokens) {
+  // A step of a decode, whose positions come from the cache: on one thread, and on several.
+  const auto step = [&](const char* what, auto& exec, index tokens) {
     twice(what, [&] {
       cache.truncate(200);
       const auto at = [tokens](auto& t) { return heed::as_view(t).slice(1, 0, tokens); };
-      heed::decode_into(serial, at(out), at(q), at(k), at(k), cache, {.scratch = &scratch},
+      heed::decode_into(exec, at(out), at(q), at(k), at(k), cache, {.scratch = &scratch},
                         heed::causal());
     });
   };
-  step("decode of a token", 1);
-  step("decode of a chunk", 100);
+  heed::serial_executor serial;
+  heed::thread_pool pool(3);
+  step("decode of a token", serial, 1);
+  step("decode of a token by threads", pool, 1);
+  step("decode of a chunk", serial, 100);
+  step("decode of a chunk by threads", pool, 100);
 }
 
 // Many packed sequences: scratch is that of the longest, not of all.

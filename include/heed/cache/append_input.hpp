@@ -23,6 +23,10 @@
 
 namespace heed::inline HEED_TARGET::detail {
 
+/// How a cache is written to a file: see save.hpp.
+template <class Cache>
+struct stored_cache;
+
 /// Keys and values of new tokens of one type each, as rank 4: equal counts a sequence where
 /// `starts` is empty, else batch 1 and packed.
 template <class SK, class SV>

@@ -14,6 +14,7 @@
 
 #include <optional>
 
+#include "heed/cache/append_input.hpp"
 #include "heed/core/target.hpp"
 #include "heed/kernel/copy_strided.hpp"
 #include "heed/kernel/kv_source.hpp"
@@ -107,6 +108,8 @@ class contiguous_cache {
   [[nodiscard]] static constexpr index value_channel_stride() noexcept { return 1; }
 
  private:
+  friend struct detail::stored_cache<contiguous_cache>;
+
   [[nodiscard]] index row(index b, index h, index j) const noexcept {
     return (b * kv_heads() + h) * capacity() + j;
   }

@@ -103,6 +103,8 @@ class latent_cache {
   [[nodiscard]] static constexpr index value_channel_stride() noexcept { return 1; }
 
  private:
+  friend struct detail::stored_cache<latent_cache>;
+
   template <class S>
   void copy(const view<S, 2>& from, T* to) noexcept {
     kernel::copy_tile<std::remove_const_t<S>, T>({from.data(), from.stride(0), from.stride(1)},

@@ -84,6 +84,19 @@ class page_pool {
   }
   [[nodiscard]] index holds(page_id p) const noexcept { return holds_[p]; }
 
+  /// Counts references anew from the tables; holds become none.
+  void count_references(index page_size) noexcept {
+    std::fill(references_.begin(), references_.end(), 0U);
+    std::fill(holds_.begin(), holds_.end(), 0U);
+    for (index s = 0; s < sequences(); ++s) {
+      for (index i = 0; i < ceil_div(length(s), page_size); ++i) retain(page(s, i));
+    }
+    free_count_ = 0;
+    for (index p = pages() - 1; p >= 0; --p) {
+      if (references_[at(p)] == 0) free_[at(free_count_++)] = static_cast<page_id>(p);
+    }
+  }
+
   /// Throws corruption_error where a count is not what tables and holds say.
   void validate(index page_size) const {
     std::vector<std::uint32_t> counted(holds_.begin(), holds_.end());

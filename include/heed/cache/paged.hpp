@@ -206,6 +206,7 @@ class paged_cache {
   [[nodiscard]] static constexpr index value_channel_stride() noexcept { return 1; }
 
  private:
+  friend struct detail::stored_cache<paged_cache>;
   [[nodiscard]] detail::row_geometry geometry() const noexcept {
     return {batch(), kv_heads(), head_dim(), value_dim()};
   }

@@ -118,6 +118,8 @@ class quantised_cache {
   [[nodiscard]] static constexpr index value_channel_stride() noexcept { return 1; }
 
  private:
+  friend struct detail::stored_cache<quantised_cache>;
+
   struct rows {
     rows(const cache_extents& e, index n)
         : channels(n),

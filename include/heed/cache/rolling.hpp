@@ -127,6 +127,8 @@ class rolling_cache {
   [[nodiscard]] static constexpr index value_channel_stride() noexcept { return 1; }
 
  private:
+  friend struct detail::stored_cache<rolling_cache>;
+
   using A = accumulate_t<TK>;
 
   [[nodiscard]] static index checked_window(const rolling_extents& e) {

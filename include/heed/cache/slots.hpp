@@ -117,6 +117,8 @@ class slot_cache {
   [[nodiscard]] static constexpr index value_channel_stride() noexcept { return 1; }
 
  private:
+  friend struct detail::stored_cache<slot_cache>;
+
   [[nodiscard]] index row(index b, index h, index j) const noexcept {
     return (b * kv_heads() + h) * capacity() + j;
   }
