@@ -3,7 +3,7 @@
 //
 // A rate means little without the peak of the same core at the same moment: clocks float by a few
 // per cent, and a shared machine slows down for seconds at a time. Both probes take some ten
-// milliseconds, so that they can stand right beside each measurement.
+// milliseconds, so that they can be printed right beside each measurement.
 //
 //   fma_peak<T>()             FLOP/s of independent multiply-adds in registers, one core
 //   read_probe::bandwidth(n)  bytes/s of n threads reading a buffer that no cache holds

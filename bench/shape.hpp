@@ -4,7 +4,7 @@
 
 namespace bench {
 
-/// Whether the arguments ask for `--shape`.
+/// Whether `--shape` is among the arguments.
 [[nodiscard]] bool asks_for_shape(int argc, char** argv);
 
 /// Measures the shape and prints it; 0, or 2 where the arguments make no shape.

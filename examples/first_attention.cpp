@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Attention on plain Eigen matrices: a lookup that blends.
 //
-// Each key stands for a colour, each value is that colour. A query asks for what resembles it; the
+// Each key is a colour, each value is that colour. A query asks for what resembles it; the
 // scale decides how sharply it chooses.
 #include <Eigen/Core>
 #include <heed/attention.hpp>
@@ -30,7 +30,7 @@ int main() {
               << out.format(row) << "\n";
   }
 
-  // The log-sum-exp of each row comes along where it is asked for: with it, results over parts of
+  // The log-sum-exp of each row comes along where it is wanted: with it, results over parts of
   // the keys merge into the result over all of them.
   const auto [out, log_sum_exp] = heed::attention_with_lse(queries, keys, values);
   std::cout << std::setprecision(3) << "log-sum-exp of the rows: " << log_sum_exp(0) << ", "

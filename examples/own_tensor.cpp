@@ -20,7 +20,7 @@ class notes {
   [[nodiscard]] float* cells() { return cells_.data(); }
   [[nodiscard]] const float* cells() const { return cells_.data(); }
 
-  /// Channel-major, and the newest token stands first in memory.
+  /// Channel-major, and the newest token lies first in memory.
   float& at(std::ptrdiff_t token, std::ptrdiff_t channel) {
     return cells_[static_cast<std::size_t>(channel * tokens_ + (tokens_ - 1 - token))];
   }

@@ -45,7 +45,7 @@ int main() {
   show("the same, and nothing from the future:",
        heed::attention(zero, zero, identity, {}, nearby, heed::causal()));
 
-  // Masks combine. A lambda may stand beside one of heed's own.
+  // Masks combine. A lambda may be beside one of heed's own.
   const auto first_token = [](heed::position p) { return p.key == 0; };
   show("the last three tokens, and the first:",
        heed::attention(zero, zero, identity, {},

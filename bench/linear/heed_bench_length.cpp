@@ -2,7 +2,7 @@
 // The linear family from a thousand to a million tokens, length/METHOD/f32/d:64/n:N/form:chunked:
 // time grows with n, scratch does not. `sh bench/exponent.sh` fits both.
 //
-// One head and one thread. Short texts are taken from many in turn, so that they come from memory
+// One head and one thread. Short texts are taken from many, one by one, so that they come from memory
 // as long ones do: a thousand tokens alone would stay in the cache and tell of that instead. Scans
 // have d channels, a selective scan 16 states each. FLOPs are the method's own products, of scans
 // their multiply-adds and multiplications, without exponentials.
@@ -46,7 +46,7 @@ struct length_data : recurrence_data {
   heed::tensor<float, 2> taps;
 };
 
-/// Texts of one length, each taken in its turn.
+/// Texts of one length, taken one after another.
 struct texts_in_turn {
   explicit texts_in_turn(const forward_shape& s) {
     for (index i = 0; i < std::max<index>(1, tokens_in_turn / s.n); ++i) texts.emplace_back(s);

@@ -11,7 +11,7 @@
 //           centre plus normal noise, a query 1.25 times the sum of three centres plus noise: its
 //           own stretch's and those of two earlier stretches drawn at random. For all others.
 //   lines   each token has a name of 63 normal numbers, its key; a query is 2.5 times the sum of
-//           the names that stand 0, 70 and 1,000 tokens back, and looks for four keys in the last
+//           the names that lie 0, 70 and 1,000 tokens back, and looks for four keys in the last
 //           channel. For vertical_slash.
 // top_k_keys chooses 256 keys, or as many as it says; mixture_of_blocks 8 blocks of 128, or of 512.
 // indexer_keys: 1,024 keys for 8 heads that share them, by 4 index heads of 32 channels; all heads
@@ -117,7 +117,7 @@ template <class Call>
 struct no_scores {};
 
 /// `choose(data)` returns a choice, `attend(data, choice)` attends to it, `recall(data, choice)` is
-/// asked once, `score(data)` does what of `choose` comes before choosing.
+/// called once, `score(data)` does what of `choose` comes before choosing.
 template <class Make, class Choose, class Attend, class Recall, class Score = no_scores>
 void register_selection(const std::string& method, index n, const Make& make, const Choose& choose,
                         const Attend& attend, const Recall& recall, const Score& score = {}) {

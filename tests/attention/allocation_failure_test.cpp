@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Each allocation of a call fails in turn: the call throws std::bad_alloc, and outputs and caches
+// Each allocation of a call fails once: the call throws std::bad_alloc, and outputs and caches
 // are as they were. `operator new` of this program counts down; tensors come from Eigen's malloc.
 #include <gtest/gtest.h>
 

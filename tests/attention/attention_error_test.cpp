@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Every message of the door of exact attention, and that nothing was written by then.
+// Every message of the checks of exact attention, and that nothing was written by then.
 #include <gtest/gtest.h>
 
 #include <functional>
@@ -137,7 +137,7 @@ TEST_F(AttentionError, KeepMask) {
       {}, heed::keep(mask));
 }
 
-// A mask inside a combination is checked as one that stands alone.
+// A mask inside a combination is checked as one alone.
 TEST_F(AttentionError, MasksInCombinations) {
   const std::vector<index> one = {7};
   const heed::tensor<bool, 1> mask({9});

@@ -41,7 +41,7 @@ void grow(std::size_t bytes) {
   }
 }
 
-// A header before each block holds its size; it is as large as the alignment asked for.
+// A header before each block holds its size; it is as large as the alignment wanted.
 void* take(std::size_t bytes, std::size_t alignment) {
   const std::size_t header = std::max(alignment, alignof(std::max_align_t));
   const std::size_t whole = (header + bytes + header - 1) / header * header;

@@ -479,7 +479,7 @@ TEST(ExtremeScores, OneKeyAboveAllOthers) {
   }
 }
 
-// Scores of -inf weigh nothing, a row of them is empty; a score of +inf has no softmax: NaN.
+// Scores of -inf have weight 0, a row of them is empty; a score of +inf has no softmax: NaN.
 TEST(ExtremeScores, Infinite) {
   const float inf = std::numeric_limits<float>::infinity();
   for (const index n : {2, 60}) {

@@ -22,7 +22,7 @@ using heed::index;
 using oracle::extents4;
 
 // The tiled kernel's queries go in groups of 3 packets, its keys in blocks of 128; the few-query
-// kernel's keys in blocks of 256. Each size of a machine stands with its two neighbours.
+// kernel's keys in blocks of 256. Each size of a machine comes with its two neighbours.
 const std::vector<index> token_counts = {
     0,  1,  2,  3,  4,  5,   7,   8,   9,   11,  13,  15,  16,  17,  23,  24,  25,  31, 32,
     33, 47, 48, 49, 97, 127, 128, 129, 143, 144, 145, 191, 192, 193, 211, 255, 256, 257};

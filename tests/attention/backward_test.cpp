@@ -151,7 +151,7 @@ TEST(Backward, ParallelSameBits) {
   }
 }
 
-// Rows that see nothing, keys that nobody sees: 0, whatever stands there.
+// Rows that see nothing, keys that nobody sees: 0, whatever they hold.
 TEST(Backward, HiddenPairsDoNotLeak) {
   problem<float> x(1, 1, 1, 60, 60, 8, 8);
   constexpr float nan = std::numeric_limits<float>::quiet_NaN();

@@ -209,7 +209,7 @@ TEST(BadInput, HugePatternsEndOrAreRefused) {
       "offset", [&] { (void)heed::top_k_keys(exec, q, q, {.causal = true, .offset = largest}); });
 }
 
-// As in attention: not causal unless asked, by the same positions.
+// As in attention: not causal unless wanted, by the same positions.
 TEST(SelectionDefaults, AreThoseOfAttention) {
   heed::serial_executor exec;
   const tensor4 q = numbers({1, 1, 1, 16}, 1);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Awkward user-defined tensors through every door: results are those of plain tensors.
+// Awkward user-defined tensors through every public function: results are those of plain tensors.
 #include <gtest/gtest.h>
 
 #include <algorithm>

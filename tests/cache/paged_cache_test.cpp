@@ -206,7 +206,7 @@ TEST(PagedCache, ExhaustionChangesNothing) {
 }
 
 /// Decode of a batch in pages of `page_size`, token by token and then a chunk, against contiguous
-/// caches: the same bits. Pages are given out in turn, so that no sequence has neighbours.
+/// caches: the same bits. Pages are given out one by one, so that no sequence has neighbours.
 void check_decode(index page_size, index dim = 24) {
   const std::vector<index> lengths{700, 33, 129};
   heed::paged_cache<float> cache({.sequences = 3,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // The prefix tree: random inserts, lookups and evictions against a set of prefixes, the order of
-// eviction, and every allocation of an insert made to fail in turn.
+// eviction, and every allocation of an insert made to fail once.
 #include "heed/cache/prefix_tree.hpp"
 
 #include <gtest/gtest.h>

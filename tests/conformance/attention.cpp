@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Attention: masks, caches, padding, windows, softcap, and the scores at every stage.
 //
-// A query of row i stands at p = off + i: off is 0, the past length where a past is given, and
+// A query of row i is at p = off + i: off is 0, the past length where a past is given, and
 // nonpad_kv_seqlen[b] - queries where that is.
 #include <algorithm>
 #include <heed/attention.hpp>
@@ -77,7 +77,7 @@ std::array<index, 4> mask_extents(const array& mask) {
   return e;
 }
 
-/// Calls f(modifiers...) with what the case asks for. Each distinct list of modifiers is a kernel
+/// Calls f(modifiers...) with what the case needs. Each distinct list of modifiers is a kernel
 /// to compile, so there are four: none, causal, and everything with or without softcap, where what
 /// the case leaves out is neutral (a window without sides, a mask of one true, a bias of one zero).
 template <class F>

@@ -18,7 +18,7 @@
 
 namespace conformance {
 
-/// What a case asks for that heed does not offer: the case is skipped.
+/// What a case needs that heed does not offer: the case is skipped.
 struct unsupported : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -127,7 +127,7 @@ class test_case {
     const auto found = attributes().find(key);
     return found == attributes().end() ? nullptr : &*found;
   }
-  /// A case is not passed by ignoring what it asks for.
+  /// A case is not passed by ignoring what it needs.
   void allow_only(const std::vector<std::string>& known, int last_input, int last_output) const {
     for (const auto& item : attributes().items()) {
       bool found = false;

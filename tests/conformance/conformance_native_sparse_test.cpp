@@ -105,7 +105,7 @@ struct row_result {
   double lse = 0;
 };
 
-/// One row of attention, tokens x heads x channels: key j weighs times(j) times.
+/// One row of attention, tokens x heads x channels: key j counts times(j) times.
 row_result attend(numbers& q, numbers& k, numbers& v, index b, index t, index h, double scale,
                   const std::function<double(index)>& times) {
   const index group = q.shape[2] / k.shape[2];

@@ -69,7 +69,7 @@ class gated_case {
       for (const char* name : {"initial_state", "initial_states"}) {
         if (c_.input(name) == nullptr) continue;
         const auto given = to_tensor<T, 4>(*c_.input(name));
-        state = transposed ? turned(given) : given;
+        state = transposed ? transpose_state(given) : given;
       }
       heed::tensor<T, 4> out({q.extent(0), std::max(q.extent(1), heads), q.extent(2), v.extent(3)});
       into(out, q, k, v, in..., state, o);
@@ -83,7 +83,7 @@ class gated_case {
           results_.add(name + how, values_of(heed::as_view(mine)), want);
           compared = true;
         } else {
-          const auto kept = transposed ? turned(state) : state;
+          const auto kept = transposed ? transpose_state(state) : state;
           results_.add(name + how, values_of(heed::as_view(kept)), want);
         }
       }
@@ -109,7 +109,7 @@ class gated_case {
     }
     return y;
   }
-  [[nodiscard]] static heed::tensor<T, 4> turned(const heed::tensor<T, 4>& x) {
+  [[nodiscard]] static heed::tensor<T, 4> transpose_state(const heed::tensor<T, 4>& x) {
     heed::tensor<T, 4> y({x.extent(0), x.extent(1), x.extent(3), x.extent(2)});
     for (index b = 0; b < x.extent(0); ++b) {
       for (index h = 0; h < x.extent(1); ++h) {

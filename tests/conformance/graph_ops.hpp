@@ -30,7 +30,7 @@ struct constant {
     for (const double x : data) out.push_back(static_cast<heed::index>(x));
     return out;
   }
-  /// The element that stands at `at` when the array is broadcast, right-aligned.
+  /// The element at `at` when the array is broadcast, right-aligned.
   [[nodiscard]] double broadcast(const heed::index* at, std::size_t rank) const {
     heed::index offset = 0;
     for (std::size_t a = 0; a < dims.size(); ++a) {

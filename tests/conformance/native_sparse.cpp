@@ -137,7 +137,7 @@ void selected_blocks(const test_case& c, const std::string& scalar, comparison& 
   });
 }
 
-/// Keys and values that stand for a block each, visible once their block is complete.
+/// Keys and values that represent a block each, visible once their block is complete.
 template <class T>
 void compressed_branch(const test_case& c, const std::string& scalar, comparison& results) {
   token_major<T> q(c.required_input("q"));

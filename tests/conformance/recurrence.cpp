@@ -64,15 +64,15 @@ void kernel_of_scores(const test_case& c, const std::string& scalar, comparison&
   const auto open = [&](const array& a) {
     auto t = to_tensor<T, 4>(a);
     if (heads_first) return t;
-    heed::tensor<T, 4> turned({t.extent(0), t.extent(2), t.extent(1), t.extent(3)});
+    heed::tensor<T, 4> permuted({t.extent(0), t.extent(2), t.extent(1), t.extent(3)});
     for (index b = 0; b < t.extent(0); ++b) {
       for (index n = 0; n < t.extent(1); ++n) {
         for (index h = 0; h < t.extent(2); ++h) {
-          for (index i = 0; i < t.extent(3); ++i) turned(b, h, n, i) = t(b, n, h, i);
+          for (index i = 0; i < t.extent(3); ++i) permuted(b, h, n, i) = t(b, n, h, i);
         }
       }
     }
-    return turned;
+    return permuted;
   };
   auto q = open(c.required_input("q"));
   const auto k = open(c.required_input("k"));

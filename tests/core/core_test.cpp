@@ -18,7 +18,7 @@ namespace {
 using heed::index;
 using heed::range;
 
-// Everything a kernel asks of an index at compile time is answered at compile time.
+// Everything a kernel needs of an index at compile time is answered at compile time.
 static_assert(std::is_signed_v<index>);
 static_assert(heed::ceil_div(0, 4) == 0 && heed::ceil_div(1, 4) == 1 && heed::ceil_div(4, 4) == 1 &&
               heed::ceil_div(5, 4) == 2);

@@ -102,7 +102,7 @@ class written {
   std::vector<part> parts_;
 };
 
-/// Each allocation of the call fails in turn, until it has no more of them.
+/// Each allocation of the call fails once, until it has no more of them.
 void expect_all_or_nothing(const char* name, const written& w, const std::function<void()>& call) {
   int failures = 0;
   for (long n = 0;; ++n) {

@@ -15,7 +15,7 @@ namespace {
 
 using heed::index;
 
-// A user's executor over plain threads: the few lines that the concept asks for.
+// A user's executor over plain threads: the few lines that the concept needs.
 struct thread_per_worker {
   index threads = 3;
   [[nodiscard]] index concurrency() const { return threads; }

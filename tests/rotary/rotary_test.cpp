@@ -402,7 +402,7 @@ TEST(RotaryScaling, Llama3) {
 }
 
 TEST(RotaryScaling, YarnOverThePairIndex) {
-  // r = 128, base 10000, L = 4096: pairs 20.94 and 45.03 turn 32 and 1 times; rounded to 20 and 46.
+  // r = 128, base 10000, L = 4096: pairs 20.94 and 45.03 rotate 32 times and once; to 20 and 46.
   const rotary_embedding rope(rotary_layout::half_split, 128,
                               {.scaling = heed::yarn_scaling{.factor = 16}});
   expect_frequencies(rope, [](index i) {
@@ -432,8 +432,8 @@ TEST(RotaryScaling, YarnOverRotationsAndMagnitude) {
   const rotary_embedding rope(rotary_layout::interleaved, 64, {.scaling = scaling});
   expect_frequencies(rope, [](index i) {
     const double t = theta(i, 64, 10000.0);
-    const double turns = 2048 * t / (2 * std::numbers::pi);
-    const double keep = turns < 1 ? 0 : turns > 32 ? 1 : (turns - 1) / 31;
+    const double rotations = 2048 * t / (2 * std::numbers::pi);
+    const double keep = rotations < 1 ? 0 : rotations > 32 ? 1 : (rotations - 1) / 31;
     return (1 - keep) * t / 4 + keep * t;
   });
   EXPECT_EQ(rope.magnitude(), 1.25);
@@ -514,10 +514,10 @@ TEST(RotaryErrors, Shapes) {
                             [&] { heed::apply_rotary(wide, layout, tables.cos, narrow); });
   expect_error<shape_error>("x has head dim 6, the cos table rotates 8 dims",
                             [&] { heed::apply_rotary(x, layout, tables.cos, tables.sin); });
-  expect_error<shape_error>("batch 0, token 2 stands at position 5, cos has 5 positions",
+  expect_error<shape_error>("batch 0, token 2 is at position 5, cos has 5 positions",
                             [&] { heed::apply_rotary(wide, layout, tables.cos, tables.sin, 3); });
   const std::vector<index> offsets = {0, -1};
-  expect_error<shape_error>("batch 1, token 0 stands at position -1, cos has 5 positions", [&] {
+  expect_error<shape_error>("batch 1, token 0 is at position -1, cos has 5 positions", [&] {
     heed::apply_rotary(wide, layout, tables.cos, tables.sin, heed::batch_offsets{offsets});
   });
   const heed::tensor<float, 3> gathered_batch({1, 3, 4});

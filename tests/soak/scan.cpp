@@ -314,7 +314,7 @@ void rotary(trial& t) {
                          std::pow(base, -2.0 * double(pair) / double(rotated));
     want.data()[i] = second ? b * std::cos(angle) + a * std::sin(angle)
                             : a * std::cos(angle) - b * std::sin(angle);
-    // The angle in double: 1e-16 of up to 1e5 turns.
+    // The angle in double: 1e-16 of up to 1e5 rotations.
     within.data()[i] = (3.5 * eps + 1e-10) * std::hypot(a, b);
   }
   trial::require("output", difference(x, want, within));

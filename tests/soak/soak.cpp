@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Random calls of every public function against plain loops in double, for as long as one likes.
 //
-//   soak --seconds 600                              every family in turns
+//   soak --seconds 600                              every family, one after another
 //   soak --cases 1000000 --seed 7                   so many cases
 //   soak --family decode --seed 7 --case 4711       one case again
 //

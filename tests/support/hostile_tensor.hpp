@@ -39,7 +39,7 @@ class grid {
   operator U() const = delete;
   static void* operator new(std::size_t) = delete;
 
-  // The last row stands first, and every other cell is unused.
+  // The last row lies first, and every other cell is unused.
   static constexpr heed::index gap = 2;
   [[nodiscard]] heed::index tokens() const { return tokens_; }
   [[nodiscard]] heed::index channels() const { return channels_; }

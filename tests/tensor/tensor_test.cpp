@@ -581,8 +581,8 @@ TEST(Mdspan, ItsInterfaceIsATensor) {
   static_assert(!heed::writable_tensor<strided_span<const float, 2>>);
   static_assert(!heed::tensor_like<scaled_span>);
   auto data = ascending(24);
-  const span turned(data.data(), {4, 3, 2}, {1, 4, 12});
-  const auto v = heed::as_view(turned);
+  const span permuted(data.data(), {4, 3, 2}, {1, 4, 12});
+  const auto v = heed::as_view(permuted);
   static_assert(std::is_same_v<decltype(v), const heed::view<float, 3>>);
   EXPECT_EQ(v.extents(), (std::array<index, 3>{4, 3, 2}));
   EXPECT_EQ(&v(3, 2, 1), data.data() + 23);

@@ -615,7 +615,7 @@ TEST(Linear, ScratchIsReusedAndDoesNotGrowWithTokens) {
   const auto longer = random_tensor<float>({1, 1, 6400, 16}, 1);
   (void)heed::linear_attention(serial, longer, longer, longer, {.scratch = &scratch});
   EXPECT_EQ(scratch.size(), size);
-  // Nor with the chunk that is asked for.
+  // Nor with the chunk that is given.
   (void)heed::linear_attention(serial, longer, longer, longer,
                                {.chunk = heed::longest_chunk, .scratch = &scratch});
   const auto largest = scratch.size();

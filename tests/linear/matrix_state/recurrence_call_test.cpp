@@ -237,7 +237,7 @@ TEST(RecurrenceCalls, ScratchMayHoldAnything) {
   });
 }
 
-// No form keeps a number for every pair of tokens, however long a chunk is asked for.
+// No form keeps a number for every pair of tokens, however long a chunk is wanted.
 TEST(RecurrenceCalls, ScratchOfPairsIsThatOfAChunk) {
   heed::serial_executor exec;
   const auto bytes = [&](method m, linear_form form, index tokens) {

@@ -212,7 +212,7 @@ class definition {
   std::vector<head> heads_;
 };
 
-/// Half of what the last digit stored stands for, relative and absolute.
+/// Half of what the last digit stored is worth, relative and absolute.
 template <class T>
 double stored(double x) {
   if constexpr (std::is_same_v<T, heed::half>) {

@@ -63,13 +63,13 @@ heed::tensor<T, R> decays(const std::array<index, static_cast<std::size_t>(R)>& 
 
 /// The same numbers, stored channels first and backwards: strides (.., -1, tokens).
 template <class T>
-struct turned {
+struct transposed {
   heed::tensor<T, 3> memory;
   heed::view<T, 3> view;
-  explicit turned(const std::array<index, 3>& e)
+  explicit transposed(const std::array<index, 3>& e)
       : memory({e[0], e[2], e[1]}),
         view(e[1] == 0 ? memory.data() : memory.data() + e[1] - 1, e, {e[1] * e[2], -1, e[1]}) {}
-  explicit turned(const heed::tensor<T, 3>& from) : turned(from.extents()) {
+  explicit transposed(const heed::tensor<T, 3>& from) : transposed(from.extents()) {
     for (index b = 0; b < view.extent(0); ++b) {
       for (index t = 0; t < view.extent(1); ++t) {
         for (index c = 0; c < view.extent(2); ++c) view(b, t, c) = from(b, t, c);
@@ -254,16 +254,16 @@ TYPED_TEST(Scan, SelectiveScanIsItsDefinition) {
 TYPED_TEST(Scan, SelectiveScanReadsAndWritesAnyStrides) {
   using T = TypeParam;
   const scan_case<T> s(2, 77, 19, 1, 5, 15);
-  const turned<T> x(s.x), dt(s.dt), gate(s.gate);
-  turned<T> out(s.x.extents());
+  const transposed<T> x(s.x), dt(s.dt), gate(s.gate);
+  transposed<T> out(s.x.extents());
   auto o = s.options();
   o.gate = gate.view;
   auto after = s.state;
   heed::selective_scan_into(out.view, x.view, dt.view, s.a, s.b, s.c, after, o);
-  s.check(out.view, after, "turned");
+  s.check(out.view, after, "transposed");
   auto plain_after = s.state;
   const auto plain = heed::selective_scan(s.x, s.dt, s.a, s.b, s.c, plain_after, s.options());
-  EXPECT_TRUE(same_bits(turned<T>(plain).memory, out.memory));
+  EXPECT_TRUE(same_bits(transposed<T>(plain).memory, out.memory));
   // In place, and b and c of rank 3.
   auto x_copy = s.x;
   const auto b3 = heed::make_view(s.b.data(), {2, 77, 5});
@@ -281,11 +281,11 @@ TYPED_TEST(Scan, SelectiveScanOfWholePacketsInPlace) {
   auto after = s.state;
   const auto plain = heed::selective_scan(s.x, s.dt, s.a, s.b, s.c, after, s.options());
   s.check(heed::as_view(plain), after, "whole packets");
-  const turned<T> x(s.x), dt(s.dt);
+  const transposed<T> x(s.x), dt(s.dt);
   auto turned_after = s.state;
-  turned<T> out(s.x.extents());
+  transposed<T> out(s.x.extents());
   heed::selective_scan_into(out.view, x.view, dt.view, s.a, s.b, s.c, turned_after, s.options());
-  EXPECT_TRUE(same_bits(turned<T>(plain).memory, out.memory));
+  EXPECT_TRUE(same_bits(transposed<T>(plain).memory, out.memory));
   EXPECT_TRUE(same_bits(after, turned_after));
   for (int which = 0; which < 3; ++which) {
     auto copy = s;
@@ -400,10 +400,10 @@ TYPED_TEST(Scan, HgrnIsItsDefinition) {
     const auto out = heed::hgrn(x, g, after);
     check_hgrn<T>(x, g, state, heed::as_view(out), after, "case " + std::to_string(seed));
     if (this->HasFatalFailure()) return;
-    const turned<T> xt(x), gt(g);
-    turned<T> ot(e);
+    const transposed<T> xt(x), gt(g);
+    transposed<T> ot(e);
     heed::hgrn_into(ot.view, xt.view, gt.view, heed::as_view(after = state));
-    EXPECT_TRUE(same_bits(turned<T>(out).memory, ot.memory));
+    EXPECT_TRUE(same_bits(transposed<T>(out).memory, ot.memory));
   }
 }
 
@@ -503,10 +503,10 @@ TYPED_TEST(Scan, Rwkv4IsItsDefinition) {
     const auto out = heed::rwkv4(k, v, decay, bonus);
     check_rwkv4<T>(k, v, decay, bonus, heed::as_view(out), "case " + std::to_string(seed));
     if (this->HasFatalFailure()) return;
-    const turned<T> kt(k), vt(v);
-    turned<T> ot(e);
+    const transposed<T> kt(k), vt(v);
+    transposed<T> ot(e);
     heed::rwkv4_into(ot.view, kt.view, vt.view, decay, bonus);
-    EXPECT_TRUE(same_bits(turned<T>(out).memory, ot.memory));
+    EXPECT_TRUE(same_bits(transposed<T>(out).memory, ot.memory));
   }
 }
 

@@ -29,7 +29,7 @@ shapes whole_blocks() {
   return s;
 }
 
-/// Runs the call in a way given by name. Whether the door would take the way by block.
+/// Runs the call in a way given by name. Whether the public function would run block by block.
 enum class way { by_block, by_row };
 template <class Out, class Q, class K, class V, class S, class... M>
 bool run_as(way w, Out&& out, const Q& q, const K& k, const V& v, const S& selection, index block,
@@ -94,7 +94,7 @@ TYPED_TEST(SelectedBlocks, MoreRowsThanATaskHolds) {
   check<TypeParam>(s, {.offset = -70}, heed::causal());
 }
 
-// All stages in the order they act, whatever row and key stand where in a task.
+// All stages in the order they act, wherever rows and keys lie in a task.
 TEST(SelectedBlocksOptions, AllApply) {
   const std::vector<float> sinks{0.5F, -1.0F, 2.0F, 0.0F};
   const auto bias = oracle::random_tensor<float, 4>({2, 4, 131, 150}, 5);

@@ -340,11 +340,11 @@ TEST(Lsh, AnyLayoutAndKeptMemory) {
   heed::tensor<float, 4> want({2, 4, 45, 21});
   run(heed::as_view(want), q, k, v);
   const oracle::layout odd{{0, 2, 1, 3}, {0, 3, 0, 0}, {false, true, false, false}, 2};
-  const oracle::layout turned{{3, 1, 2, 0}, {0, 0, 0, 1}, {false, false, true, true}, 0};
+  const oracle::layout permuted{{3, 1, 2, 0}, {0, 0, 0, 1}, {false, false, true, true}, 0};
   const oracle::laid_out<float> q2(q, odd);
-  const oracle::laid_out<float> k2(k, turned);
-  const oracle::laid_out<float> v2(v, turned);
-  const oracle::laid_out<float> out({2, 4, 45, 21}, turned);
+  const oracle::laid_out<float> k2(k, permuted);
+  const oracle::laid_out<float> v2(v, permuted);
+  const oracle::laid_out<float> out({2, 4, 45, 21}, permuted);
   run(out.view(), q2.cview(), k2.cview(), v2.cview());
   EXPECT_EQ(out.overwritten(), 0);
   oracle::each_index(want.extents(), [&](index b, index h, index i, index c) {

@@ -93,8 +93,8 @@ TEST(CompressedBlocks, MeansOfWholeBlocks) {
       for (index i = 0; i < want.size(); ++i)
         EXPECT_NEAR(got.data()[i], want.data()[i], 8 * 5 * 6e-8);
       // Channels that are not next to each other.
-      const heed::tensor<float, 4> turned({2, 3, 5, tokens});
-      heed::tensor<float, 4> y = turned;
+      const heed::tensor<float, 4> transposed({2, 3, 5, tokens});
+      heed::tensor<float, 4> y = transposed;
       oracle::each_index(
           x.extents(), [&](index b, index h, index i, index c) { y(b, h, c, i) = x(b, h, i, c); });
       EXPECT_TRUE(oracle::same_bits(
@@ -274,8 +274,8 @@ TYPED_TEST(CompressedSelection, AnyCountOfRowsAndTokens) {
       s, {.count = 9, .block = 16, .compression = {.length = 4}, .offset = 1180});
 }
 
-// Queries of zero: every visible compressed block weighs the same, whatever the keys, and so does
-// every block that is covered alike. Ties go to the lower index.
+// Queries of zero: every visible compressed block has the same weight, whatever the keys, and so
+// does every block that is covered alike. Ties go to the lower index.
 TYPED_TEST(CompressedSelection, TiesGoToTheLowerIndex) {
   const heed::tensor<TypeParam, 4> q({1, 2, 70, 8});
   const auto kc = oracle::random_tensor<TypeParam, 4>({1, 1, 35, 8}, 2);

@@ -30,8 +30,8 @@ TEST(PartialBlocks, NeedTheirMask) {
   EXPECT_THROW((void)heed::attention(q, q, q, {}, heed::blocks(either)), heed::option_error);
   EXPECT_THROW((void)heed::attention(q, q, q, {}, heed::blocks(both)), heed::option_error);
   EXPECT_THROW((void)heed::attention(q, q, q, {}, heed::blocks(single)), heed::option_error);
-  const heed::block_pattern turned = transpose(p);
-  EXPECT_EQ(turned.partial_blocks(), p.partial_blocks());
+  const heed::block_pattern transposed = transpose(p);
+  EXPECT_EQ(transposed.partial_blocks(), p.partial_blocks());
 
   const heed::block_pattern whole = whole_blocks(p);
   EXPECT_EQ(whole.partial_blocks(), 0);

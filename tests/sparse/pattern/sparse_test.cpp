@@ -259,7 +259,7 @@ TEST(BlockPattern, SetOperationsAndTranspose) {
   const heed::block_pattern b(e, random_lists(e, 1));
   const heed::block_pattern either = a | b;
   const heed::block_pattern both = a & b;
-  const heed::block_pattern turned = transpose(a);
+  const heed::block_pattern transposed = transpose(a);
   index seen = 0;
   for (index n = 0; n < 2; ++n) {
     for (index h = 0; h < 3; ++h) {
@@ -270,13 +270,13 @@ TEST(BlockPattern, SetOperationsAndTranspose) {
           seen += x != coverage::empty ? 1 : 0;
           EXPECT_EQ(either.at(n, h, q, k), std::max(x, y));
           EXPECT_EQ(both.at(n, h, q, k), std::min(x, y));
-          EXPECT_EQ(turned.at(n, h, k, q), x);
+          EXPECT_EQ(transposed.at(n, h, k, q), x);
         }
       }
     }
   }
   EXPECT_EQ(a.visible_blocks(), seen);
-  EXPECT_EQ(transpose(turned), a);
+  EXPECT_EQ(transpose(transposed), a);
   EXPECT_THROW((void)(a | heed::block_pattern(exec, {1, 3, 100, 130, 16, 32}, even)),
                heed::shape_error);
 }

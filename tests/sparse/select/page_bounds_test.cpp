@@ -87,9 +87,9 @@ TYPED_TEST(PageBounds, InPiecesAsAtOnce) {
         EXPECT_EQ(wrong_bounds(pieces, k, length), "") << page << " " << length;
       }
       // Backwards and channel-major: any layout of keys.
-      const oracle::laid_out<T> turned(k, {.order = {0, 1, 3, 2}, .backwards = {0, 0, 1, 0}});
+      const oracle::laid_out<T> permuted(k, {.order = {0, 1, 3, 2}, .backwards = {0, 0, 1, 0}});
       heed::page_bounds<T> whole(extents, page);
-      whole.update(pool, turned.cview());
+      whole.update(pool, permuted.cview());
       EXPECT_EQ(wrong_bounds(whole, k, 83), "") << page;
       // Cut in the middle of a page, and other tokens written behind the cut.
       whole.update(serial, tokens(k, 0, 40), 40);
@@ -234,7 +234,7 @@ TYPED_TEST(PageBounds, SelectTheBestPages) {
   check_pages<TypeParam>({{.count = 5, .causal = true, .offset = 0}}, 1);
   check_pages<TypeParam>({{.count = 5, .causal = true, .offset = -3}}, 2);
   check_pages<TypeParam>({{.count = 5, .causal = true, .offset = 80}},
-                         8);  // some rows stand behind the last key
+                         8);  // some rows lie behind the last key
   check_pages<TypeParam>({{.count = 5}, 700, 1, 1}, 33);
   check_pages<TypeParam>({{.count = 5}, 0, 2, 4}, 2);
   check_pages<TypeParam>({{.count = 2}, 83, 0, 4}, 2);
@@ -338,9 +338,9 @@ TEST(PageBoundsLayouts, QueriesOfAnyLayout) {
   heed::page_bounds<float> bounds(
       {.batch = 2, .kv_heads = 2, .capacity = 40, .head_dim = 9, .value_dim = std::nullopt}, 4);
   bounds.update(serial, k);
-  const oracle::laid_out<float> turned(
+  const oracle::laid_out<float> permuted(
       q, {.order = {3, 1, 0, 2}, .gap = {0, 3, 0, 1}, .backwards = {1, 0, 1, 1}});
-  EXPECT_TRUE(oracle::same_bits(heed::select_pages(serial, turned.cview(), bounds, {.count = 4}),
+  EXPECT_TRUE(oracle::same_bits(heed::select_pages(serial, permuted.cview(), bounds, {.count = 4}),
                                 heed::select_pages(serial, q, bounds, {.count = 4})));
 }
 

@@ -208,18 +208,18 @@ TEST(RecallLayouts, QueriesAndKeysOfAnyLayout) {
   heed::serial_executor serial;
   const auto q = oracle::random_tensor<float, 4>({1, 4, 60, 16}, 1, 2.0);
   const auto k = oracle::random_tensor<float, 4>({1, 2, 60, 16}, 2);
-  const oracle::laid_out<float> turned_q(q, {.order = {3, 1, 0, 2}, .backwards = {0, 1, 1, 0}});
-  const oracle::laid_out<float> turned_k(k, {.order = {0, 3, 2, 1}, .gap = {0, 0, 2, 1}});
+  const oracle::laid_out<float> permuted_q(q, {.order = {3, 1, 0, 2}, .backwards = {0, 1, 1, 0}});
+  const oracle::laid_out<float> permuted_k(k, {.order = {0, 3, 2, 1}, .gap = {0, 0, 2, 1}});
   const heed::window window{.left = 9};
   const auto want = heed::attention_recall(serial, q, k, window, {.causal = true});
-  const auto got =
-      heed::attention_recall(serial, turned_q.cview(), turned_k.cview(), window, {.causal = true});
+  const auto got = heed::attention_recall(serial, permuted_q.cview(), permuted_k.cview(), window,
+                                          {.causal = true});
   for (index h = 0; h < 4; ++h) EXPECT_NEAR(got(0, h), want(0, h), tolerance(q, k, 0.25));
   const auto lists = heed::estimate_vertical_slash(serial, q, k, {.verticals = 5, .slashes = 5});
-  const auto turned = heed::estimate_vertical_slash(serial, turned_q.cview(), turned_k.cview(),
-                                                    {.verticals = 5, .slashes = 5});
-  EXPECT_TRUE(oracle::same_bits(turned.verticals, lists.verticals));
-  EXPECT_TRUE(oracle::same_bits(turned.slashes, lists.slashes));
+  const auto permuted = heed::estimate_vertical_slash(
+      serial, permuted_q.cview(), permuted_k.cview(), {.verticals = 5, .slashes = 5});
+  EXPECT_TRUE(oracle::same_bits(permuted.verticals, lists.verticals));
+  EXPECT_TRUE(oracle::same_bits(permuted.slashes, lists.slashes));
 }
 
 // The best keys keep the most: more of them keep more, all of them all.
@@ -338,7 +338,7 @@ TYPED_TEST(Estimate, KeepsTheLargestSums) {
 }
 
 /// Heads whose keys at `verticals` all rows look for, and which look `slashes` back: each token has
-/// a random name in half the channels, of which a row asks for those tokens that stand there.
+/// a random name in half the channels, of which a row selects those tokens that lie there.
 struct planted {
   heed::tensor<float, 4> q;
   heed::tensor<float, 4> k;

@@ -152,7 +152,7 @@ class Selection : public testing::Test {};
 using scalars = test_scalars::some;
 TYPED_TEST_SUITE(Selection, scalars);
 
-/// Exact scores are asked for.
+/// Exact scores are wanted.
 template <class T>
 void check_top_keys(const heed::tensor<T, 4>& q, const heed::tensor<T, 4>& k,
                     const heed::selection_options& o) {
@@ -280,8 +280,8 @@ void check_indexer(const indexer_case& c, const heed::selection_options& o) {
     qi(0, c.heads - 1, c.queries / 2, 1) = nan;
     w(0, 0, c.queries / 3) = nan;
   }
-  const oracle::laid_out<T> turned(qi, {.order = {3, 1, 0, 2}, .backwards = {0, 0, 1, 1}});
-  const auto got = heed::indexer_keys(pool, turned.cview(), ki, w, o);
+  const oracle::laid_out<T> permuted(qi, {.order = {3, 1, 0, 2}, .backwards = {0, 0, 1, 1}});
+  const auto got = heed::indexer_keys(pool, permuted.cview(), ki, w, o);
   EXPECT_TRUE(oracle::same_bits(got, heed::indexer_keys(serial, qi, ki, w, o)));
   heed::selection_options by_key = o;
   by_key.order = heed::choice_order::ascending;
