@@ -29,7 +29,7 @@ breaches=$(
                       "cache 7 api 8 attention 9 attention/backward 10 linear 9 linear/kernelised 10 linear/matrix_state 10 " \
                       "linear/scan 10 linear/convolution 11 sparse 10 sparse/select 10 " \
                       "sparse/pattern 11 sparse/gather 12 sparse/lsh 13 sparse/routing 13 sparse/nsa 13 " \
-                      "distributed 14", word, " ")
+                      "draw 14 distributed 14", word, " ")
         for (i = 1; i < count; i += 2) floor[word[i]] = word[i + 1]
         path = file
         sub(/^include\/heed\//, "", path)

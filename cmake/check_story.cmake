@@ -18,3 +18,14 @@ foreach(case empty-prompt once-upon-a-time)
   endif()
   message(STATUS "${case}: as recorded")
 endforeach()
+
+# What it attended to, as a picture with a label a token.
+set(picture ${CMAKE_CURRENT_BINARY_DIR}/heed_story_attention.svg)
+execute_process(
+  COMMAND ${program} --model ${model}/stories260K.bin --tokenizer ${model}/tok512.bin --prompt
+          "Once upon a time" --steps 40 --layer 2 --head 3 --draw ${picture}
+  OUTPUT_QUIET COMMAND_ERROR_IS_FATAL ANY)
+file(READ ${picture} drawn)
+if(NOT drawn MATCHES "layer 2: head 3, 41 queries by 41 keys.*fill-opacity.*>Once</text>")
+  message(FATAL_ERROR "${picture} does not show 41 tokens from \"Once\" on")
+endif()

@@ -26,6 +26,7 @@ tasks = [
         ("queries, keys and values of one head, several heads, or batches", "attention", "attention"),
         ("the log-sum-exp too, for merges or a backward pass", "attention_with_lse", "attention"),
         ("an output tensor of my own; no allocation", "attention_into", "attention"),
+        ("a picture of what a call attends to", "map_weights", "draw"),
         ("to see every score, or a reference to test against", "naive_attention_stages", "attention"),
         ("gradients, for training", "attention_backward", "attention"),
         ("gradients of a bias, slopes or sinks too", "with_gradient", "score"),
@@ -123,7 +124,7 @@ tasks = [
 ]
 
 folders = ["core", "tensor", "parallel", "score", "rotary", "cost", "cache", "api", "attention",
-           "linear", "sparse", "dispatch"]
+           "linear", "sparse", "dispatch", "draw"]
 
 
 def published(folder):

@@ -2,6 +2,7 @@
 // Tells a story: runs a llama2.c checkpoint and prints its text as it comes.
 //
 //   heed_story --model stories260K.bin --tokenizer tok512.bin --prompt "Once upon a time"
+//   heed_story ... --steps 60 --draw attention.svg --layer 2 --head 3
 //
 // The model is in llama.hpp, the tokenizer in tokenizer.hpp; here is what is done with them.
 #include <CLI/CLI.hpp>
@@ -11,9 +12,13 @@
 #include <cstdint>
 #include <cstdio>
 #include <exception>
+#include <fstream>
+#include <heed/draw.hpp>
 #include <iostream>
+#include <optional>
 #include <random>
 #include <span>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -51,8 +56,42 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-void tell(const llama::model& model, const llama::tokenizer& tokenizer, const std::string& prompt,
-          std::size_t steps, sampler choose) {
+/// What the tokens of a story attend to in one layer: every token sees itself and those before it.
+void draw(const llama::model& model, const llama::tokenizer& tokenizer, const std::vector<int>& ids,
+          std::size_t layer, std::optional<llama::index> head, const std::string& path) {
+  llama::matrix queries;
+  llama::matrix keys;
+  llama::memory memory = model.blank_memory();
+  const auto read =
+      std::span(ids).first(std::min(ids.size(), static_cast<std::size_t>(model.shape().context)));
+  (void)model.read(read, memory,
+                   [&](std::size_t l, const llama::matrix& q, const llama::matrix& k) {
+                     if (l != layer) return;
+                     queries = q;
+                     keys = k;
+                   });
+  if (queries.size() == 0) {
+    throw std::runtime_error("layer " + std::to_string(layer) + " of " +
+                             std::to_string(model.shape().layers));
+  }
+  std::vector<std::string> labels{"(begin)"};
+  for (std::size_t i = 1; i < read.size(); ++i) {
+    labels.push_back(tokenizer.decode(read[i - 1], read[i]));
+  }
+  heed::serial_executor here;
+  const heed::weight_map map = heed::map_weights(
+      here, heed::split_heads(queries, model.shape().heads),
+      heed::split_heads(keys, model.shape().kv_heads), {.head = head}, {}, heed::causal());
+  std::ofstream file(path);
+  file << heed::to_svg(map, {.side = 720,
+                             .title = "layer " + std::to_string(layer),
+                             .query_labels = labels,
+                             .key_labels = labels});
+  if (!file.flush()) throw std::runtime_error("cannot write " + path);
+}
+
+std::vector<int> tell(const llama::model& model, const llama::tokenizer& tokenizer,
+                      const std::string& prompt, std::size_t steps, sampler choose) {
   std::vector<int> ids = tokenizer.encode(prompt);
   steps = std::min(steps, static_cast<std::size_t>(model.shape().context));
   ids.resize(std::min(ids.size(), steps + 1));
@@ -79,6 +118,7 @@ void tell(const llama::model& model, const llama::tokenizer& tokenizer, const st
   std::fprintf(stderr, "prompt: %zu tokens in %.2f ms; then %.0f tokens/s\n", prompt_tokens,
                prefill * 1e3,
                decode > 0 ? static_cast<double>(ids.size() - prompt_tokens) / decode : 0.0);
+  return ids;
 }
 
 }  // namespace
@@ -90,6 +130,9 @@ int main(int argc, char** argv) {
   std::size_t steps = 256;
   double temperature = 0;
   std::uint64_t seed = 1;
+  std::string picture;
+  std::size_t layer = 0;
+  std::optional<llama::index> head;
 
   CLI::App app("Tells a story with a llama2.c checkpoint.");
   app.add_option("--model", model_path, "checkpoint, version 0")->required();
@@ -98,13 +141,17 @@ int main(int argc, char** argv) {
   app.add_option("--steps", steps, "tokens at most")->capture_default_str();
   app.add_option("--temperature", temperature, "0 is greedy")->capture_default_str();
   app.add_option("--seed", seed, "of the sampling")->capture_default_str();
+  app.add_option("--draw", picture, "file for a picture of what the tokens attend to");
+  app.add_option("--layer", layer, "that is drawn, from 0")->capture_default_str();
+  app.add_option("--head", head, "that is drawn, from 0 (default: the mean of all)");
   CLI11_PARSE(app, argc, argv);
 
   try {
     const llama::model model(model_path);
     const auto vocabulary = static_cast<std::size_t>(model.shape().vocabulary);
-    tell(model, llama::tokenizer(tokenizer_path, vocabulary), prompt, steps,
-         sampler(temperature, seed));
+    const llama::tokenizer tokenizer(tokenizer_path, vocabulary);
+    const auto ids = tell(model, tokenizer, prompt, steps, sampler(temperature, seed));
+    if (!picture.empty()) draw(model, tokenizer, ids, layer, head, picture);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "heed_story: %s\n", error.what());
     return 1;

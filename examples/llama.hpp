@@ -14,6 +14,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdlib>
+#include <functional>
 #include <heed/attention.hpp>
 #include <heed/cache.hpp>
 #include <heed/rotary.hpp>
@@ -104,14 +105,18 @@ class model {
     return m;
   }
 
+  /// Is shown each layer's queries and keys as attention sees them, tokens x (heads * head dim).
+  using observer = std::function<void(std::size_t layer, const matrix& q, const matrix& k)>;
+
   /// Reads tokens that follow those in memory, one or many at once; their states, tokens x dim.
-  [[nodiscard]] matrix read(std::span<const int> tokens, memory& past) const {
+  [[nodiscard]] matrix read(std::span<const int> tokens, memory& past,
+                            const observer& show = {}) const {
     matrix x(static_cast<index>(tokens.size()), shape_.dim);
     for (index t = 0; t < x.rows(); ++t) {
       x.row(t) = embedding_.row(tokens[static_cast<std::size_t>(t)]);
     }
     for (std::size_t l = 0; l < wq_.size(); ++l) {
-      x += attend(normalised(x, attention_norm_[l]), l, past[l]);
+      x += attend(normalised(x, attention_norm_[l]), l, past[l], show);
       const matrix h = normalised(x, feed_forward_norm_[l]);
       const Eigen::ArrayXXf gate = (h * w1_[l].transpose()).array();
       const matrix inner = gate / (1 + (-gate).exp()) * (h * w3_[l].transpose()).array();
@@ -128,14 +133,15 @@ class model {
  private:
   /// One attention layer. New keys go into the cache, then every new query sees the whole cache up
   /// to itself: a prompt of many tokens and a single next token are the same call.
-  [[nodiscard]] matrix attend(const matrix& h, std::size_t l,
-                              heed::contiguous_cache<float>& cache) const {
+  [[nodiscard]] matrix attend(const matrix& h, std::size_t l, heed::contiguous_cache<float>& cache,
+                              const observer& show) const {
     matrix q = h * wq_[l].transpose();
     matrix k = h * wk_[l].transpose();
     const matrix v = h * wv_[l].transpose();
     const index position = cache.length();
     rotate(q, shape_.heads, position);
     rotate(k, shape_.kv_heads, position);
+    if (show) show(l, q, k);
     cache.append(heed::split_heads(k, shape_.kv_heads), heed::split_heads(v, shape_.kv_heads));
     matrix out(h.rows(), shape_.dim);
     const heed::attention_options options{

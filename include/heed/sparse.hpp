@@ -18,6 +18,7 @@
 #include "heed/sparse/pattern/block_pattern.hpp"
 #include "heed/sparse/pattern/estimate_vertical_slash.hpp"
 #include "heed/sparse/pattern/render.hpp"
+#include "heed/sparse/pattern/svg.hpp"
 #include "heed/sparse/pattern/vertical_slash.hpp"
 #include "heed/sparse/routing/assign_tokens.hpp"
 #include "heed/sparse/routing/centroids.hpp"

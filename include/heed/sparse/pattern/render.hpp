@@ -3,12 +3,11 @@
 #pragma once
 
 #include <algorithm>
-#include <ostream>
-#include <sstream>
 #include <string>
 
 #include "heed/core/target.hpp"
 #include "heed/sparse/pattern/block_pattern.hpp"
+#include "heed/sparse/pattern/svg.hpp"
 
 namespace heed::inline HEED_TARGET {
 
@@ -50,29 +49,29 @@ inline coverage square_of(const block_pattern& p, index batch, index head, index
   return text;
 }
 
-/// Full blocks dark, partial ones light, a frame around all; `side` units wide at the most.
+/// Full blocks in a strong colour, partial ones in a weak one, a frame around all; `side` units wide
+/// at the most.
 [[nodiscard]] inline std::string to_svg(const block_pattern& p, index batch = 0, index head = 0,
-                                        index side = 480) {
+                                        index side = 480,
+                                        svg::theme theme = svg::theme::automatic) {
   const pattern_extents& e = p.extents();
   const index blocks = std::max<index>({e.query_blocks(), e.key_blocks(), 1});
   const double unit = static_cast<double>(side) / static_cast<double>(blocks);
   const double width = unit * static_cast<double>(e.key_blocks());
   const double height = unit * static_cast<double>(e.query_blocks());
-  std::ostringstream svg;
-  svg << "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"-1 -1 " << width + 2 << ' '
-      << height + 2 << "\">\n<title>" << e.queries << " queries by " << e.keys
-      << " keys, blocks of " << e.query_block << " by " << e.key_block << "</title>\n"
-      << "<rect width=\"" << width << "\" height=\"" << height
-      << "\" fill=\"white\" stroke=\"black\"/>\n";
+  svg::document picture(-1, -1, width + 2, height + 2,
+                        std::to_string(e.queries) + " queries by " + std::to_string(e.keys) +
+                            " keys, blocks of " + std::to_string(e.query_block) + " by " +
+                            std::to_string(e.key_block),
+                        theme);
+  picture.ground(width, height);
   for (index q = 0; q < e.query_blocks(); ++q) {
     for (const block_entry& b : p.row(batch, head, q)) {
-      svg << "<rect x=\"" << unit * static_cast<double>(b.key_block) << "\" y=\""
-          << unit * static_cast<double>(q) << "\" width=\"" << unit << "\" height=\"" << unit
-          << "\" fill=\"" << (b.full ? "#0072b2" : "#9ecae1") << "\"/>\n";
+      picture.square(unit * static_cast<double>(b.key_block), unit * static_cast<double>(q), unit,
+                     unit, b.full ? "full" : "partial");
     }
   }
-  svg << "</svg>\n";
-  return svg.str();
+  return picture.str();
 }
 
 }  // namespace heed::inline HEED_TARGET
