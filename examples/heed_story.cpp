@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Tells a story: runs a llama2.c checkpoint and prints its text as it comes.
 //
+//   heed_story                                  # with the small model that heed_train made
 //   heed_story --model stories260K.bin --tokenizer tok512.bin --prompt "Once upon a time"
 //   heed_story ... --steps 60 --draw attention.svg --layer 2 --head 3
 //
@@ -24,6 +25,10 @@
 
 #include "llama.hpp"
 #include "tokenizer.hpp"
+
+#ifndef HEED_EXAMPLE_DATA
+#define HEED_EXAMPLE_DATA "examples/data"
+#endif
 
 namespace {
 
@@ -124,8 +129,8 @@ std::vector<int> tell(const llama::model& model, const llama::tokenizer& tokeniz
 }  // namespace
 
 int main(int argc, char** argv) {
-  std::string model_path;
-  std::string tokenizer_path;
+  std::string model_path = HEED_EXAMPLE_DATA "/alice.bin";
+  std::string tokenizer_path = HEED_EXAMPLE_DATA "/alice.tok";
   std::string prompt;
   std::size_t steps = 256;
   double temperature = 0;
@@ -135,16 +140,21 @@ int main(int argc, char** argv) {
   std::optional<llama::index> head;
 
   CLI::App app("Tells a story with a llama2.c checkpoint.");
-  app.add_option("--model", model_path, "checkpoint, version 0")->required();
-  app.add_option("--tokenizer", tokenizer_path, "tokenizer file")->required();
-  app.add_option("--prompt", prompt, "how the story begins");
+  CLI::Option* const given = app.add_option("--model", model_path, "checkpoint, version 0");
+  app.add_option("--tokenizer", tokenizer_path, "tokenizer file")->needs(given);
+  given->needs("--tokenizer");
+  CLI::Option* const begin = app.add_option("--prompt", prompt, "how the story begins");
   app.add_option("--steps", steps, "tokens at most")->capture_default_str();
-  app.add_option("--temperature", temperature, "0 is greedy")->capture_default_str();
+  CLI::Option* const heat =
+      app.add_option("--temperature", temperature, "0 is greedy; 0.5 without --model");
   app.add_option("--seed", seed, "of the sampling")->capture_default_str();
   app.add_option("--draw", picture, "file for a picture of what the tokens attend to");
   app.add_option("--layer", layer, "that is drawn, from 0")->capture_default_str();
   app.add_option("--head", head, "that is drawn, from 0 (default: the mean of all)");
   CLI11_PARSE(app, argc, argv);
+  // Of the model beside this program: a beginning that it knows, and words that do not repeat.
+  if (given->count() == 0 && begin->count() == 0) prompt = "Alice";
+  if (given->count() == 0 && heat->count() == 0) temperature = 0.5;
 
   try {
     const llama::model model(model_path);
