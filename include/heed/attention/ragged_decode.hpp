@@ -22,6 +22,7 @@
 #include <utility>
 
 #include "heed/api/cache_arguments.hpp"
+#include "heed/attention/decode.hpp"
 #include "heed/attention/varlen.hpp"
 #include "heed/core/target.hpp"
 
