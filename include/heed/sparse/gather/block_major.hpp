@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: MIT
-// Attention to selected blocks, block by block: the rows that chose a block run against it as
+// Attention to selected blocks, block by block: the rows that selected a block run against it as
 // tiles.
 //
-//   lists    for each block the rows that chose it, ascending: an inverted index of the choices
+//   lists    for each block the rows that selected it, ascending: the inverted selection
 //   parts    the tiled kernel on those rows x the block's keys, which are read where they lie
 //   merge    a row's parts join by their log-sum-exps, in the order of their blocks
 //
 // What a row gets does not depend on which rows share its tiles. Cost 2 (D + Dv) FLOPs for each row
-// and chosen key, as of dense attention, and value dim + 3 numbers a row and choice to write and
+// and selected key, as of dense attention, and value dim + 3 numbers a row and index to write and
 // read again: a few rows or heads at a time, so that the parts stay under 32 MiB. Where the
 // rows are cut follows from the shape alone: the same bits for any number of threads.
 #pragma once

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Which rows chose each block of keys: an inverted index of a selection, some rows at a time.
+// Which rows selected each block of keys: an inverted index of a selection, some rows at a time.
 #pragma once
 
 #include <algorithm>
@@ -46,7 +46,7 @@ template <class Call, class I>
           choices * (call.out.extent(3) + 3) * size};
 }
 
-/// Which rows chose each block, of some rows of one head.
+/// Which rows selected each block, of some rows of one head.
 struct block_lists {
   struct task {
     index block;
@@ -55,7 +55,7 @@ struct block_lists {
 
   index* begin = nullptr;         // [blocks + 1]: where each block's list begins
   listed_token* rows = nullptr;   // [listed]: the lists, end to end
-  listed_token* place = nullptr;  // [rows][choices]: a row's choices, ascending, then -1; once
+  listed_token* place = nullptr;  // [rows][indices]: a row's indices, ascending, then -1; once
                                   // inverted, the row's places in their lists
   task* tasks = nullptr;          // [most_tasks]
   index task_count = 0;
@@ -71,7 +71,7 @@ struct block_lists {
     tasks = c.allocate<task>(most_tasks(blocks, listed, most));
   }
 
-  /// `place` holds the choices of rows `r`, the first at place 0; tasks have `most` rows.
+  /// `place` holds the indices of rows `r`, the first at place 0; tasks have `most` rows.
   void invert(range r, index choices, index blocks, index most) noexcept {
     std::fill_n(begin, blocks + 1, index{0});
     for (index n = 0; n < r.size() * choices; ++n) {

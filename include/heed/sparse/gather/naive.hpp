@@ -4,7 +4,7 @@
 //   visible(row i, key j)  iff  j / block is among selection[batch, S head, i, :]
 //
 // Arguments and their axes are those of `selected_attention`, which is tested against this. Plain
-// loops over every pair and every selected index: O(N M choices) beside the naive attention.
+// loops over every pair and every selected index: O(N M indices) beside the naive attention.
 // Accumulator, NaN, empty rows, exceptions as in `naive_attention`.
 #pragma once
 
@@ -19,7 +19,7 @@ template <class I>
 struct selection_mask {
   static constexpr stage when = stage::mask;
 
-  view<const I, 4> selection;  ///< [batch or 1, S heads, queries, choices]
+  view<const I, 4> selection;  ///< [batch or 1, S heads, queries, indices]
   index block = 1;             ///< keys a selected block
   index heads = 1;
 

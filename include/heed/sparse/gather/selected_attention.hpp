@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Exact attention of each query row to blocks of keys selected for it: top-k keys, blocks chosen by
-// their means or bounds, an indexer's choice.
+// Exact attention of each query row to blocks of keys selected for it: top-k keys, blocks by their
+// means or bounds, keys by an indexer's scores.
 //
 //   selected_attention([executor,] q, k, v, selection, block, options = {}, modifiers...)
 //
@@ -8,20 +8,20 @@
 // |-----------|-----------------------------------------|--------------------------------------|
 // | q         | [batch, heads, queries, head dim]       |                                      |
 // | k, v      | [batch, kv heads, keys, ...]            |                                      |
-// | selection | [batch, S heads, queries, choices]      | blocks of `block` keys, any order    |
+// | selection | [batch, S heads, queries, indices]      | blocks of `block` keys, any order    |
 //
-// S heads are 1 (one choice for all heads), the KV heads (shared in a group) or the query heads; a
-// batch of 1 serves all. A negative choice is none; a block chosen twice counts once; `block` 1
+// S heads are 1 (for all heads), the KV heads (shared in a group) or the query heads; a batch of 1
+// serves all. A negative index is none; a block selected twice counts once; `block` 1
 // selects single keys. The result is that of `attention` under the mask "key / block is among the
-// row's choices": scale, modifiers, masks, sinks, dropout and log-sum-exp mean what they mean
-// there, `causal()` must be given, and a row without a visible choice is 0.
+// row's indices": scale, modifiers, masks, sinks, dropout and log-sum-exp mean what they mean
+// there, `causal()` must be given, and a row without a visible key is 0.
 //
 // Accumulator and errors as in `attention`; where blocks run one by one, a row's parts merge in the
-// order of its blocks, at 2 eps each. Cost 2 (D + Dv) FLOPs for each query head and chosen key.
-//   Large blocks that many rows choose (`by_blocks`, by the shape alone) run as dense tiles: the
+// order of its blocks, at 2 eps each. Cost 2 (D + Dv) FLOPs for each query head and selected key.
+//   Large blocks that many rows select (`by_blocks`, by the shape alone) run as dense tiles: the
 //   rows of each block against its keys. Parallel over blocks and their rows; memory beside the
 //   result up to 32 MiB, or what one row's parts need, and scratch a worker as in `attention`.
-//   Others run row by row: keys and values of a row's choices are read where they lie, once for all
+//   Others run row by row: keys and values of a row's indices are read where they lie, once for all
 //   heads that share them. Parallel over query blocks; scratch a worker: some 500 rows of keys
 //   and values, and up to 4 MiB of a query block's indices, queries and outputs, or what one row
 //   needs.

@@ -6,11 +6,11 @@
 // | argument  | axes                                | meaning                                     |
 // |-----------|-------------------------------------|---------------------------------------------|
 // | q         | [batch, heads, N, head dim]         | the last N tokens of the cache              |
-// | selection | [batch, S heads, N, choices]        | blocks of `block` keys, any order; see      |
+// | selection | [batch, S heads, N, indices]        | blocks of `block` keys, any order; see      |
 // |           |                                     | `selected_attention`                        |
 //
 // Positions are those of `decode`, row i at length - N + i, and an `options.offset` is refused; all
-// else is as in `selected_attention`. Sequences may have lengths of their own: a choice behind the
+// else is as in `selected_attention`. Sequences may have lengths of their own: an index behind the
 // end of one is none. No mask is implied. Throws shape_error, option_error, std::bad_alloc before
 // anything is written.
 #pragma once

@@ -60,7 +60,7 @@ void check_selection(const view<const I, 4>& s, index block, const score_extents
   }
 }
 
-/// Each of the row's choices among `blocks` blocks, as it comes.
+/// Each of the row's indices among `blocks` blocks, as it comes.
 template <class I, class Use>
 HEED_INLINE void each_choice(const view<const I, 4>& s, index b, index h, index i, index blocks,
                              const Use& use) noexcept {
@@ -72,7 +72,7 @@ HEED_INLINE void each_choice(const view<const I, 4>& s, index b, index h, index 
   }
 }
 
-/// The row's choices among `blocks` blocks where they come ascending: how many, or -1 where not.
+/// The row's indices among `blocks` blocks where they come ascending: how many, or -1 where not.
 template <class I, class To>
 [[nodiscard]] index ascending_choices(const view<const I, 4>& s, index b, index h, index i,
                                       index blocks, To* to) noexcept {
@@ -83,7 +83,7 @@ template <class I, class To>
     return static_cast<index>(x) >= 0 && static_cast<index>(x) < blocks;
   };
   if (step == 1 && count > 0 && names_one(choice[0]) && names_one(choice[count - 1])) {
-    // A whole row of choices is copied as one.
+    // A whole row of indices is copied as one.
     index c = 1;
     while (c < count && choice[c - 1] < choice[c]) ++c;
     if (c == count) {
@@ -103,7 +103,7 @@ template <class I, class To>
   return n;
 }
 
-/// The row's choices among `blocks` blocks, ascending, without repeats.
+/// The row's indices among `blocks` blocks, ascending, without repeats.
 template <class I, class To>
 [[nodiscard]] index sort_choices(const view<const I, 4>& s, index b, index h, index i, index blocks,
                                  To* to) noexcept {
@@ -115,7 +115,7 @@ template <class I, class To>
   return std::unique(to, to + n) - to;
 }
 
-/// The same through a bit for each block, faster where a row chooses many of them.
+/// The same through a bit for each block, faster where a row selects many of them.
 class choice_marks {
  public:
   using word = std::uint64_t;

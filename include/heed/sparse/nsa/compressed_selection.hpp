@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Blocks chosen by the attention that compressed blocks of the same tokens receive (native sparse
+// Blocks selected by the attention that compressed blocks of the same tokens receive (native sparse
 // attention).
 //
 //   p_hi = exp(scale q_h.kc_i - lse_h)                over the compressed blocks i the row sees
@@ -46,10 +46,10 @@
 namespace heed::inline HEED_TARGET {
 
 struct compressed_selection_options {
-  index count = 16;                            ///< choices a row, the fixed ones included
+  index count = 16;                            ///< indices a row, the fixed ones included
   index block = 64;                            ///< tokens a selection block
-  index initial = 1;                           ///< first blocks, always chosen
-  index local = 2;                             ///< newest blocks, always chosen
+  index initial = 1;                           ///< first blocks, always selected
+  index local = 2;                             ///< newest blocks, always selected
   compressed_blocks compression{};             ///< how kc represents the tokens
   std::optional<double> scale = std::nullopt;  ///< 1 / sqrt(head dim) where absent
   index offset = 0;                            ///< position of row 0
@@ -82,7 +82,7 @@ void add_importance(const compressed_selection_options& o, index blocks, range k
   }
 }
 
-/// The row's choices from the importance of its `blocks` candidates, which may be read a group
+/// The row's indices from the importance of its `blocks` candidates, which may be read a group
 /// behind the last one. `list` holds count - initial - local of one row.
 template <class A>
 void choose_blocks(const compressed_selection_options& o, index blocks, const A* importance,

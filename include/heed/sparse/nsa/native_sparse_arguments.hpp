@@ -53,7 +53,7 @@ struct branch_tokens {
   K keys;
   V values;
 };
-/// The choices of each row.
+/// The indices of each row.
 template <class S>
 struct row_choices {
   static constexpr role part = role::selection;

@@ -197,8 +197,8 @@ struct selection_recall_method : api::method<recall_options> {
 }  // namespace detail
 
 /// selection_recall([executor,] q, k, selection, block, options): of the keys that
-/// `selected_attention` reads, [batch or 1, heads or kv heads or 1, queries, choices] blocks of
-/// `block` keys; a negative choice is none, a block chosen twice counts once.
+/// `selected_attention` reads, [batch or 1, heads or kv heads or 1, queries, indices] blocks of
+/// `block` keys; a negative index is none, a block selected twice counts once.
 inline constexpr api::function<detail::selection_recall_method,
                                api::form<detail::selection_recall_method, 3, index>>
     selection_recall{};

@@ -134,12 +134,12 @@ struct indexer_method : api::method<selection_options> {
 }  // namespace detail
 
 /// indexer_keys_into([executor,] chosen, qi, ki, w, options): the `count` keys of largest I_ij in
-/// their order, -1 where there are fewer, [batch, 1, queries, count]: one choice, which
+/// their order, -1 where there are fewer, [batch, 1, queries, count]: one selection, which
 /// `selected_attention` with block 1 takes for all heads. qi [batch, index heads, queries, Di], ki
 /// [batch, 1, keys, Di], w [batch, index heads, queries].
 ///
 /// Scores accumulate in float (double for double). A score that is NaN counts as 0; an I_ij that
-/// is, for its weights are, as -inf. Ties to the lower key; the same choices for any number of
+/// is, for its weights are, as -inf. Ties to the lower key; the same indices for any number of
 /// threads. Cost 2 N M Di FLOPs an index head; a worker holds the scores of some rows against a
 /// few keys, and O(count) numbers for each of their queries. Throws shape_error, option_error,
 /// std::bad_alloc.

@@ -18,15 +18,15 @@
 
 namespace heed::inline HEED_TARGET {
 
-/// How the query heads that share a KV head choose: each for itself, or together by the sum or by
-/// the largest of their bounds. Together they read each chosen page once.
+/// How the query heads that share a KV head select: each for itself, or together by the sum or by
+/// the largest of their bounds. Together they read each selected page once.
 enum class group_choice { each, sum, largest };
 
 struct page_options {
-  index count = 16;  ///< pages a row; 0 chooses nothing
+  index count = 16;  ///< pages a row; 0 selects nothing
   group_choice group = group_choice::each;
   bool newest = true;   ///< the newest page a row sees is chosen, whatever its bound, and first
-  bool causal = false;  ///< choose among pages that hold a key up to the row's own position alone
+  bool causal = false;  ///< select among pages that hold a key up to the row's own position alone
   /// Position of row 0; where absent the queries are the newest tokens, as in `decode`.
   std::optional<index> offset = std::nullopt;
 };
@@ -62,7 +62,7 @@ HEED_INLINE void bound_scores(const A* q, const T* group, index head_dim, A* to)
   });
 }
 
-/// Scores of one head more for a group of heads that choose together.
+/// Scores of one head more for a group of heads that select together.
 template <class A>
 HEED_INLINE void join_scores(group_choice how, const A* x, A* all) noexcept {
   for (index p = 0; p < tile_plan<A>::group; ++p) {
@@ -102,7 +102,7 @@ struct select_pages_method : api::method<page_options> {
       return chosen;
     }
     const auto places = as_view(chosen);
-    // The newest page is chosen without a look at its bound.
+    // The newest page is selected without a look at its bound.
     const index newest = o.newest && o.count > 0 ? 1 : 0;
     // All heads of a KV head, and some of their rows, while its bounds pass by.
     const index queries = (std::min)(n, std::max<index>(1, 16 / group));
@@ -174,8 +174,8 @@ struct select_pages_method : api::method<page_options> {
 /// select_pages([executor,] q, bounds, options): the `count` pages of largest bound on q.k, best
 /// first, -1 where there are fewer, for `selected_attention` with block `bounds.page()`. q [batch,
 /// heads, queries, head dim]; the result is [batch, heads, queries, count], or [batch, kv heads,
-/// ...] where a group chooses together. Not scaled: a scale above 0 changes no choice. Ties to the
-/// lower index; a NaN is never preferred; the same choices for any number of threads.
+/// ...] where a group selects together. Not scaled: a scale above 0 changes no index. Ties to the
+/// lower index; a NaN is never preferred; the same indices for any number of threads.
 ///
 /// Bounds are sums of head dim products in the accumulator type. A page with an infinite bound that
 /// counts is the first or the last; one with a channel of NaNs alone is never preferred. Of a page

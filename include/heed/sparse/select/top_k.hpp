@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // What each query row selects: the keys, or the blocks of keys, with the largest scores.
 //
-// | function          | a row's choices                                                   | from |
+// | function          | a row's indices                                                   | from |
 // |-------------------|-------------------------------------------------------------------|------|
 // | top_k_keys        | the `count` keys of largest q.k                                   | 1    |
 // | mixture_of_blocks | its own block, and the best `count - 1` earlier by q.mean(block)  | 2    |
@@ -9,11 +9,11 @@
 // The result is a tensor [batch, heads, queries, count] of indices, best first or ascending, -1
 // where there are fewer, for `selected_attention` (heed/attention.hpp), which takes them in any
 // order, and ascending at the least cost. It is new memory, or with `_into` the caller's, of 32- or
-// 64-bit integers: a prompt's choices may be gigabytes, and to be given them by the system may take
-// longer than to choose. Ties go to the lower index, so that a selection is the same on every run
+// 64-bit integers: a prompt's indices may be gigabytes, and to be given them by the system may take
+// longer than to select. Ties go to the lower index, so that a selection is the same on every run
 // and for any number of threads. Scores accumulate in float (double for double); a NaN is never
 // preferred. As in `attention`, nothing is causal unless wanted, and row i is at position
-// offset + i, offset being 0 where it is not given: causal rows choose among keys j <= offset + i
+// offset + i, offset being 0 where it is not given: causal rows select among keys j <= offset + i
 // alone. mixture_of_blocks is causal by its definition. Cost 2 N M D FLOPs a head for
 // keys, 1 / block of that for blocks; beside the result a worker holds O(count) numbers for each of
 // some rows, and O(M) for few queries. Throws shape_error, option_error, std::bad_alloc.
@@ -38,11 +38,11 @@
 namespace heed::inline HEED_TARGET {
 
 struct selection_options {
-  index count = 16;     ///< choices a row; 0 chooses nothing
-  index block = 1;      ///< keys a block, where blocks are chosen
-  bool causal = false;  ///< choose among keys up to the row's own position alone
+  index count = 16;     ///< indices a row; 0 selects nothing
+  index block = 1;      ///< keys a block, where blocks are selected
+  bool causal = false;  ///< select among keys up to the row's own position alone
   index offset = 0;     ///< position of row 0
-  choice_order order = choice_order::best_first;  ///< of a row's choices
+  choice_order order = choice_order::best_first;  ///< of a row's indices
 };
 
 namespace detail {
@@ -79,18 +79,18 @@ inline void check_selection_call(const std::array<index, 4>& q, const std::array
   check_row_positions(o.offset, q[2]);
 }
 
-/// For the choices of all heads, or none where the options will be refused.
+/// For the indices of all heads, or none where the options will be refused.
 [[nodiscard]] inline tensor<index, 4> new_selection(const std::array<index, 4>& q,
                                                     const selection_options& o) {
   return tensor<index, 4>({q[0], q[1], q[2], std::max<index>(o.count, 0)});
 }
 
-/// How many of `keys` keys row i may choose among.
+/// How many of `keys` keys row i may select among.
 [[nodiscard]] constexpr index choosable(const selection_options& o, index i, index keys) noexcept {
   return o.causal ? intersect({0, keys}, {0, o.offset + i + 1}).size() : keys;
 }
 
-/// Where the choices of `heads` heads go, [batch, heads, queries, count], a row's next to each
+/// Where the indices of `heads` heads go, [batch, heads, queries, count], a row's next to each
 /// other.
 template <class Chosen>
 [[nodiscard]] auto selection_output(Chosen& chosen, const std::array<index, 4>& q, index heads,
@@ -111,7 +111,7 @@ template <class Chosen>
   return view4;
 }
 
-/// Where a row's choices go.
+/// Where a row's indices go.
 template <class I>
 [[nodiscard]] I* choices_of(const view<I, 4>& chosen, index b, index h, index i) noexcept {
   return chosen.data() + b * chosen.stride(0) + h * chosen.stride(1) + i * chosen.stride(2);
@@ -231,7 +231,7 @@ struct mixture_of_blocks_method : api::method<selection_options> {
 }  // namespace detail
 
 /// mixture_of_blocks_into([executor,] chosen, q, k, options): for `selected_attention` with the
-/// same block, and `causal()`. Causal by definition, whatever `options.causal`: a row chooses among
+/// same block, and `causal()`. Causal by definition, whatever `options.causal`: a row selects among
 /// blocks that end before its own begins.
 inline constexpr api::writing<detail::mixture_of_blocks_method, 2> mixture_of_blocks_into{};
 /// mixture_of_blocks([executor,] q, k, options)
