@@ -313,6 +313,7 @@ void run_float8(const std::filesystem::path& folder, comparison& results);
 void run_gradient(const test_case& c, comparison& results);
 /// Those with a matrix state; false where the case is none of them.
 [[nodiscard]] bool run_matrix_state_gradient(const test_case& c, comparison& results);
+[[nodiscard]] bool run_scan_gradient(const test_case& c, comparison& results);
 /// The recurrences of the `fla` folder, by name.
 void run_recurrence(const test_case& c, comparison& results);
 /// Those that are softmax attention under a mask; false for any other.

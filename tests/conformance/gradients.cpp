@@ -210,7 +210,7 @@ void run_softmax(const test_case& c, comparison& results) {
 
 void run_gradient(const test_case& c, comparison& results) {
   const std::string family = c.meta().value("family", "");
-  if (run_matrix_state_gradient(c, results)) return;
+  if (run_matrix_state_gradient(c, results) || run_scan_gradient(c, results)) return;
   if (family != "softmax") throw unsupported("gradients of " + c.meta().value("method", family));
   run_softmax(c, results);
 }

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: MIT
+// Views that a gradient reads or writes, of which some may be absent: then their data is null.
+#pragma once
+
+#include <array>
+#include <cmath>
+#include <string>
+
+#include "heed/core/errors.hpp"
+#include "heed/core/target.hpp"
+#include "heed/tensor/view.hpp"
+
+namespace heed::inline HEED_TARGET {
+
+namespace detail {
+
+template <class T, int R>
+[[nodiscard]] bool has_data(const view<T, R>& x) noexcept {
+  return x.data() != nullptr;
+}
+
+template <class T, int R, std::size_t N>
+void check_extents(const char* name, const view<T, R>& x, const std::array<index, N>& expected) {
+  static_assert(static_cast<std::size_t>(R) == N);
+  if (x.extents() != expected) {
+    fail<shape_error>(std::string(name) + " has extents " + format_extents(x.extents()) +
+                      ", the call needs " + format_extents(expected));
+  }
+}
+
+template <class T, int R, std::size_t N>
+void check_extents_if_given(const char* name, const view<T, R>& x,
+                            const std::array<index, N>& expected) {
+  if (has_data(x)) check_extents(name, x, expected);
+}
+
+/// e^g h, and 0 where the decay is 0, whatever h is.
+template <class A>
+[[nodiscard]] A decayed(A e, A h) noexcept {
+  return e == A(0) ? A(0) : e * h;
+}
+
+/// 1 / (1 + e^-s), without overflow.
+template <class A>
+[[nodiscard]] A sigmoid(A s) noexcept {
+  const A e = std::exp(-std::abs(s));
+  return s < 0 ? e / (1 + e) : 1 / (1 + e);
+}
+
+template <class A, int R>
+void clear_sum(const view<A, R>& x) noexcept {
+  if (!has_data(x)) return;
+  if constexpr (R == 1) {
+    for (index i = 0; i < x.extent(0); ++i) x(i) = A(0);
+  } else {
+    for (index i = 0; i < x.extent(0); ++i) clear_sum(x[i]);
+  }
+}
+
+}  // namespace detail
+
+}  // namespace heed::inline HEED_TARGET

@@ -1,0 +1,157 @@
+// SPDX-License-Identifier: MIT
+// The textbook gradient of RWKV-4's time mixing, channel by channel.
+//
+//   out_t = sum_(j <= t) p_tj v_j,  p_tj = exp(l_tj - L_t),  L_t = log sum_j exp(l_tj)
+//   l_tj = k_j + (t - 1 - j) w for j < t,  l_tt = k_t + u,  w = -exp(decay)
+//   dl_tj = d_out_t p_tj (v_j - out_t);  dk_j = sum_t dl_tj;  dv_j = sum_t d_out_t p_tj
+//   du = sum_t dl_tt;  d_decay = w sum_tj (t - 1 - j) dl_tj
+//
+// From the last token back four sums over the later tokens t > j are kept, of d_out_t and of
+// d_out_t out_t, times exp((t - 1 - j) w - L_t), without and with the factor t - 1 - j: linear in
+// tokens. They are kept less the largest exponent, so that no exponential is above 1.
+//
+// k, v, d_out, dk, dv [batch, tokens, channels]; decay, bonus u [channels], their gradients are
+// sums over batch and tokens. The state begins empty. A key of -inf has no weight and gradient 0.
+// Accumulates in A; 2 tokens numbers of scratch. Serial. Throws shape_error, std::bad_alloc, before
+// anything is written.
+// Source of the forward form: Peng et al. 2023, arXiv 2305.13048, eq. 16; reverse accumulation.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "heed/core/target.hpp"
+#include "heed/linear/gradient_views.hpp"
+
+namespace heed::inline HEED_TARGET {
+
+/// What the forward pass read, and the gradient of what it wrote.
+template <class A>
+struct rwkv4_backward_inputs {
+  view<const A, 3> k;
+  view<const A, 3> v;
+  view<const A, 1> decay;
+  view<const A, 1> bonus;
+  view<const A, 3> d_out;
+};
+
+/// Where gradients go. One without data is not wanted.
+template <class A>
+struct rwkv4_gradients {
+  view<A, 3> k{};
+  view<A, 3> v{};
+  view<A, 1> decay{};
+  view<A, 1> bonus{};
+};
+
+namespace detail {
+
+/// One channel of one sequence.
+template <class A>
+class naive_rwkv4_channel {
+ public:
+  explicit naive_rwkv4_channel(const rwkv4_backward_inputs<A>& in)
+      : in_(in),
+        out_(static_cast<std::size_t>(in.k.extent(1))),
+        log_sum_(static_cast<std::size_t>(in.k.extent(1))) {}
+
+  void run(const rwkv4_gradients<A>& to, index b, index c) noexcept {
+    const A w = -std::exp(in_.decay(c));
+    const A u = in_.bonus(c);
+    forward(b, c, w, u);
+    // Sums over t > j of d_out_t and of d_out_t out_t, and of those times t - 1 - j; less e^most.
+    A values = 0, means = 0, aged_values = 0, aged_means = 0, most = none;
+    for (index j = in_.k.extent(1); j-- > 0;) {
+      const A k = in_.k(b, j, c);
+      const A d = in_.d_out(b, j, c);
+      const A out = out_[static_cast<std::size_t>(j)];
+      const A log_sum = log_sum_[static_cast<std::size_t>(j)];
+      A dk = 0, dv = 0, d_bonus = 0, d_w = 0;
+      if (k != none) {
+        const A v = in_.v(b, j, c);
+        const A later = most == none ? A(0) : std::exp(k + most);
+        const A own = std::exp(u + k - log_sum);
+        d_bonus = own * (v - out) * d;
+        dv = later * values + own * d;
+        dk = later * (v * values - means) + d_bonus;
+        d_w = later * (v * aged_values - aged_means);
+      }
+      if (has_data(to.k)) to.k(b, j, c) = dk;
+      if (has_data(to.v)) to.v(b, j, c) = dv;
+      if (has_data(to.bonus)) to.bonus(c) += d_bonus;
+      if (has_data(to.decay)) to.decay(c) += d_w * w;
+
+      aged_values += values;
+      aged_means += means;
+      const A own_exponent = log_sum == none ? none : -log_sum;
+      const A next = (std::max)(most + w, own_exponent);
+      const A keep = relative(most + w, next);
+      const A add = relative(own_exponent, next) * d;
+      values = keep * values + add;
+      means = keep * means + add * out;
+      aged_values *= keep;
+      aged_means *= keep;
+      most = next;
+    }
+  }
+
+ private:
+  static constexpr A none = -std::numeric_limits<A>::infinity();
+  [[nodiscard]] static A relative(A exponent, A most) noexcept {
+    return exponent == none ? A(0) : std::exp(exponent - most);
+  }
+
+  /// out_t and L_t, which is -inf where no key has a weight.
+  void forward(index b, index c, A w, A u) noexcept {
+    A numerator = 0, denominator = 0, most = none;
+    for (index t = 0; t < in_.k.extent(1); ++t) {
+      const A k = in_.k(b, t, c);
+      const A v = in_.v(b, t, c);
+      const auto add = [&](A past, A exponent) noexcept {
+        const A m = (std::max)(past, exponent);
+        const A keep = relative(past, m);
+        const A own = relative(exponent, m);
+        return std::array<A, 3>{keep * numerator + (own == A(0) ? A(0) : own * v),
+                                keep * denominator + own, m};
+      };
+      const auto [sum, weight, m] = add(most, u + k);
+      out_[static_cast<std::size_t>(t)] = weight == A(0) ? A(0) : sum / weight;
+      log_sum_[static_cast<std::size_t>(t)] = weight == A(0) ? none : m + std::log(weight);
+      const auto next = add(most + w, k);
+      numerator = next[0];
+      denominator = next[1];
+      most = next[2];
+    }
+  }
+
+  const rwkv4_backward_inputs<A>& in_;
+  std::vector<A> out_, log_sum_;
+};
+
+}  // namespace detail
+
+/// The gradients `to` of what the forward pass read.
+template <class A>
+void naive_rwkv4_backward(const rwkv4_backward_inputs<A>& in, const rwkv4_gradients<A>& to) {
+  const auto e = in.k.extents();
+  const std::array<index, 1> channels{e[2]};
+  detail::check_extents("v", in.v, e);
+  detail::check_extents("decay", in.decay, channels);
+  detail::check_extents("bonus", in.bonus, channels);
+  detail::check_extents("d_out", in.d_out, e);
+  detail::check_extents_if_given("dk", to.k, e);
+  detail::check_extents_if_given("dv", to.v, e);
+  detail::check_extents_if_given("d_decay", to.decay, channels);
+  detail::check_extents_if_given("d_bonus", to.bonus, channels);
+  detail::naive_rwkv4_channel<A> one(in);
+  detail::clear_sum(to.decay);
+  detail::clear_sum(to.bonus);
+  for (index b = 0; b < e[0]; ++b) {
+    for (index c = 0; c < e[2]; ++c) one.run(to, b, c);
+  }
+}
+
+}  // namespace heed::inline HEED_TARGET
