@@ -129,8 +129,8 @@ void linear_row_back(const linear_attention_backward_inputs<A>& in, const linear
 
 }  // namespace detail
 
-/// The gradients `to` of what the forward pass read. Of the options `causal`, `normalise`, `eps` and
-/// `scale` are read.
+/// The gradients `to` of what the forward pass read. Of the options `causal`, `normalise`, `eps`
+/// and `scale` are read.
 template <class A, class Map = generic_elu_plus_one>
 void naive_linear_attention_backward(const linear_attention_backward_inputs<A>& in,
                                      const linear_attention_gradients<A>& to,
