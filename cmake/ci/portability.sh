@@ -103,6 +103,11 @@ run() {
       # The same by another word; only that it compiles.
       compile g++ $native -D EIGEN_MAX_ALIGN_BYTES=0 -fsyntax-only tests/portability/smoke_sparse.cpp
       ;;
+    no-extensions)
+      # The way of compilers that lack g++'s vectors and attributes, by one that has them.
+      smoke g++ $native -D HEED_NO_EXTENSIONS
+      "$out"
+      ;;
     bits-32)
       # Of one version: the package without one removes every cross compiler.
       sh cmake/get-deps.sh "g++-$(g++ -dumpversion | cut -d. -f1)-multilib"
@@ -156,7 +161,7 @@ run() {
   esac
 }
 
-[ $# -gt 0 ] || set -- clang sanitizers warnings macros no-exceptions no-packets eigen-5 g++-11 clang-libc++ bits-32 \
+[ $# -gt 0 ] || set -- clang sanitizers warnings macros no-exceptions no-packets no-extensions eigen-5 g++-11 clang-libc++ bits-32 \
   aarch64 aarch64-bf16 riscv64 windows
 times=
 for name; do

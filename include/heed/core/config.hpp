@@ -7,6 +7,9 @@
 // HEED_INLINE_LAMBDA       the same for a lambda, between its parameters and its body.
 // HEED_NOINLINE            keeps a kernel out of line, so that its registers are its own.
 // HEED_HAS_EXCEPTIONS      1 unless compiled with -fno-exceptions.
+// HEED_HAS_EXTENSIONS      1 where the compiler has g++'s vectors, attributes and inline assembly. With
+//                          HEED_NO_EXTENSIONS defined by the user, or another compiler, what simd/ says
+//                          by them goes through memory.
 #pragma once
 
 // Without these lines an older language gives thousands of errors that name no cause. g++ goes on
@@ -33,11 +36,13 @@
 #define HEED_ASSERT(condition) assert(condition)
 #endif
 
-#if defined(__GNUC__) || defined(__clang__)
+#if (defined(__GNUC__) || defined(__clang__)) && !defined(HEED_NO_EXTENSIONS)
+#define HEED_HAS_EXTENSIONS 1
 #define HEED_INLINE [[gnu::always_inline]] inline
 #define HEED_INLINE_LAMBDA __attribute__((always_inline))
 #define HEED_NOINLINE [[gnu::noinline]]
 #else
+#define HEED_HAS_EXTENSIONS 0
 #define HEED_INLINE inline
 #define HEED_INLINE_LAMBDA
 #define HEED_NOINLINE

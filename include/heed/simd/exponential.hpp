@@ -124,8 +124,15 @@ HEED_INLINE P scale_by_exponent(const P& p, const P& shifted) noexcept {
     field <<= m;
     std::memcpy(&power, &field, sizeof power);
   } else {
+#if HEED_HAS_EXTENSIONS
     typedef bits vector __attribute__((vector_size(sizeof(P))));
     power = (P)((vector)shifted << m);
+#else
+    std::make_unsigned_t<bits> fields[sizeof(P) / sizeof(bits)];
+    std::memcpy(fields, &shifted, sizeof fields);
+    for (auto& field : fields) field <<= m;
+    std::memcpy(&power, fields, sizeof fields);
+#endif
   }
   return mul(p, power);
 }

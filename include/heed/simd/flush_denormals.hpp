@@ -50,7 +50,7 @@ class flush_denormals {
   bool was_set_;
 };
 
-#elif defined(__aarch64__) && (defined(__GNUC__) || defined(__clang__))
+#elif defined(__aarch64__) && HEED_HAS_EXTENSIONS
 
 class flush_denormals {
  public:

@@ -45,7 +45,7 @@ HEED_INLINE packet<A> load(const A* p) noexcept {
 template <class A>
 HEED_INLINE packet<A> load_once(const A* p) noexcept {
   packet<A> x = load(p);
-#if defined(EIGEN_VECTORIZE_FMA) && !defined(EIGEN_VECTORIZE_AVX512) && defined(__GNUC__) && \
+#if defined(EIGEN_VECTORIZE_FMA) && !defined(EIGEN_VECTORIZE_AVX512) && HEED_HAS_EXTENSIONS && \
     !defined(__clang__) && (defined(__x86_64__) || defined(__i386__))
   if constexpr (lanes<A> != 1) asm("" : "+x"(x));
 #endif
@@ -55,7 +55,7 @@ HEED_INLINE packet<A> load_once(const A* p) noexcept {
 /// (x + c) - c, even where it is told that sums are associative.
 template <class P>
 [[nodiscard]] HEED_INLINE P opaque(P x) noexcept {
-#if defined(__GNUC__) || defined(__clang__)
+#if HEED_HAS_EXTENSIONS
 #if defined(__AVX512F__)
   asm("" : "+v"(x));
 #elif defined(__SSE2__)
@@ -192,7 +192,7 @@ HEED_INLINE auto largest(const P& a) noexcept {
 /// `Level` 1 or 2.
 template <int Level = 1>
 HEED_INLINE void prefetch(const void* p) noexcept {
-#if defined(__GNUC__) || defined(__clang__)
+#if HEED_HAS_EXTENSIONS
   __builtin_prefetch(p, 0, Level == 1 ? 3 : 2);
 #else
   (void)p;

@@ -21,9 +21,9 @@ using lane_type = typename Eigen::internal::unpacket_traits<P>::type;
 
 template <int... I, class P>
 HEED_INLINE P shuffle(const P& a, const P& b) noexcept {
-#if defined(__clang__) || (defined(__GNUC__) && __GNUC__ >= 12)
+#if HEED_HAS_EXTENSIONS && (defined(__clang__) || __GNUC__ >= 12)
   return static_cast<P>(__builtin_shufflevector(a, b, I...));
-#elif defined(__GNUC__)
+#elif HEED_HAS_EXTENSIONS
   using integer = std::conditional_t<sizeof(detail::lane_type<P>) == 4, std::int32_t, std::int64_t>;
   typedef integer vector __attribute__((vector_size(sizeof(P))));
   return __builtin_shuffle(a, b, vector{I...});
