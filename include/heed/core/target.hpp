@@ -10,7 +10,7 @@
 // The name holds what changes code or layout: the packets Eigen uses and their alignment, every set
 // of instructions that the compiler may choose by itself, whether assertions, exceptions and the
 // checked containers of the standard library are compiled, whether NaN and the order of sums are
-// the compiler's to forget, and whether the default executor is OpenMP's. Users write
+// the compiler's to forget, whether the default executor is OpenMP's, and which matrix unit is used. Users write
 // `heed::attention` and never see it.
 //
 // So files of different targets share no type of heed: what passes between them is a pointer or a
@@ -231,15 +231,24 @@
 #define HEED_TARGET_EXECUTOR
 #endif
 
-#define HEED_TARGET_JOIN(packets, alignment, a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p) \
-  packets##alignment##a##b##c##d##e##f##g##h##i##j##k##l##m##n##o##p
+#if defined(HEED_EMULATED_TILES)
+#define HEED_TARGET_MATRIX _emulated
+#elif defined(HEED_TILES) && defined(__AMX_BF16__)
+#define HEED_TARGET_MATRIX _tiles
+#else
+#define HEED_TARGET_MATRIX
+#endif
+
+#define HEED_TARGET_JOIN(packets, alignment, a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q) \
+  packets##alignment##a##b##c##d##e##f##g##h##i##j##k##l##m##n##o##p##q
 #define HEED_TARGET_EXPAND(...) HEED_TARGET_JOIN(__VA_ARGS__)
 #define HEED_TARGET                                                                                \
   HEED_TARGET_EXPAND(HEED_TARGET_PACKETS, HEED_TARGET_ALIGNMENT, HEED_TARGET_SSE, HEED_TARGET_AVX, \
                      HEED_TARGET_FMA, HEED_TARGET_BMI, HEED_TARGET_VBMI, HEED_TARGET_BITS,         \
                      HEED_TARGET_VNNI, HEED_TARGET_HALF, HEED_TARGET_TILES, HEED_TARGET_NEWER,     \
                      HEED_TARGET_ATOMICS, HEED_TARGET_ASSERTIONS, HEED_TARGET_DEBUG,               \
-                     HEED_TARGET_MATHS, HEED_TARGET_EXCEPTIONS, HEED_TARGET_EXECUTOR)
+                     HEED_TARGET_MATHS, HEED_TARGET_EXCEPTIONS, HEED_TARGET_EXECUTOR,              \
+                     HEED_TARGET_MATRIX)
 
 namespace heed::inline HEED_TARGET {
 

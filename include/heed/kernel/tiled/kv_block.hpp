@@ -72,16 +72,20 @@ struct block_copies {
   A* v = nullptr;  // [keys of a block][value dim]
 };
 
+/// What a task's blocks share, where that is nothing.
+struct no_session {};
+
 /// A block of keys and values for queries of scalar TQ. Source is a key_value_source.
 template <class Block, class A, class TQ, class Source>
 concept kv_block = requires(Block block, const Block& loaded, read_ahead& ahead, A scale, index n,
                             rectangle<const TQ> q, const Source& source, const tile& where,
                             range keys, head_dims d, const block_copies<A>& copies, const A* packed,
-                            A* to, simd::packet<A>* maximum, const running_values<A>& out) {
+                            typename Block::session& session, A* to, simd::packet<A>* maximum,
+                            const running_values<A>& out) {
   /// Keys that a part may begin at.
   { Block::key_step } -> std::convertible_to<index>;
-  /// `ahead` is what `scores` and `values` prefetch.
-  Block(scale, ahead);
+  /// `ahead` is what `scores` and `values` prefetch; `session` is what a task's blocks share.
+  Block(scale, ahead, session);
   /// `n` queries of `n` channels, as `scores` reads them.
   Block::pack(q, n, n, scale, to);
   /// The keys `keys` of a head.
@@ -101,9 +105,10 @@ template <class A>
 class plain_block {
  public:
   static constexpr index key_step = 1;
+  using session = no_session;
 
   /// The scale is in the packed queries.
-  plain_block(A, read_ahead& ahead) noexcept : ahead_(&ahead) {}
+  plain_block(A, read_ahead& ahead, session&) noexcept : ahead_(&ahead) {}
 
   template <class T>
   static void pack(rectangle<const T> q, index rows, index head_dim, A scale, A* to) noexcept {

@@ -44,8 +44,9 @@ class paired_block {
   using plan = tile_plan<A>;
   using P = simd::packet<A>;
   static constexpr index key_step = 2;
+  using session = no_session;
 
-  paired_block(A scale, read_ahead& ahead) noexcept : scale_(scale), ahead_(&ahead) {}
+  paired_block(A scale, read_ahead& ahead, session&) noexcept : scale_(scale), ahead_(&ahead) {}
 
   /// Words of channel pairs; the scale stays out, for it would round.
   static void pack(rectangle<const bfloat16> q, index rows, index head_dim, A, A* to) noexcept {

@@ -8,6 +8,7 @@
 #include "heed/core/target.hpp"
 #include "heed/kernel/tiled/kv_block.hpp"
 #include "heed/kernel/tiled/kv_block_bf16.hpp"
+#include "heed/kernel/tiled/kv_block_tiles.hpp"
 #include "heed/kernel/tiled/query_tile.hpp"
 
 namespace heed::inline HEED_TARGET::kernel {
@@ -61,6 +62,7 @@ void attend_groups(const Program& program, const Source& source, const tile& whe
                    rectangle<const TQ> q, A scale, exact_scratch<A>& scratch) noexcept {
   using plan = tile_plan<A>;
   static_assert(kv_block<Block, A, TQ, Source> && kernel_program<Program>);
+  [[maybe_unused]] typename Block::session session;
   range all{0, 0};
   const group_rows cut(where.queries.size(), plan::lanes, plan::group);
   for (index g = 0; g < cut.groups; ++g) {
@@ -96,7 +98,7 @@ void attend_groups(const Program& program, const Source& source, const tile& whe
     keys.begin -= keys.begin % Block::key_step;
     read_ahead ahead = block_ahead<A>(source, where, all,
                                       intersect(all, {after, after + plan::keys}), d, cut.groups);
-    Block block(scale, ahead);
+    Block block(scale, ahead, session);
     block.load(source, where, keys, d, scratch.copies);
     int known = -1;  // whether the block's values are finite: not yet asked
     const auto finite = [&]() noexcept {
@@ -128,14 +130,24 @@ void exact_task(const Program& program, const Source& source, const tile& where,
                 rectangle<const TQ> q, rectangle<TO> out, A scale, A* lse, index lse_stride,
                 exact_scratch<A>& scratch) noexcept {
   using plan = tile_plan<A>;
-  if constexpr (paired_block::serves<TQ, Source>) {
-    if (paired_block::fits(source, where, d)) {
-      attend_groups<paired_block>(program, source, where, d, q, scale, scratch);
+  const auto attend = [&]<class Block>() noexcept {
+    attend_groups<Block>(program, source, where, d, q, scale, scratch);
+  };
+  // The widest unit that the target has and the source's rows fit.
+  if constexpr (matrix_block::serves<TQ, Source>) {
+    if (matrix_block::fits(source, where, d)) {
+      attend.template operator()<matrix_block>();
     } else {
-      attend_groups<plain_block<A>>(program, source, where, d, q, scale, scratch);
+      attend.template operator()<plain_block<A>>();
+    }
+  } else if constexpr (paired_block::serves<TQ, Source>) {
+    if (paired_block::fits(source, where, d)) {
+      attend.template operator()<paired_block>();
+    } else {
+      attend.template operator()<plain_block<A>>();
     }
   } else {
-    attend_groups<plain_block<A>>(program, source, where, d, q, scale, scratch);
+    attend.template operator()<plain_block<A>>();
   }
   const group_rows cut(where.queries.size(), plan::lanes, plan::group);
   for (index g = 0; g < cut.groups; ++g) {

@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: MIT
+// Matrix units: products of small tiles of bfloat16, summed in float, and the same in plain C++.
+//
+//   tile_matrix tiles;                  configures the thread's unit; the destructor puts back what
+//                                       configuration it had
+//   tiles.zero<C>()                     C = 0
+//   tiles.load<A>(rows, stride)         tile A: up to 16 rows of 64 bytes, `stride` bytes apart
+//   tiles.multiply<C, A, B>()           C_mn += sum_k A_m,2k B_k,2n + A_m,2k+1 B_k,2n+1
+//   tiles.store<C>(to, stride)          the sums of C, rows `stride` bytes apart
+//
+// A holds 16 rows of 32 numbers; B 16 rows, each of `columns` words of two numbers, so that a word is
+// a pair of terms; C 16 rows of `columns` floats. There are eight tiles, numbered by the caller.
+//
+// Semantics, of the unit (Intel 64 and IA-32 Architectures Software Developer's Manual, TDPBF16PS)
+// and of the plain form, bit for bit: the even terms and the odd terms are two sums from 0 by fused
+// multiply-adds in order of k; their sum joins C. Rounding to nearest even; denormal numbers count as
+// zero, and results that would be denormal become zero.
+//
+// Which of the two: HEED_EMULATED_TILES compiles the plain one, for tests on any processor.
+// HEED_TILES compiles the unit's where the target has it (AMX-BF16). It has not yet been run on such a
+// processor, so that neither is compiled unless one of the two is defined.
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#include "heed/core/target.hpp"
+#include "heed/core/types.hpp"
+#include "heed/simd/packet.hpp"
+
+#if defined(HEED_TILES) && !defined(HEED_EMULATED_TILES) && defined(__AMX_BF16__) && \
+    defined(EIGEN_VECTORIZE_AVX512) && defined(__linux__)
+#define HEED_HAS_TILE_UNIT 1
+#include <sys/syscall.h>
+#include <unistd.h>
+#else
+#define HEED_HAS_TILE_UNIT 0
+#endif
+
+namespace heed::inline HEED_TARGET::simd {
+
+/// Rows of a tile, and numbers of bfloat16 in a row of A.
+inline constexpr index tile_rows = 16;
+inline constexpr index tile_depth = 32;
+
+/// The unit in plain C++, of any number of columns up to 16.
+template <index Columns>
+class emulated_tiles {
+ public:
+  static_assert(Columns >= 1 && Columns <= 16);
+  static constexpr index columns = Columns;
+
+  template <int C>
+  void zero() noexcept {
+    std::memset(tile_[C], 0, sizeof tile_[C]);
+  }
+  /// A tile of B has rows of 4 `columns` bytes; one of A reads 64.
+  template <int T>
+  void load(const void* rows, index stride, index row_bytes = 64) noexcept {
+    for (index r = 0; r < tile_rows; ++r) {
+      std::memcpy(tile_[T][r], static_cast<const char*>(rows) + r * stride,
+                  static_cast<std::size_t>(row_bytes));
+    }
+  }
+  template <int C, int A, int B>
+  void multiply() noexcept {
+    for (index m = 0; m < tile_rows; ++m) {
+      for (index n = 0; n < columns; ++n) {
+        float even = 0;
+        float odd = 0;
+        for (index k = 0; k < tile_depth / 2; ++k) {
+          const std::uint32_t a = tile_[A][m][k];
+          const std::uint32_t b = tile_[B][k][n];
+          even = flushed(std::fma(lower(a), lower(b), even));
+          odd = flushed(std::fma(upper(a), upper(b), odd));
+        }
+        const float before = flushed(std::bit_cast<float>(tile_[C][m][n]));
+        tile_[C][m][n] = std::bit_cast<std::uint32_t>(flushed(before + flushed(even + odd)));
+      }
+    }
+  }
+  template <int C>
+  void store(float* to, index stride) const noexcept {
+    for (index r = 0; r < tile_rows; ++r) {
+      std::memcpy(reinterpret_cast<char*>(to) + r * stride, tile_[C][r],
+                  static_cast<std::size_t>(columns) * sizeof(float));
+    }
+  }
+
+ private:
+  [[nodiscard]] static float flushed(float x) noexcept {
+    return std::fabs(x) < (std::numeric_limits<float>::min)() ? std::copysign(0.0F, x) : x;
+  }
+  [[nodiscard]] static float lower(std::uint32_t pair) noexcept {
+    return flushed(std::bit_cast<float>(pair << 16U));
+  }
+  [[nodiscard]] static float upper(std::uint32_t pair) noexcept {
+    return flushed(std::bit_cast<float>(pair & 0xFFFF0000U));
+  }
+
+  std::uint32_t tile_[8][16][16] = {};
+};
+
+#if HEED_HAS_TILE_UNIT
+
+/// Whether the processor offers tiles of bfloat16 and the operating system grants this process their
+/// registers: asked once a process. A virtual machine may name the unit and offer no palette.
+[[nodiscard]] inline bool tile_unit_granted() noexcept {
+  static const bool granted = [] {
+    unsigned a = 0x1D;
+    unsigned b = 0;
+    unsigned c = 0;
+    unsigned d = 0;
+    asm volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
+    if (a == 0) return false;
+    constexpr long request_state = 0x1023;  // ARCH_REQ_XCOMP_PERM
+    constexpr long tile_data = 18;          // XFEATURE_XTILEDATA
+    return ::syscall(SYS_arch_prctl, request_state, tile_data) == 0;
+  }();
+  return granted;
+}
+
+/// What a thread's unit is told: eight tiles of 16 rows of 64 bytes.
+struct alignas(64) tile_configuration {
+  std::uint8_t palette = 1;
+  std::uint8_t start_row = 0;
+  std::uint8_t reserved[14] = {};
+  std::uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  std::uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+inline constexpr tile_configuration whole_tiles{};
+
+/// The unit. By the convention of the platform the contents of tiles are the caller's to save across
+/// a call; their configuration is put back. In assembly, for the compilers' own functions take the
+/// number of a tile from its spelling, and say less of what memory they read.
+class tile_unit {
+ public:
+  static constexpr index columns = 16;
+
+  tile_unit() noexcept {
+    asm volatile("sttilecfg %0" : "=m"(before_));
+    asm volatile("ldtilecfg %0" : : "m"(whole_tiles));
+  }
+  tile_unit(const tile_unit&) = delete;
+  tile_unit& operator=(const tile_unit&) = delete;
+  ~tile_unit() {
+    if (before_.palette != 0) {
+      asm volatile("ldtilecfg %0" : : "m"(before_));
+    } else {
+      asm volatile("tilerelease");
+    }
+  }
+
+  template <int C>
+  HEED_INLINE void zero() noexcept {
+    asm volatile("tilezero %%tmm%c0" : : "i"(C));
+  }
+  template <int T>
+  HEED_INLINE void load(const void* rows, index stride, index = 64) noexcept {
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(rows), "r"(stride), "i"(T) : "memory");
+  }
+  template <int C, int A, int B>
+  HEED_INLINE void multiply() noexcept {
+    asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B));
+  }
+  template <int C>
+  HEED_INLINE void store(float* to, index stride) const noexcept {
+    asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(stride), "i"(C) : "memory");
+  }
+
+ private:
+  tile_configuration before_;
+};
+
+using tile_matrix = tile_unit;
+inline constexpr bool has_tile_matrix = true;
+
+#else
+
+[[nodiscard]] constexpr bool tile_unit_granted() noexcept { return true; }
+
+using tile_matrix = emulated_tiles<(lanes<float> < 16 ? lanes<float> : 16)>;
+#if defined(HEED_EMULATED_TILES)
+inline constexpr bool has_tile_matrix = true;
+#else
+inline constexpr bool has_tile_matrix = false;
+#endif
+
+#endif
+
+}  // namespace heed::inline HEED_TARGET::simd
