@@ -3,7 +3,8 @@
 #
 #   cmake -D source=FILE -P check_compile_fail.cmake -- COMPILER OPTION...
 #
-# A file without a line `// expect: REGEX` is a control: it must compile.
+# A file without a line `// expect: REGEX` is a control: it must compile. A line `// options: OPTION...`
+# adds to the compiler's options.
 set(command "")
 set(seen_separator FALSE)
 math(EXPR last "${CMAKE_ARGC} - 1")
@@ -22,8 +23,12 @@ if(expectations GREATER 1)
 endif()
 string(REGEX REPLACE "^// expect: " "" expected "${expected}")
 
+file(STRINGS ${source} options REGEX "^// options: ")
+string(REGEX REPLACE "^// options: " "" options "${options}")
+separate_arguments(options)
+
 execute_process(
-  COMMAND ${command} ${source}
+  COMMAND ${command} ${options} ${source}
   RESULT_VARIABLE result
   OUTPUT_VARIABLE output
   ERROR_VARIABLE output)
