@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Gradients of the recurrences with a matrix state, tensors batch x tokens x heads x channels.
 #include <cmath>
-#include <heed/linear/matrix_state/naive_backward.hpp>
+#include <heed/linear/matrix_state/backward/naive_matrix_state_backward.hpp>
 #include <string>
 #include <vector>
 

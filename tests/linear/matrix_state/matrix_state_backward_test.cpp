@@ -7,7 +7,7 @@
 #include <random>
 #include <vector>
 
-#include "heed/linear/matrix_state/naive_backward.hpp"
+#include "heed/linear/matrix_state/backward/naive_matrix_state_backward.hpp"
 #include "heed/tensor.hpp"
 
 namespace {
