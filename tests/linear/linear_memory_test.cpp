@@ -2,6 +2,7 @@
 // An allocation that fails: no function of the linear family has written to its output or its state.
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstddef>
 #include <cstdlib>
 #include <cstring>
@@ -246,6 +247,32 @@ void expect_refused(const char* name, const written& w, const Call& call) {
   }
   EXPECT_NE(message.find("in use by another call"), std::string::npos) << name << ": " << message;
   EXPECT_TRUE(w.unchanged()) << name;
+}
+
+TEST(LinearScale, IsANumberOfTheAccumulator) {
+  const auto refused = [](const auto& call) {
+    try {
+      call();
+    } catch (const heed::option_error& e) {
+      return std::string(e.what()).find("scale") != std::string::npos;
+    }
+    return false;
+  };
+  ragged_call c;
+  const heed::random_directions<float> w(16, 32, 1);
+  for (const double scale : {1e40, -1e40, std::nan(""), HUGE_VAL}) {
+    const written untouched(c.out, c.state);
+    const recurrence_options o{.scale = scale};
+    EXPECT_TRUE(refused([&] { heed::retention_into(c.out, c.q, c.k, c.v, o); })) << scale;
+    EXPECT_TRUE(refused([&] {
+      heed::linear_attention_into(c.out, c.q, c.k, c.v, {.normalise = false, .scale = scale});
+    })) << scale;
+    EXPECT_TRUE(refused([&] {
+      heed::performer_attention_into(c.out, c.q, c.k, c.v, w,
+                                     heed::performer_options{.scale = scale});
+    })) << scale;
+    EXPECT_TRUE(untouched.unchanged());
+  }
 }
 
 TEST(LinearScratch, InUseIsRefused) {

@@ -195,7 +195,7 @@ void linear_call(E& exec, Out&& out, const Q& q, const K& k, const V& v, State&&
         1,
         o.normalise,
         static_cast<A>(o.eps),
-        static_cast<A>(scale)};
+        checked_finite<A>("scale", scale)};
   scratch_lease lease(o.scratch);
   workspace& memory = lease.memory();
   if (!ragged) return run_kernelised(exec, r, o, memory);

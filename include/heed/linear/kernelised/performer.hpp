@@ -125,10 +125,11 @@ struct performer_method {
     }
     const double shift = (std::max)(0.0, w.longest_squared() / 2 - 60);
     const auto eps = static_cast<double>((std::numeric_limits<A>::min)());
-    call_feature_blocks<A>(exec, std::forward<Out>(out), q, k, v, state,
-                           feature_call<A>{w.count(), o.causal, eps, {}, o.scratch},
-                           performer_fill<A>{as_view(w.columns()), static_cast<A>(std::sqrt(scale)),
-                                             static_cast<A>(shift)});
+    call_feature_blocks<A>(
+        exec, std::forward<Out>(out), q, k, v, state,
+        feature_call<A>{w.count(), o.causal, eps, {}, o.scratch},
+        performer_fill<A>{as_view(w.columns()), std::sqrt(checked_finite<A>("scale", scale)),
+                          static_cast<A>(shift)});
   }
 };
 

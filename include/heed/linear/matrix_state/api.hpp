@@ -279,7 +279,7 @@ struct matrix_method {
     [&]<std::size_t... I>(std::index_sequence<I...>) {
       M::describe(c, std::get<I>(all)...);
     }(std::make_index_sequence<extra>{});
-    r.scale = static_cast<A>(o.scale.value_or(c.default_scale));
+    r.scale = checked_finite<A>("scale", o.scale.value_or(c.default_scale));
     r.bounds = o.sequence_bounds;
 
     const auto o4 = as_rank4(as_view(std::forward<Out>(out)));

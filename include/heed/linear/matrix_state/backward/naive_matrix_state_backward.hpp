@@ -287,7 +287,7 @@ void naive_matrix_state_backward(const matrix_state_inputs<A>& in,
   detail::check_gradient_extents("d_initial_state", to.initial_state, state);
 
   const double scale = in.scale.value_or(k[3] > 0 ? 1 / std::sqrt(static_cast<double>(k[3])) : 1.0);
-  detail::naive_matrix_state<A> head(in, given, to, static_cast<A>(scale));
+  detail::naive_matrix_state<A> head(in, given, to, checked_finite<A>("scale", scale));
   for (index b = 0; b < k[0]; ++b) {
     for (index h = 0; h < k[1]; ++h) head.run(b, h);
   }
