@@ -2,8 +2,9 @@
 // heed_wall: quadratic attention hits the wall, tiled, sparse and linear attention do not.
 //
 // Measures ten methods over doubling n and prints one table, fitted exponents, crossovers and
-// what a second and a gibibyte afford; draws scaling.svg. `heed_wall --help` lists what can be
-// changed.
+// what a second and a gibibyte afford; draws scaling.svg. With `--model llama3-8b --tokens 32768` it
+// prints what that model costs here instead, by the cost model, and measures one layer.
+// `heed_wall --help` lists what can be changed.
 #include <stdio.h>
 #include <unistd.h>
 
@@ -19,6 +20,7 @@
 #include "bench/probes.hpp"
 #include "measure.hpp"
 #include "method.hpp"
+#include "model.hpp"
 #include "plot.hpp"
 #include "report.hpp"
 #include "sparse.hpp"
@@ -200,6 +202,13 @@ int main(int argc, char** argv) {
       ->capture_default_str();
   app.add_option("--output", s.output, "where the picture goes")->capture_default_str();
   app.add_flag("--plain", s.plain, "no progress line");
+  std::string model;
+  heed::index tokens = 32'768;
+  app.add_option("--model", model, "print what this model costs here instead")
+      ->check(CLI::IsMember(model_names()));
+  app.add_option("--tokens", tokens, "of the model's prompt")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1 << 24));
   CLI11_PARSE(app, argc, argv);
   heads_given = heads->count() > 0;
   if (!heads_given) s.heads = s.threads;
@@ -208,6 +217,12 @@ int main(int argc, char** argv) {
     return 2;
   }
   try {
+    if (!model.empty()) {
+      heed::thread_pool pool(s.threads);
+      print_model(model, tokens, s.threads, probes::fma_peak<float>(pool, s.threads),
+                  probes::read_probe().bandwidth(s.threads, 5));
+      return 0;
+    }
     return run(s);
   } catch (const std::exception& e) {
     std::fprintf(stderr, "heed_wall: %s\n", e.what());
