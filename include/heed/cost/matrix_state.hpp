@@ -57,7 +57,7 @@ struct matrix_state_form {
   const double parts = form.channel_gate ? (form.write == state_write::outer ? 1 : 2) *
                                                static_cast<double>(tokens * form.lanes) * rows
                                          : 0;
-  return 2 * d * v + rows * (key_rows * d + value_rows * v + weights * rows + decays + 2) + 2 * d +
+  return 2 * d * v + rows * (key_rows * d + value_rows * v + weights * rows + decays + 2) + 3 * d +
          parts;
 }
 

@@ -27,7 +27,9 @@
 // A NaN or infinity of a token reaches that token and later ones, never an earlier one.
 // Where S hardly decays (a factor of 7/8 or more a chunk), the sums of chunks are added to it with a
 // compensated sum in sequences of more than 16 chunks: the error does not grow with the tokens. At
-// 2^20 tokens without decay and with positive numbers it is 1.2e-6 (measured).
+// 2^20 tokens without decay and with positive numbers it is 1.2e-6 (measured). Slow gates, of less
+// than 1/32 a chunk together, do not drift there: what rounds off their exponentials is kept, but in
+// the form `scan`, which errs by up to eps / 2 a chunk that the state remembers.
 // Scratch a worker: 2 Dk Dv + C (4 Dk + 4 Dv + 4 C) numbers, about; in the form `scan` Dk Dv numbers
 // (twice Dk more in the delta rules) a segment of a sequence that has several. Parallel over batch x state
 // heads, in the form `scan` over segments of tokens too; the same bits for any number of threads.

@@ -39,6 +39,7 @@ struct matrix_recurrence : matrix_tokens<A> {
   using base::gates, base::writes, base::read_before, base::chunk_tokens;
   using base::k, base::v, base::out, base::bonus, base::scale;
   using base::load, base::load_query, base::finish, base::add_multiple;
+  using base::lost_of_decay, base::log_of, base::finite_multiple;
   using typename base::scratch_type;
 
   /// One token, by the formulas on top.
@@ -102,6 +103,7 @@ struct matrix_recurrence : matrix_tokens<A> {
       }
       finish(head, h, t, o, s);
     }
+    keep_slow_decays(s);
     if (low) {
       decay_and_write<A>(in(s.written_b), in(s.x), s.prefix, n, d, v.channels(), s.sum, s.low,
                          ahead);
@@ -142,13 +144,29 @@ struct matrix_recurrence : matrix_tokens<A> {
     return ahead;
   }
 
+  /// Low parts take what rounding the chunk's decays will lose. A gate of -1e-6 is 17 units of the
+  /// last place of its exponential, which rounds by up to half a unit: 3 % of it, each time.
+  void keep_slow_decays(const scratch_type& s) const noexcept {
+    if (s.low.data == nullptr) return;
+    for (index r = 0; r < k.channels(); ++r) {
+      const A lost = lost_of_decay(log_of(r, s), s.prefix[r]);
+      if (lost == A(0)) continue;
+      for (index c = 0; c < padded(v.channels()); c += lanes) {
+        simd::store(s.low[r] + c,
+                    simd::add(simd::load<A>(s.low[r] + c), finite_multiple(lost, s.sum[r] + c)));
+      }
+    }
+  }
+
   /// One token's decay of and write to row r of S, compensated.
   void add_token(index r, const A* value, index columns, const scratch_type& s) const noexcept {
+    const A lost = lost_of_decay(log_of(r, s), s.decay[0][r]);
     for (index c = 0; c < columns; c += lanes) {
       auto x = simd::mul(simd::broadcast(s.keys[0][r]), simd::load<A>(value + c));
       if (writes == write_kind::low_rank) {
         x = simd::fmadd(simd::broadcast(s.b[0][r]), simd::load<A>(s.x[0] + c), x);
       }
+      if (lost != A(0)) x = simd::add(x, finite_multiple(lost, s.sum[r] + c));
       decay_and_add(s.decay[0][r], s.sum[r] + c, s.low[r] + c, x);
     }
   }

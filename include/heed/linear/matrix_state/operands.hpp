@@ -4,7 +4,10 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 #include <span>
+#include <type_traits>
 
 #include "heed/core/target.hpp"
 #include "heed/core/types.hpp"
@@ -45,6 +48,7 @@ struct matrix_tokens {
     matrix_rows<A> w, w2, m, n;  // weights of pairs: q k', q b', and those of x
     matrix_rows<A> decay;        // of pairs, or of channels
     A *step, *prefix, *beta, *bonus, *parts;
+    A* logs;                      // sums of the chunk's gates: of each channel, or one number
     matrix_rows<const A> keys;    // k, where it lies or copied
     matrix_rows<const A> values;  // v, where it lies or scaled
   };
@@ -99,6 +103,7 @@ struct matrix_tokens {
     s.decay = take(rows, gates == gate_kind::per_channel ? d : (std::max)(pairs, d));
     s.step = c.allocate<A>(rows);
     s.prefix = c.allocate<A>(d);
+    s.logs = c.allocate<A>(d);
     s.beta = c.allocate<A>(rows);
     s.bonus = c.allocate<A>(d);
     const index met = writes == write_kind::outer ? 1 : 2;
@@ -181,11 +186,38 @@ struct matrix_tokens {
       std::fill_n(s.step, padded(n), A(0));
       gate.load_numbers(bt, h, of, t, s.step);
       if (gate_factor.present()) multiply_by(s.step, factor, padded(n));
+      s.logs[0] = A(0);
+      for (index i = 0; s.low.data != nullptr && i < n; ++i) s.logs[0] += s.step[i];
       exponentials(s.step, n, s.step);
     } else if (gates == gate_kind::per_channel) {
       const auto logs = gate.rows(bt, h, of, t, s.decay);
+      if (s.low.data != nullptr) {
+        std::fill_n(s.logs, padded(k.channels()), A(0));
+        for (index i = 0; i < n; ++i) add_multiple(A(1), logs[i], s.logs, padded(k.channels()));
+      }
       for (index i = 0; i < n; ++i) exponentials(logs[i], k.channels(), s.decay[i]);
     }
+  }
+
+  /// What rounding has taken from `decay`, which is exp(log) of a gate or of a chunk's; 0 where the
+  /// past is forgotten sooner than that adds up, and in double.
+  [[nodiscard]] static A lost_of_decay(A log, A decay) noexcept {
+    if (std::is_same_v<A, double> || !(std::abs(log) < slow_log)) return A(0);
+    // exp(log) - 1
+    const A less =
+        log * (A(1) + log / A(2) * (A(1) + log / A(3) * (A(1) + log / A(4) * (A(1) + log / A(5)))));
+    return less - (decay - A(1));
+  }
+  [[nodiscard]] A log_of(index channel, const scratch_type& s) const noexcept {
+    return gates == gate_kind::per_channel ? s.logs[channel]
+           : gates == gate_kind::per_token ? s.logs[0]
+                                           : A(0);
+  }
+  /// by x, and 0 where x is infinite: an infinite state stays one.
+  [[nodiscard]] static simd::packet<A> finite_multiple(A by, const A* x) noexcept {
+    const auto value = simd::load<A>(x);
+    const auto largest = simd::broadcast((std::numeric_limits<A>::max)());
+    return simd::mul(simd::broadcast(by), simd::both(simd::less(simd::abs(value), largest), value));
   }
 
   /// The output's last additions, and its store where the rows are scratch.
@@ -207,6 +239,8 @@ struct matrix_tokens {
   }
 
  protected:
+  /// Gates of a chunk that add up to less are slow: rounded decays would drift.
+  static constexpr A slow_log = A(1) / A(32);
   static constexpr index lanes = simd::lanes<A>;
   [[nodiscard]] static constexpr index padded(index n) noexcept { return round_up(n, lanes); }
   [[nodiscard]] static matrix_rows<const A> in(matrix_rows<A> x) noexcept {
