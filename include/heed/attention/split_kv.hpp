@@ -43,6 +43,35 @@ void finish_row(const Call& call, const shared_rows& rows, index r, softmax_stat
   if (A* lse = call.lse_rows(where.batch, where.head, row)) *lse = state.log_sum_exp();
 }
 
+/// Finishes the rows of a share, whose states and sums these are, rows of sums `stride` apart.
+/// Where a row has overflowed attend(scratch) runs the share's keys again in `scratch`, with weights
+/// times its factor.
+template <class Call, class A, class Attend>
+void finish_rows(const Call& call, const shared_rows& rows, softmax_state<A>* state, const A* out,
+                 index stride, split_scratch<A> scratch, const Attend& attend) noexcept {
+  const index channels = call.out.extent(3);
+  bool again = false;
+  for (index r = 0; r < rows.size(); ++r) {
+    finish_row(call, rows, r, state[r], out + r * stride);
+    again = again || state[r].overflowed(out + r * stride, channels);
+  }
+  if (!again) return;
+  scratch.factor = small_weight<A>;
+  start_split(scratch, rows.size(), channels);
+  attend(scratch);
+  const index out_stride = round_up(channels, split_plan<A>::lanes);
+  for (index r = 0; r < rows.size(); ++r) {
+    A* const sums = scratch.out + r * out_stride;
+    add_lost(sums, scratch.lost + r * out_stride, channels);
+    if (!state[r].overflowed(out + r * stride, channels)) continue;
+    const tile where = rows.row(r, {});
+    softmax_state<A>& redone = scratch.state[r];
+    const A factor = redone.join_sink(call.program.sink_logit(where.head)) * redone.normaliser();
+    const auto to = call.output_rows(where.batch, where.head, where.rows().begin);
+    for (index c = 0; c < channels; ++c) mend(*to.at(0, c), sums[c] * (factor / scratch.factor));
+  }
+}
+
 /// Where the work of a batch entry begins: its tasks, packed query rows and partial results, all KV
 /// heads one after another.
 struct batch_work {
@@ -161,10 +190,14 @@ struct split_kernel {
       for (index h = 0; h < e.kv_heads; ++h) pack_queries(call, share(b, h), queries(b, h));
     }
 
-    const auto task = [&](index worker, index t) noexcept {
+    const auto scratch_of = [&](index worker) noexcept {
       split_scratch<A> scratch;
       arena c(layout.worker + static_cast<std::size_t>(worker) * layout.each);
       scratch.allocate(c, layout.most_rows, d);
+      return scratch;
+    };
+    const auto task = [&](index worker, index t) noexcept {
+      split_scratch<A> scratch = scratch_of(worker);
       const index b = layout.batch_of(t, e.batch);
       const share_size size(call, b);
       const index at = t - layout.begin[b].tasks;
@@ -181,7 +214,7 @@ struct split_kernel {
     const index grain = std::clamp<index>(layout.all.tasks / (layout.workers * 64), 1, 4);
     for_each_task(exec, layout.workers, layout.all.tasks, task, grain);
 
-    for_each_task(exec, layout.workers, e.batch * e.kv_heads, [&](index, index s) noexcept {
+    for_each_task(exec, layout.workers, e.batch * e.kv_heads, [&](index worker, index s) noexcept {
       const index b = s / e.kv_heads;
       const index h = s % e.kv_heads;
       const share_size size(call, b);
@@ -190,9 +223,11 @@ struct split_kernel {
       softmax_state<A>* const states = layout.state + part;
       A* const outs = layout.out + part * d.value_dim;
       merge_splits(states, outs, size.rows, size.rows, size.splits, d.value_dim);
-      for (index r = 0; r < size.rows; ++r) {
-        finish_row(call, share(b, h), r, states[r], outs + r * d.value_dim);
-      }
+      finish_rows(call, share(b, h), states, outs, d.value_dim, scratch_of(worker),
+                  [&](split_scratch<A>& scratch) noexcept {
+                    split_keys(call.program, call.source, share(b, h), d, queries(b, h), d.head_dim,
+                               {0, call.source.length(b)}, scratch);
+                  });
     });
   }
 };

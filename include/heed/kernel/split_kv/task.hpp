@@ -59,6 +59,7 @@ struct split_scratch {
   A* v = nullptr;
   const void** list = nullptr;  // where a block's rows are stored
   softmax_state<A>* state = nullptr;
+  A factor = A(1);  // what the weights are multiplied with once their sum is taken
 
   void allocate(arena& c, index rows, head_dims d) noexcept {
     const index r = plan::padded(rows);
@@ -119,8 +120,8 @@ HEED_INLINE range modify_row(const Program& program, const tile& t, A* s) noexce
   return hidden;
 }
 
-/// Softmax and values of one row, pair by pair, leaving out what is hidden; `factor` are those of
-/// dropout, `part` is scratch for a row.
+/// Softmax and values of one row, pair by pair, leaving out what is hidden; `factor` are what weights
+/// are multiplied with, `part` is scratch for a row.
 template <class A, class Values>
 HEED_NOINLINE void attend_row_pairwise(softmax_state<A>& state, A* out, A* lost, A* part,
                                        const A* s, index keys, const A* factor, const Values& v,
@@ -204,13 +205,13 @@ void split_keys(const Program& program, const Source& source, const shared_rows&
                    {t.batch, t.head, t.kv_head, t.queries.begin, block.begin + i, t.rows().begin}));
       }
     };
-    if (!finite) {
+    if (!finite || scratch.factor != A(1)) {
       v.each([&](const auto& value, index at, index keys_at) noexcept {
         for (index r = 0; r < n; ++r) {
           A factor[std::size_t{plan::keys}];
-          std::fill_n(factor, keys_at, A(1));
+          std::fill_n(factor, keys_at, scratch.factor);
           if constexpr (Program::template has<stage::dropout>) {
-            dropout_factors(r, at, keys_at, [&](index j, A f) { factor[j - at] = f; });
+            dropout_factors(r, at, keys_at, [&](index j, A f) { factor[j - at] *= f; });
           }
           attend_row_pairwise<A>(scratch.state[r], scratch.out + r * out_stride,
                                  scratch.lost + r * out_stride, scratch.part,

@@ -34,6 +34,12 @@ struct group_rows {
         rows(groups > 0 ? round_up(ceil_div(queries, groups), lanes) : 0) {}
 };
 
+/// A number of each query of a tile.
+template <class A>
+struct lane_numbers {
+  alignas(cache_line) A at[static_cast<std::size_t>(tile_plan<A>::group)];
+};
+
 template <class A>
 struct query_tile {
   using plan = tile_plan<A>;
@@ -45,6 +51,7 @@ struct query_tile {
   A* sum = nullptr;   // [group]
   A* rest = nullptr;  // [group], what rounding has taken from `sum`
   tile where;         // its queries; keys: all that any of them may see
+  A factor = A(1);    // what the weights are multiplied with once their sum is taken
 
   void allocate(arena& c, index head_dim, index value_dim) noexcept {
     q = c.allocate<A>(head_dim * plan::group);
@@ -66,24 +73,35 @@ struct query_tile {
   [[nodiscard]] softmax_state<A> state(index i) const noexcept { return {max[i], sum[i], rest[i]}; }
   [[nodiscard]] running_values<A> values() const noexcept { return {out, lost}; }
 
-  /// The sink joins the denominator; the output is divided.
-  void finish(index value_dim, A sink) noexcept {
-    alignas(cache_line) A factor[plan::group];
+  /// The sink joins the denominator; the output is divided. Lane i of what is returned: 0 unless the
+  /// output has overflowed, or holds what its values hold, though the sum is finite.
+  [[nodiscard]] lane_numbers<A> finish(index value_dim, A sink) noexcept {
+    alignas(cache_line) A divisor[plan::group];
+    lane_numbers<A> odd;
     for (index i = 0; i < plan::group; ++i) {
       softmax_state<A> s = state(i);
       const A rescale = s.join_sink(sink);
-      factor[i] = rescale * s.normaliser();
+      divisor[i] = rescale * s.normaliser() / factor;
       max[i] = s.max;
       sum[i] = s.sum;
       rest[i] = s.lost;
     }
+    simd::packet<A> sought[std::size_t{plan::packets}];
+    for (auto& s : sought) s = simd::zero<A>();
     for (index c = 0; c < value_dim; ++c) {
-      for (index i = 0; i < plan::group; i += plan::lanes) {
-        const index at = c * plan::group + i;
+      for (index p = 0; p < plan::packets; ++p) {
+        const index at = c * plan::group + p * plan::lanes;
         const auto whole = total(simd::load(out + at), simd::load(lost + at));
-        simd::store(out + at, simd::mul(whole, simd::load(factor + i)));
+        const auto mean = simd::mul(whole, simd::load(divisor + p * plan::lanes));
+        simd::store(out + at, mean);
+        sought[p] = simd::fmadd(mean, simd::zero<A>(), sought[p]);
       }
     }
+    for (index p = 0; p < plan::packets; ++p) simd::store(odd.at + p * plan::lanes, sought[p]);
+    for (index i = 0; i < plan::group; ++i) {
+      if (!(sum[i] - sum[i] == A(0))) odd.at[i] = A(0);
+    }
+    return odd;
   }
 };
 
@@ -156,6 +174,11 @@ HEED_NOINLINE void tile_maximum(const A* s, index keys, simd::packet<A>* maximum
   }
 }
 
+template <class A>
+HEED_NOINLINE void scale_tile(A* s, index keys, A factor) noexcept {
+  for (index i = 0; i < keys * tile_plan<A>::group; ++i) s[i] *= factor;
+}
+
 /// One tile of queries against the keys of `t`, at most a block of them; `visible` is what the masks
 /// leave of the tile, not `empty`. `s` is scratch for a block's scores. `finite()` tells whether the
 /// block's values are all finite; it is called only where it matters.
@@ -189,6 +212,7 @@ HEED_NOINLINE void attend_tile(query_tile<A>& g, const Program& program, const t
       update_online_softmax<A, packets()>(g, s, first, keys, maximum, rescale);
     });
     if constexpr (Program::template has<stage::dropout>) drop_tile(program, t, s);
+    if (g.factor != A(1)) scale_tile(s, keys, g.factor);
   };
   if constexpr (Program::changes_scores || Program::hides) {
     if (changed) {

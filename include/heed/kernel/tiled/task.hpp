@@ -57,9 +57,10 @@ template <class A, class Source>
   return ahead;
 }
 
+/// Weights are multiplied with `factor` once their sums are taken.
 template <class Block, class Program, class Source, class TQ, class A>
 void attend_groups(const Program& program, const Source& source, const tile& where, head_dims d,
-                   rectangle<const TQ> q, A scale, exact_scratch<A>& scratch) noexcept {
+                   rectangle<const TQ> q, A scale, A factor, exact_scratch<A>& scratch) noexcept {
   using plan = tile_plan<A>;
   static_assert(kv_block<Block, A, TQ, Source> && kernel_program<Program>);
   [[maybe_unused]] typename Block::session session;
@@ -73,6 +74,7 @@ void attend_groups(const Program& program, const Source& source, const tile& whe
     group.where.keys = program.visible_keys(group.where);
     all = hull(all, group.where.keys);
     group.start(d.value_dim);
+    group.factor = factor;
     Block::pack(rectangle<const TQ>{q.at(g * cut.rows, 0), q.row, q.column},
                 group.where.queries.size(), d.head_dim, scale, group.q);
   }
@@ -130,35 +132,48 @@ void exact_task(const Program& program, const Source& source, const tile& where,
                 rectangle<const TQ> q, rectangle<TO> out, A scale, A* lse, index lse_stride,
                 exact_scratch<A>& scratch) noexcept {
   using plan = tile_plan<A>;
-  const auto attend = [&]<class Block>() noexcept {
-    attend_groups<Block>(program, source, where, d, q, scale, scratch);
+  const auto attend = [&](A factor) noexcept {
+    const auto with = [&]<class Block>() noexcept {
+      attend_groups<Block>(program, source, where, d, q, scale, factor, scratch);
+    };
+    // The widest unit that the target has and the source's rows fit.
+    if constexpr (matrix_block::serves<TQ, Source>) {
+      if (matrix_block::fits(source, where, d)) {
+        return with.template operator()<matrix_block>();
+      }
+    } else if constexpr (paired_block::serves<TQ, Source>) {
+      if (paired_block::fits(source, where, d)) {
+        return with.template operator()<paired_block>();
+      }
+    }
+    with.template operator()<plain_block<A>>();
   };
-  // The widest unit that the target has and the source's rows fit.
-  if constexpr (matrix_block::serves<TQ, Source>) {
-    if (matrix_block::fits(source, where, d)) {
-      attend.template operator()<matrix_block>();
-    } else {
-      attend.template operator()<plain_block<A>>();
-    }
-  } else if constexpr (paired_block::serves<TQ, Source>) {
-    if (paired_block::fits(source, where, d)) {
-      attend.template operator()<paired_block>();
-    } else {
-      attend.template operator()<plain_block<A>>();
-    }
-  } else {
-    attend.template operator()<plain_block<A>>();
-  }
   const group_rows cut(where.queries.size(), plan::lanes, plan::group);
+  lane_numbers<A> odd[std::size_t{plan::groups_per_task}];
+  bool again = false;
+  attend(A(1));
   for (index g = 0; g < cut.groups; ++g) {
     query_tile<A>& group = scratch.groups[g];
     const index rows = group.where.queries.size();
-    group.finish(d.value_dim, program.sink_logit(where.head));
+    odd[g] = group.finish(d.value_dim, program.sink_logit(where.head));
     copy_tile<A, TO>({group.out, 1, plan::group}, {out.at(g * cut.rows, 0), out.row, out.column},
                      rows, d.value_dim);
+    for (index i = 0; i < rows; ++i) again = again || odd[g].at[i] != A(0);
     if (lse != nullptr) {
       for (index i = 0; i < rows; ++i) {
         lse[(g * cut.rows + i) * lse_stride] = group.state(i).log_sum_exp();
+      }
+    }
+  }
+  if (!again) return;
+  attend(small_weight<A>);
+  for (index g = 0; g < cut.groups; ++g) {
+    query_tile<A>& group = scratch.groups[g];
+    (void)group.finish(d.value_dim, program.sink_logit(where.head));
+    for (index i = 0; i < group.where.queries.size(); ++i) {
+      if (odd[g].at[i] == A(0)) continue;
+      for (index c = 0; c < d.value_dim; ++c) {
+        mend(*out.at(g * cut.rows + i, c), group.out[c * plan::group + i]);
       }
     }
   }

@@ -246,8 +246,15 @@ void run_selected_rows(E& exec, const Call& call, const view<const I, 4>& select
       const split_scratch<A> seen = seen_of(i);
       for (index r = 0; r < group; ++r) {
         add_lost(seen.out + r * out_stride, seen.lost + r * out_stride, d.value_dim);
-        finish_row(call, rows_of(i), r, seen.state[r], seen.out + r * out_stride);
       }
+      finish_rows(call, rows_of(i), seen.state, seen.out, out_stride, s.split,
+                  [&](split_scratch<A>& again) noexcept {
+                    const chosen_blocks chosen{s.choices + i * choices,
+                                               s.left[i].begin - i * choices, block, tokens};
+                    split_keys(remapped_program(call.program, chosen),
+                               chosen_source(call.source, chosen), rows_of(i), d, s.q + i * q_size,
+                               d.head_dim, {0, chosen.keys()}, again);
+                  });
     }
   };
   for_each_task(exec, workers, tasks, task, 1);
