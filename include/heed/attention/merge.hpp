@@ -4,7 +4,9 @@
 //   m = max(l1, l2), w = exp(l - m), out = (w1 out1 + w2 out2) / (w1 + w2), l = m + log(w1 + w2)
 //
 // with l the log-sum-exp of each. -inf is the empty result and merges as nothing; empty with empty
-// is empty, whatever its output holds. Associative and commutative up to rounding (2 eps a merge).
+// is empty, whatever its output holds. Associative and commutative up to rounding: a merge is computed
+// in double and rounds once, the output by eps / 2 of its size (of the stored scalar) and l by
+// eps / 2 |l|, so that n merges err by at most n / 2 eps max |out| and as much of l.
 // Throws shape_error before anything is written.
 #pragma once
 
@@ -37,21 +39,22 @@ void merge_partials(Out&& out, Lse&& lse, const Other& other_out, const OtherLse
     const index h = n / a.extent(2) % a.extent(1);
     const index batch = n / (a.extent(1) * a.extent(2));
     A& l = la(batch, h, i);
-    const A other = lb(batch, h, i);
     // A normalised result is a state whose sum is 1 at its log-sum-exp.
+    using state_type = kernel::softmax_state<double>;
     const auto state_of = [](A x) {
-      return x == kernel::softmax_state<A>::empty_max ? kernel::softmax_state<A>{}
-                                                      : kernel::softmax_state<A>{x, A(1)};
+      const auto at = static_cast<double>(x);
+      return at == state_type::empty_max ? state_type{} : state_type{at, 1.0};
     };
-    kernel::softmax_state<A> state = state_of(l);
-    const auto w = state.merge(state_of(other));
-    const A scale = state.normaliser();
+    state_type state = state_of(l);
+    const auto w = state.merge(state_of(lb(batch, h, i)));
+    const double self = w.self * state.normaliser();
+    const double rest = w.other * state.normaliser();
     for (index c = 0; c < a.extent(3); ++c) {
-      const A self = w.self == A(0) ? A(0) : w.self * static_cast<A>(a(batch, h, i, c));
-      const A rest = w.other == A(0) ? A(0) : w.other * static_cast<A>(b(batch, h, i, c));
-      a(batch, h, i, c) = static_cast<scalar_of<Out>>((self + rest) * scale);
+      const double x = self == 0 ? 0 : self * static_cast<double>(a(batch, h, i, c));
+      const double y = rest == 0 ? 0 : rest * static_cast<double>(b(batch, h, i, c));
+      a(batch, h, i, c) = static_cast<scalar_of<Out>>(static_cast<A>(x + y));
     }
-    l = state.log_sum_exp();
+    l = static_cast<A>(state.log_sum_exp());
   }
 }
 
