@@ -72,6 +72,10 @@ inline void check_cosformer_state(const cosformer_options& o, index tokens) {
 }
 
 struct cosformer_method {
+  template <bool Given>
+  static constexpr void require_inputs() {
+    static_assert(Given, "heed: cosformer_attention takes q, k, v");
+  }
   static constexpr std::size_t inputs = 3;
   using options = cosformer_options;
 

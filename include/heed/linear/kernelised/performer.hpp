@@ -101,6 +101,10 @@ struct performer_fill {
 };
 
 struct performer_method {
+  template <bool Given>
+  static constexpr void require_inputs() {
+    static_assert(Given, "heed: performer_attention takes q, k, v, random_directions");
+  }
   static constexpr std::size_t inputs = 4;
   using options = performer_options;
 

@@ -22,6 +22,10 @@
 namespace heed::inline HEED_TARGET {
 
 struct delta_method : matrix_method<delta_method, 4> {
+  template <bool Given>
+  static constexpr void require_inputs() {
+    static_assert(Given, "heed: delta_attention takes q, k, v, beta");
+  }
   template <class C, class Beta>
   static void describe(C& c, const Beta& beta) {
     c.core.writes = detail::write_kind::delta;
@@ -32,6 +36,10 @@ inline constexpr linear_function_into<delta_method> delta_attention_into{};
 inline constexpr linear_function<delta_method> delta_attention{};
 
 struct gated_delta_method : matrix_method<gated_delta_method, 5> {
+  template <bool Given>
+  static constexpr void require_inputs() {
+    static_assert(Given, "heed: gated_delta_attention takes q, k, v, gate, beta");
+  }
   template <class C, class G, class Beta>
   static void describe(C& c, const G& g, const Beta& beta) {
     delta_method::describe(c, beta);
@@ -42,6 +50,10 @@ inline constexpr linear_function_into<gated_delta_method> gated_delta_attention_
 inline constexpr linear_function<gated_delta_method> gated_delta_attention{};
 
 struct channel_gated_delta_method : matrix_method<channel_gated_delta_method, 5> {
+  template <bool Given>
+  static constexpr void require_inputs() {
+    static_assert(Given, "heed: channel_gated_delta_attention takes q, k, v, gate, beta");
+  }
   template <class C, class G, class Beta>
   static void describe(C& c, const G& g, const Beta& beta) {
     delta_method::describe(c, beta);

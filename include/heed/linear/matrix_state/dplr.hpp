@@ -20,6 +20,10 @@
 namespace heed::inline HEED_TARGET {
 
 struct low_rank_method : matrix_method<low_rank_method, 5> {
+  template <bool Given>
+  static constexpr void require_inputs() {
+    static_assert(Given, "heed: low_rank_attention takes q, k, v, a, b");
+  }
   template <class C, class X, class Y>
   static void describe(C& c, const X& a, const Y& b) {
     c.core.writes = detail::write_kind::low_rank;
@@ -31,6 +35,10 @@ inline constexpr linear_function_into<low_rank_method> low_rank_attention_into{}
 inline constexpr linear_function<low_rank_method> low_rank_attention{};
 
 struct diagonal_low_rank_method : matrix_method<diagonal_low_rank_method, 6> {
+  template <bool Given>
+  static constexpr void require_inputs() {
+    static_assert(Given, "heed: diagonal_low_rank_attention takes q, k, v, a, b, gate");
+  }
   template <class C, class X, class Y, class G>
   static void describe(C& c, const X& a, const Y& b, const G& g) {
     low_rank_method::describe(c, a, b);

@@ -21,6 +21,10 @@
 namespace heed::inline HEED_TARGET {
 
 struct gated_method : matrix_method<gated_method, 4> {
+  template <bool Given>
+  static constexpr void require_inputs() {
+    static_assert(Given, "heed: gated_attention takes q, k, v, gate");
+  }
   template <class C, class G>
   static void describe(C& c, const G& g) {
     c.gate_by_channel("g", g);
@@ -30,6 +34,10 @@ inline constexpr linear_function_into<gated_method> gated_attention_into{};
 inline constexpr linear_function<gated_method> gated_attention{};
 
 struct scalar_gated_method : matrix_method<scalar_gated_method, 4> {
+  template <bool Given>
+  static constexpr void require_inputs() {
+    static_assert(Given, "heed: scalar_gated_attention takes q, k, v, gate");
+  }
   template <class C, class G>
   static void describe(C& c, const G& g) {
     c.gate_by_token("g", g);

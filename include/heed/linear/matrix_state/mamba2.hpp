@@ -18,6 +18,10 @@
 namespace heed::inline HEED_TARGET {
 
 struct ssd_method : matrix_method<ssd_method, 6> {
+  template <bool Given>
+  static constexpr void require_inputs() {
+    static_assert(Given, "heed: ssd takes C, B, x, dt, A, D");
+  }
   template <class C, class Dt, class Rate, class Skip>
   static void describe(C& c, const Dt& dt, const Rate& rate, const Skip& skip) {
     c.gate_by_token("dt", dt);

@@ -47,6 +47,10 @@ struct retention_state {
 };
 
 struct normalised_retention_method {
+  template <bool Given>
+  static constexpr void require_inputs() {
+    static_assert(Given, "heed: normalised_retention takes q, k, v");
+  }
   static constexpr std::size_t inputs = 3;
   using options = recurrence_options;
 

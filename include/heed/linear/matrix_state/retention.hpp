@@ -28,6 +28,10 @@ namespace heed::inline HEED_TARGET {
 }
 
 struct retention_method : matrix_method<retention_method, 3> {
+  template <bool Given>
+  static constexpr void require_inputs() {
+    static_assert(Given, "heed: retention takes q, k, v");
+  }
   template <class C>
   static void describe(C& c) {
     c.gate_by_head([](index h, index) { return retention_gate(h); });
@@ -43,6 +47,10 @@ struct layer_position {
 };
 
 struct lightning_method : matrix_method<lightning_method, 4> {
+  template <bool Given>
+  static constexpr void require_inputs() {
+    static_assert(Given, "heed: lightning_attention takes q, k, v, layer_position");
+  }
   template <class C>
   static void describe(C& c, const layer_position& at) {
     if (at.layers < 1 || at.layer < 0 || at.layer >= at.layers) {

@@ -22,6 +22,10 @@
 namespace heed::inline HEED_TARGET {
 
 struct rwkv6_method : matrix_method<rwkv6_method, 5> {
+  template <bool Given>
+  static constexpr void require_inputs() {
+    static_assert(Given, "heed: rwkv6 takes r, k, v, w, u");
+  }
   template <class C, class W, class U>
   static void describe(C& c, const W& w, const U& u) {
     c.gate_by_channel("w", w);
@@ -34,6 +38,10 @@ inline constexpr linear_function_into<rwkv6_method> rwkv6_into{};
 inline constexpr linear_function<rwkv6_method> rwkv6{};
 
 struct rwkv7_method : matrix_method<rwkv7_method, 6> {
+  template <bool Given>
+  static constexpr void require_inputs() {
+    static_assert(Given, "heed: rwkv7 takes r, k, v, w, a, b");
+  }
   template <class C, class W, class X, class Y>
   static void describe(C& c, const W& w, const X& a, const Y& b) {
     low_rank_method::describe(c, a, b);

@@ -129,6 +129,10 @@ struct hgrn_scan {
 };
 
 struct hgrn_method : scan_method<2> {
+  template <bool Given>
+  static constexpr void require_inputs() {
+    static_assert(Given, "heed: hgrn takes x, gate");
+  }
   template <executor E, class Out, class X, class G, class State>
   static void call(E& exec, Out&& out, const X& x, const G& g, State&& state,
                    const scan_options& o) {

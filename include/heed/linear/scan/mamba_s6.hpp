@@ -81,6 +81,10 @@ template <class A, class T>
 }
 
 struct selective_scan_method : scan_method<5> {
+  template <bool Given>
+  static constexpr void require_inputs() {
+    static_assert(Given, "heed: selective_scan takes x, dt, a, b, c");
+  }
   template <class X>
   using options_for = selective_scan_options<std::remove_const_t<scalar_of<const X&>>>;
 

@@ -208,6 +208,10 @@ struct rwkv4_scan {
 };
 
 struct rwkv4_method : scan_method<4> {
+  template <bool Given>
+  static constexpr void require_inputs() {
+    static_assert(Given, "heed: rwkv4 takes k, v, decay, bonus");
+  }
   template <executor E, class Out, class K, class V, class W, class U, class State>
   static void call(E& exec, Out&& out, const K& k, const V& v, const W& decay, const U& bonus,
                    State&& state, const scan_options& o) {
