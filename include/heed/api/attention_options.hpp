@@ -77,8 +77,11 @@ class offsets {
   return keys - queries;
 }
 
+/// A call takes them in braces, `{.scale = 1}`. A misspelt name there ends in "no match";
+/// `attention_options{.scael = 1}` has the compiler name it.
 struct attention_options {
-  /// Multiplies q.k, once; finite. 1 / sqrt(head dim) where absent.
+  /// Multiplies q.k, once; a finite number of the accumulator (option_error otherwise).
+  /// 1 / sqrt(head dim) where absent.
   std::optional<double> scale = std::nullopt;
   /// Position of row 0.
   offsets offset = 0;

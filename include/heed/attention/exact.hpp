@@ -13,9 +13,14 @@
 //
 // Accumulates in the accumulator type; for q, k and v in [-1, 1] the result is within 3e-7 of exact
 // arithmetic in float, 1e-14 in double (measured: 2e-7; for normal numbers, whose scores reach 5,
-// 8e-7, where the textbook in float errs 5e-7; root mean square 5e-8). Key blocks that the masks
-// make empty are skipped, full ones run no mask code. Few queries are split along the keys instead;
-// with `probability(f)` rows run one by one (probabilities.hpp).
+// 8e-7, where the textbook in float errs 5e-7; root mean square 5e-8), and below 2e-6 at a million
+// keys (docs/digits.md). Values up to the largest number do not overflow where their mean does not.
+// Where q, k and v are all bfloat16 and the target multiplies those in pairs (AVX512-BF16), the
+// weights of many queries are rounded to bfloat16 for the values: up to 2^-8 sum_j w_j |v_j| more,
+// as much as a bfloat16 output rounds; a float output errs by 1e-4 to 1e-3. With q in float, k and
+// v as they are, weights stay float, at half the speed. Key blocks that the masks make empty are
+// skipped, full ones run no mask code. Few queries are split along the keys instead; with
+// `probability(f)` rows run one by one (probabilities.hpp).
 // The same bits for any number of threads and any batch size. A masked pair contributes nothing
 // whatever k and v hold; an unmasked NaN propagates; a row without a visible key gives 0 and
 // log-sum-exp -inf. A score of -inf has weight 0, as if masked. Cost per head: 4 N M D FLOPs over
