@@ -10,6 +10,7 @@ void register_narrow();         ///< exact attention on half and bfloat16 tensor
 void register_modified();       ///< windows, score modifiers, lambdas
 void register_traps();          ///< what once was slow or inexact, and the error over n
 void register_decode();         ///< one query against a cache
+void register_caches();         ///< the same from every kind of cache
 void register_linear();         ///< kernelised linear attention
 void register_sparse();         ///< sparse patterns
 void register_selection();      ///< choosing keys, and attention to what was chosen

@@ -42,6 +42,7 @@ int main(int argc, char** argv) {
   bench::register_modified();
   bench::register_traps();
   bench::register_decode();
+  bench::register_caches();
   bench::register_linear();
   bench::register_sparse();
   bench::register_selection();

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-# Runs heed_story greedily and compares its text, byte for byte, with the recorded one.
+# Runs heed_story greedily with every cache that keeps floats, and compares its text, byte for byte,
+# with the recorded one.
 #
 #   cmake -D program=heed_story -D model=FOLDER -P check_story.cmake
 foreach(case empty-prompt once-upon-a-time)
@@ -7,16 +8,18 @@ foreach(case empty-prompt once-upon-a-time)
   if(EXISTS ${model}/golden/${case}.prompt.txt)
     file(READ ${model}/golden/${case}.prompt.txt prompt)
   endif()
-  execute_process(
-    COMMAND ${program} --model ${model}/stories260K.bin --tokenizer ${model}/tok512.bin --prompt
-            "${prompt}" --steps 256
-    OUTPUT_VARIABLE told
-    COMMAND_ERROR_IS_FATAL ANY)
-  file(READ ${model}/golden/${case}.txt golden)
-  if(NOT told STREQUAL golden)
-    message(FATAL_ERROR "${case}: told\n[${told}]\nand not\n[${golden}]")
-  endif()
-  message(STATUS "${case}: as recorded")
+  foreach(cache contiguous paged offloaded)
+    execute_process(
+      COMMAND ${program} --model ${model}/stories260K.bin --tokenizer ${model}/tok512.bin --prompt
+              "${prompt}" --steps 256 --cache ${cache}
+      OUTPUT_VARIABLE told
+      COMMAND_ERROR_IS_FATAL ANY)
+    file(READ ${model}/golden/${case}.txt golden)
+    if(NOT told STREQUAL golden)
+      message(FATAL_ERROR "${case}, ${cache}: told\n[${told}]\nand not\n[${golden}]")
+    endif()
+    message(STATUS "${case}, ${cache}: as recorded")
+  endforeach()
 endforeach()
 
 # What it attended to, as a picture with a label a token.

@@ -13,7 +13,9 @@
 #include <cstdint>
 #include <cstdio>
 #include <exception>
+#include <filesystem>
 #include <fstream>
+#include <heed/cache/offloaded.hpp>
 #include <heed/draw.hpp>
 #include <iostream>
 #include <optional>
@@ -21,6 +23,7 @@
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "llama.hpp"
@@ -95,8 +98,10 @@ void draw(const llama::model& model, const llama::tokenizer& tokenizer, const st
   if (!file.flush()) throw std::runtime_error("cannot write " + path);
 }
 
-std::vector<int> tell(const llama::model& model, const llama::tokenizer& tokenizer,
-                      const std::string& prompt, std::size_t steps, sampler choose) {
+template <class Cache>
+std::vector<int> tell(const llama::model& model, std::vector<Cache> memory,
+                      const llama::tokenizer& tokenizer, const std::string& prompt,
+                      std::size_t steps, sampler choose) {
   std::vector<int> ids = tokenizer.encode(prompt);
   steps = std::min(steps, static_cast<std::size_t>(model.shape().context));
   ids.resize(std::min(ids.size(), steps + 1));
@@ -106,7 +111,6 @@ std::vector<int> tell(const llama::model& model, const llama::tokenizer& tokeniz
   for (std::size_t i = 1; i < ids.size(); ++i) print(i);
 
   // The prompt in one call, then token by token.
-  llama::memory memory = model.blank_memory();
   const std::size_t prompt_tokens = ids.size();
   const auto start = std::chrono::steady_clock::now();
   double prefill = 0;
@@ -126,6 +130,47 @@ std::vector<int> tell(const llama::model& model, const llama::tokenizer& tokeniz
   return ids;
 }
 
+/// use(caches of all layers), of the kind that is named.
+template <class Use>
+void with_memory(const std::string& kind, const llama::model& model, const Use& use) {
+  const heed::cache_extents e = model.extents();
+  const auto each = [&](const auto& make) { use(model.blank_memory(make)); };
+  if (kind == "contiguous") {
+    each([&](llama::index) { return heed::contiguous_cache<float>(e); });
+  } else if (kind == "paged") {
+    const heed::paged_extents p{.kv_heads = e.kv_heads,
+                                .pages = heed::ceil_div(e.capacity, 16),
+                                .page_size = 16,
+                                .head_dim = e.head_dim};
+    each([&](llama::index) { return heed::paged_cache<float>(p); });
+  } else if (kind == "rolling") {
+    // A quarter of the context; keys keep the positions they had.
+    const heed::rolling_extents r{
+        .kv_heads = e.kv_heads, .window = e.capacity / 4, .head_dim = e.head_dim};
+    each([&](llama::index) { return heed::rolling_cache<float>(r); });
+  } else if (kind == "int8") {
+    each([&](llama::index) { return heed::int8_cache(e); });
+  } else if (kind == "int4") {
+    each([&](llama::index) { return heed::int4_cache(e); });
+  } else if (kind == "fp8") {
+    each([&](llama::index) { return heed::contiguous_cache<heed::float8_e4m3>(e); });
+#if __has_include(<sys/mman.h>)
+  } else if (kind == "offloaded") {
+    const auto folder = std::filesystem::temp_directory_path();
+    const std::string name = "heed_story." + std::to_string(std::random_device()()) + ".";
+    each([&](llama::index layer) {
+      const auto file = folder / (name + std::to_string(layer));
+      auto c = heed::offloaded_cache<float>::create(
+          file.string(), {.kv_heads = e.kv_heads, .capacity = e.capacity, .head_dim = e.head_dim});
+      std::filesystem::remove(file);  // it goes with the cache, which has it open
+      return c;
+    });
+#endif
+  } else {
+    throw std::runtime_error("no cache is called " + kind);
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -138,6 +183,7 @@ int main(int argc, char** argv) {
   std::string picture;
   std::size_t layer = 0;
   std::optional<llama::index> head;
+  std::string cache = "contiguous";
 
   CLI::App app("Tells a story with a llama2.c checkpoint.");
   CLI::Option* const given = app.add_option("--model", model_path, "checkpoint, version 0");
@@ -151,6 +197,8 @@ int main(int argc, char** argv) {
   app.add_option("--draw", picture, "file for a picture of what the tokens attend to");
   app.add_option("--layer", layer, "that is drawn, from 0")->capture_default_str();
   app.add_option("--head", head, "that is drawn, from 0 (default: the mean of all)");
+  app.add_option("--cache", cache, "contiguous, paged, rolling, int8, int4, fp8 or offloaded")
+      ->capture_default_str();
   CLI11_PARSE(app, argc, argv);
   // Of the model beside this program: a beginning that it knows, and words that do not repeat.
   if (given->count() == 0 && begin->count() == 0) prompt = "Alice";
@@ -160,8 +208,11 @@ int main(int argc, char** argv) {
     const llama::model model(model_path);
     const auto vocabulary = static_cast<std::size_t>(model.shape().vocabulary);
     const llama::tokenizer tokenizer(tokenizer_path, vocabulary);
-    const auto ids = tell(model, tokenizer, prompt, steps, sampler(temperature, seed));
-    if (!picture.empty()) draw(model, tokenizer, ids, layer, head, picture);
+    with_memory(cache, model, [&](auto memory) {
+      const auto ids =
+          tell(model, std::move(memory), tokenizer, prompt, steps, sampler(temperature, seed));
+      if (!picture.empty()) draw(model, tokenizer, ids, layer, head, picture);
+    });
   } catch (const std::exception& error) {
     std::fprintf(stderr, "heed_story: %s\n", error.what());
     return 1;

@@ -22,6 +22,7 @@
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 namespace llama {
@@ -94,22 +95,31 @@ class model {
 
   [[nodiscard]] const llama::shape& shape() const { return shape_; }
 
-  [[nodiscard]] memory blank_memory() const {
-    memory m;
-    for (index l = 0; l < shape_.layers; ++l) {
-      m.emplace_back(heed::contiguous_cache<float>({.batch = 1,
-                                                    .kv_heads = shape_.kv_heads,
-                                                    .capacity = shape_.context,
-                                                    .head_dim = shape_.head_dim()}));
-    }
+  /// Of caches that `make(layer)` makes, of any kind.
+  template <class Make>
+  [[nodiscard]] std::vector<std::invoke_result_t<Make, index>> blank_memory(
+      const Make& make) const {
+    std::vector<std::invoke_result_t<Make, index>> m;
+    for (index l = 0; l < shape_.layers; ++l) m.push_back(make(l));
     return m;
+  }
+  [[nodiscard]] memory blank_memory() const {
+    return blank_memory([this](index) { return heed::contiguous_cache<float>(extents()); });
+  }
+  /// Of one layer's keys and values for a whole context.
+  [[nodiscard]] heed::cache_extents extents() const {
+    return {.batch = 1,
+            .kv_heads = shape_.kv_heads,
+            .capacity = shape_.context,
+            .head_dim = shape_.head_dim()};
   }
 
   /// Is shown each layer's queries and keys as attention sees them, tokens x (heads * head dim).
   using observer = std::function<void(std::size_t layer, const matrix& q, const matrix& k)>;
 
   /// Reads tokens that follow those in memory, one or many at once; their states, tokens x dim.
-  [[nodiscard]] matrix read(std::span<const int> tokens, memory& past,
+  template <class Cache>
+  [[nodiscard]] matrix read(std::span<const int> tokens, std::vector<Cache>& past,
                             const observer& show = {}) const {
     matrix x(static_cast<index>(tokens.size()), shape_.dim);
     for (index t = 0; t < x.rows(); ++t) {
@@ -133,12 +143,13 @@ class model {
  private:
   /// One attention layer. New keys go into the cache, then every new query sees the whole cache up
   /// to itself: a prompt of many tokens and a single next token are the same call.
-  [[nodiscard]] matrix attend(const matrix& h, std::size_t l, heed::contiguous_cache<float>& cache,
+  template <class Cache>
+  [[nodiscard]] matrix attend(const matrix& h, std::size_t l, Cache& cache,
                               const observer& show) const {
     matrix q = h * wq_[l].transpose();
     matrix k = h * wk_[l].transpose();
     const matrix v = h * wv_[l].transpose();
-    const index position = cache.length();
+    const index position = tokens_read(cache);
     rotate(q, shape_.heads, position);
     rotate(k, shape_.kv_heads, position);
     if (show) show(l, q, k);
@@ -149,6 +160,16 @@ class model {
     heed::decode_into(heed::split_heads(out, shape_.heads), heed::split_heads(q, shape_.heads),
                       cache, options, heed::causal());
     return out * wo_[l].transpose();
+  }
+
+  /// As many as it holds, or more where it forgets.
+  template <class Cache>
+  static index tokens_read(const Cache& cache) {
+    if constexpr (requires { cache.seen(); }) {
+      return cache.seen();
+    } else {
+      return cache.length(0);
+    }
   }
 
   void rotate(matrix& x, index heads, index position) const {

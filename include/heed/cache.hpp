@@ -5,6 +5,7 @@
 #include "heed/cache/contiguous.hpp"
 #include "heed/cache/hadamard.hpp"
 #include "heed/cache/hybrid.hpp"
+#include "heed/cache/kivi.hpp"
 #include "heed/cache/latent.hpp"
 #include "heed/cache/paged.hpp"
 #include "heed/cache/prefix_tree.hpp"

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: MIT
+// Decode from every cache: a token of 32 query heads a sequence against 8 KV heads of 128 channels.
+//
+//   decode/CACHE/DTYPE/hq:32/hkv:8/d:128/n:N/batch:B/threads:T
+//
+// Compare within one run: GBps counts the bytes that the cache stores, tokens the sequences served a
+// second, over batch.
+#include <algorithm>
+#include <string>
+#include <utility>
+
+#include "bench/families.hpp"
+#include "bench/harness.hpp"
+#include "heed/attention.hpp"
+#include "heed/cache.hpp"
+
+namespace bench {
+namespace {
+
+constexpr index query_heads = 32;
+constexpr index kv_heads = 8;
+constexpr index channels = 128;
+
+struct setting {
+  index n = 0;
+  index batch = 1;
+  index threads = 1;
+};
+
+heed::cache_extents extents(const setting& s) {
+  return {.batch = s.batch, .kv_heads = kv_heads, .capacity = s.n, .head_dim = channels};
+}
+template <index PageSize>
+heed::paged_extents pages(const setting& s) {
+  return {.sequences = s.batch,
+          .kv_heads = kv_heads,
+          .pages = s.batch * heed::ceil_div(s.n, PageSize),
+          .page_size = PageSize,
+          .head_dim = channels};
+}
+
+template <class Cache>
+struct cache_data {
+  cache_data(const setting& s, Cache made)
+      : cache(std::move(made)),
+        q(random_tensor<float, 4>({s.batch, query_heads, 1, channels}, 1)),
+        out(q.extents()) {
+    const index step = 1024;
+    const auto k = random_tensor<float, 4>({s.batch, kv_heads, step, channels}, 2);
+    const auto v = random_tensor<float, 4>({s.batch, kv_heads, step, channels}, 3);
+    for (index n = 0; n < s.n; n += step) {
+      const index count = std::min(step, s.n - n);
+      const auto part = [&](const auto& x) { return heed::as_view(x).slice(2, 0, count); };
+      cache.append(part(k), part(v));
+    }
+  }
+  Cache cache;
+  heed::tensor<float, 4> q, out;
+  heed::workspace scratch;
+};
+
+/// `row_bytes`: of a key and its value as they are stored.
+template <class Make>
+void register_cache(const std::string& cache, const std::string& dtype, const setting& s,
+                    double row_bytes, const Make& make) {
+  using Cache = decltype(make(s));
+  const std::string name =
+      "decode/" + cache + "/" + dtype + "/hq:32/hkv:8/d:128/n:" + std::to_string(s.n) +
+      "/batch:" + std::to_string(s.batch) + "/threads:" + std::to_string(s.threads);
+  const double bytes = row_bytes * kv_heads * static_cast<double>(s.n * s.batch) +
+                       2.0 * query_heads * channels * static_cast<double>(s.batch) * sizeof(float);
+  benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) {
+    auto& d = data_of<cache_data<Cache>>(name, [&] { return cache_data<Cache>(s, make(s)); });
+    measure_bytes(state, s.threads, bytes, d.scratch, [&] {
+      heed::decode_into(pool_of(s.threads), d.out, d.q, d.cache, {.scratch = &d.scratch});
+    });
+  })->Unit(benchmark::kMicrosecond);
+}
+
+template <class T>
+void register_contiguous_of(const std::string& dtype, const setting& s) {
+  register_cache("contiguous", dtype, s, 2.0 * channels * sizeof(T),
+                 [](const setting& x) { return heed::contiguous_cache<T>(extents(x)); });
+}
+
+}  // namespace
+
+void register_caches() {
+  for (const setting& s : {setting{16'384, 1, 1}, setting{65'536, 1, 1}, setting{4096, 8, 2}}) {
+    constexpr double floats = 2.0 * channels * sizeof(float);
+    register_contiguous_of<float>("f32", s);
+    register_cache("slots", "f32", s, floats,
+                   [](const setting& x) { return heed::slot_cache<float>(extents(x)); });
+    register_cache("paged16", "f32", s, floats,
+                   [](const setting& x) { return heed::paged_cache<float>(pages<16>(x)); });
+    register_cache("paged64", "f32", s, floats,
+                   [](const setting& x) { return heed::paged_cache<float>(pages<64>(x)); });
+    register_contiguous_of<heed::half>("f16", s);
+    register_contiguous_of<heed::bfloat16>("bf16", s);
+    register_contiguous_of<heed::float8_e4m3>("fp8", s);
+    register_cache("contiguous", "int8", s, 2.0 * (channels + 8),
+                   [](const setting& x) { return heed::int8_cache(extents(x)); });
+    register_cache("contiguous", "int4", s, 2.0 * (channels / 2.0 + 8),
+                   [](const setting& x) { return heed::int4_cache(extents(x)); });
+  }
+}
+
+}  // namespace bench
