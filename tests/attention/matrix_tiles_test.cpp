@@ -138,9 +138,9 @@ arguments random_arguments(index kv_heads, index group, index queries, index key
           oracle::random_tensor<bfloat16, 4>({1, kv_heads, keys, value_dim}, 3)};
 }
 
-static_assert(
-    heed::kernel::matrix_block::serves<bfloat16, heed::api::tensor_source<bfloat16, bfloat16>>,
-    "this file must go through tiles");
+static_assert(heed::kernel::matrix_block<float>::serves<
+                  bfloat16, heed::api::tensor_source<bfloat16, bfloat16>>,
+              "this file must go through tiles");
 
 // Whole tiles and one more or less in every direction: queries, keys, channels of either side; 8 and
 // 5 channels find no room for whole tiles and take the other way.

@@ -19,6 +19,8 @@
 
 namespace heed::inline HEED_TARGET::kernel {
 
+/// A template of the accumulator, float, so that a program may override its sizes after including it.
+template <class A>
 class paired_block {
  public:
   /// Whether queries of type TQ against this source can be multiplied as pairs at all.
@@ -40,7 +42,6 @@ class paired_block {
   }
 
 #if defined(__AVX512BF16__) && defined(EIGEN_VECTORIZE_AVX512)
-  using A = float;
   using plan = tile_plan<A>;
   using P = simd::packet<A>;
   static constexpr index key_step = 2;

@@ -23,9 +23,10 @@
 
 namespace heed::inline HEED_TARGET::kernel {
 
+/// A template of the accumulator, float, so that a program may override its sizes after including it.
+template <class A>
 class matrix_block {
  public:
-  using A = float;
   using plan = tile_plan<A>;
   using P = simd::packet<A>;
   static constexpr index key_step = simd::tile_depth;

@@ -137,13 +137,13 @@ void exact_task(const Program& program, const Source& source, const tile& where,
       attend_groups<Block>(program, source, where, d, q, scale, factor, scratch);
     };
     // The widest unit that the target has and the source's rows fit.
-    if constexpr (matrix_block::serves<TQ, Source>) {
-      if (matrix_block::fits(source, where, d)) {
-        return with.template operator()<matrix_block>();
+    if constexpr (matrix_block<A>::template serves<TQ, Source>) {
+      if (matrix_block<A>::fits(source, where, d)) {
+        return with.template operator()<matrix_block<A>>();
       }
-    } else if constexpr (paired_block::serves<TQ, Source>) {
-      if (paired_block::fits(source, where, d)) {
-        return with.template operator()<paired_block>();
+    } else if constexpr (paired_block<A>::template serves<TQ, Source>) {
+      if (paired_block<A>::fits(source, where, d)) {
+        return with.template operator()<paired_block<A>>();
       }
     }
     with.template operator()<plain_block<A>>();
