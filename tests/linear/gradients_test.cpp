@@ -16,8 +16,8 @@ namespace {
 using heed::index;
 
 template <int R>
-heed::tensor<double, R> random_tensor(const std::array<index, R>& extents, unsigned seed,
-                                      double scale = 1) {
+heed::tensor<double, R> random_tensor(const std::array<index, std::size_t{R}>& extents,
+                                      unsigned seed, double scale = 1) {
   heed::tensor<double, R> t(extents);
   std::mt19937 random(seed);
   for (index i = 0; i < t.size(); ++i) {
