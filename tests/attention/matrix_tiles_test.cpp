@@ -1,22 +1,16 @@
 // SPDX-License-Identifier: MIT
 // Matrix units: the plain form of a tile's product beside the manual's words, and attention through
-// tiles beside the textbook. The unit itself runs, and is compared with the plain form bit for bit,
-// where the processor has one; elsewhere the plain form stands for it. The first test prints which.
-#undef HEED_COMPILED
-#if defined(__AMX_BF16__)
-#define HEED_TILES
-#else
+// tiles beside the textbook. The plain form runs here on every processor; matrix_unit_test.cpp has
+// the unit itself.
+#undef HEED_COMPILED  // heed::compiled has no tiles
 #define HEED_EMULATED_TILES
-#endif
 
 #include <gtest/gtest.h>
 
 #include <bit>
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
 #include <limits>
-#include <random>
 #include <vector>
 
 #include "heed/attention.hpp"
@@ -24,54 +18,19 @@
 #include "heed/parallel.hpp"
 #include "heed/simd/tile_matrix.hpp"
 #include "support/attention_oracle.hpp"
+#include "support/tile_operands.hpp"
 
 namespace {
 
 using heed::bfloat16;
 using heed::index;
 using columns16 = heed::simd::emulated_tiles<16>;
-
-std::uint32_t pair(float even, float odd) {
-  const auto bits = [](float x) { return std::bit_cast<std::uint32_t>(x) >> 16U; };
-  return bits(even) | (bits(odd) << 16U);
-}
-
-/// c + a b of whole tiles of words.
-template <class Tiles>
-std::vector<float> product(const std::vector<std::uint32_t>& a, const std::vector<std::uint32_t>& b,
-                           std::vector<float> c) {
-  Tiles tiles;
-  // The sums' tile is loaded as any other: its words are floats.
-  tiles.template load<0>(c.data(), 64);
-  tiles.template load<6>(a.data(), 64);
-  tiles.template load<7>(b.data(), 64);
-  tiles.template multiply<0, 6, 7>();
-  tiles.template store<0>(c.data(), 64);
-  return c;
-}
-
-struct operands {
-  std::vector<std::uint32_t> a = std::vector<std::uint32_t>(256);
-  std::vector<std::uint32_t> b = std::vector<std::uint32_t>(256);
-  std::vector<float> c = std::vector<float>(256);
-};
-
-operands random_operands(unsigned seed, int spread) {
-  std::mt19937 engine(seed);
-  std::normal_distribution<float> normal;
-  std::uniform_int_distribution<int> exponent(-spread, spread);
-  const auto number = [&] { return std::ldexp(normal(engine), exponent(engine)); };
-  operands o;
-  for (auto& x : o.a) x = pair(number(), number());
-  for (auto& x : o.b) x = pair(number(), number());
-  for (auto& x : o.c) x = number();
-  return o;
-}
+using oracle::operands;
+using oracle::pair;
+using oracle::product;
+using oracle::random_operands;
 
 TEST(MatrixTiles, ThePlainFormIsTheManualsWords) {
-  std::printf("matrix unit: %s\n", HEED_HAS_TILE_UNIT == 0           ? "emulated"
-                                   : heed::simd::tile_unit_granted() ? "the processor's"
-                                                                     : "not granted");
   const operands o = random_operands(1, 3);
   const std::vector<float> got = product<columns16>(o.a, o.b, o.c);
   for (std::size_t m = 0; m < 16; ++m) {
@@ -113,18 +72,6 @@ TEST(MatrixTiles, DenormalNumbersCountAsZero) {
   EXPECT_EQ(got[32], std::numeric_limits<float>::infinity());
   EXPECT_TRUE(std::isnan(got[34])) << "infinity times the zero of column 2";
 }
-
-#if HEED_HAS_TILE_UNIT
-TEST(MatrixTiles, TheUnitHasTheBitsOfThePlainForm) {
-  if (!heed::simd::tile_unit_granted()) GTEST_SKIP() << "the system grants no tiles";
-  for (unsigned seed = 0; seed < 200; ++seed) {
-    const operands o = random_operands(seed, static_cast<int>(seed) % 60);
-    const auto unit = product<heed::simd::tile_unit>(o.a, o.b, o.c);
-    const auto plain = product<columns16>(o.a, o.b, o.c);
-    for (std::size_t i = 0; i < unit.size(); ++i) ASSERT_EQ(unit[i], plain[i]) << seed << ' ' << i;
-  }
-}
-#endif
 
 struct arguments {
   heed::tensor<bfloat16, 4> q;
