@@ -116,12 +116,19 @@ inline void require_sequence(index sequence, index batch) {
   }
 }
 
-/// Throws shape_error unless a sequence of `length` tokens can be cut to `kept`.
-inline void require_truncation(index kept, index length) {
+/// Throws shape_error unless `holder` ("the sequence", "the cache") of `length` tokens can be cut to
+/// `kept`.
+inline void require_truncation(index kept, index length, const char* holder = "the sequence") {
   if (kept < 0 || kept > length) {
-    fail<shape_error>("truncate to " + std::to_string(kept) + " tokens, the sequence holds " +
+    fail<shape_error>("truncate to " + std::to_string(kept) + " tokens, " + holder + " holds " +
                       std::to_string(length));
   }
+}
+
+/// Throws the capacity_error of a cache whose sequences all have `length` tokens.
+[[noreturn]] inline void fail_full(index length, index capacity, index tokens) {
+  fail<capacity_error>("cache holds " + std::to_string(length) + " of " + std::to_string(capacity) +
+                       " tokens, cannot append " + std::to_string(tokens));
 }
 
 }  // namespace heed::inline HEED_TARGET::detail

@@ -58,11 +58,7 @@ class contiguous_cache {
   template <tensor_like K, tensor_like V>
   void append(const K& k, const V& v) {
     const index tokens = check(k, v);
-    if (tokens > capacity() - length_) {
-      fail<capacity_error>("cache holds " + std::to_string(length_) + " of " +
-                           std::to_string(capacity()) + " tokens, cannot append " +
-                           std::to_string(tokens));
-    }
+    if (tokens > capacity() - length_) detail::fail_full(length_, capacity(), tokens);
     write(k, v, tokens);
   }
 
@@ -77,10 +73,7 @@ class contiguous_cache {
 
   /// Forgets all but the first `length` tokens. Throws shape_error where there are fewer.
   void truncate(index length) {
-    if (length < 0 || length > length_) {
-      fail<shape_error>("truncate to " + std::to_string(length) + " tokens, the cache holds " +
-                        std::to_string(length_));
-    }
+    detail::require_truncation(length, length_, "the cache");
     length_ = length;
   }
   void clear() noexcept { length_ = 0; }

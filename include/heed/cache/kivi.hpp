@@ -71,11 +71,7 @@ class kivi_cache {
   /// they do not fit, shape_error where they do not match.
   template <tensor_like K, tensor_like V>
   void append(const K& k, const V& v) {
-    if (!try_append(k, v)) {
-      fail<capacity_error>("cache holds " + std::to_string(length_) + " of " +
-                           std::to_string(capacity()) + " tokens, cannot append " +
-                           std::to_string(as_rank4(as_view(k)).extent(2)));
-    }
+    if (!try_append(k, v)) detail::fail_full(length_, capacity(), as_rank4(as_view(k)).extent(2));
   }
   /// The same, but false where the tokens do not fit.
   template <tensor_like K, tensor_like V>
@@ -102,7 +98,7 @@ class kivi_cache {
 
   /// Forgets all but the first `length` tokens. Throws shape_error where there are fewer.
   void truncate(index length) {
-    detail::require_truncation(length, length_);
+    detail::require_truncation(length, length_, "the cache");
     const index first = length / group_ * group_;
     if (first < in_codes()) {
       for (index b = 0; b < batch(); ++b) {

@@ -45,9 +45,7 @@ class latent_cache {
   template <tensor_like L, tensor_like R>
   void append(const L& latent, const R& k_rope) {
     if (!try_append(latent, k_rope)) {
-      fail<capacity_error>("cache holds " + std::to_string(length_) + " of " +
-                           std::to_string(capacity()) + " tokens, cannot append " +
-                           std::to_string(as_view(latent).extent(1)));
+      detail::fail_full(length_, capacity(), as_view(latent).extent(1));
     }
   }
   /// The same, but false where the tokens do not fit.
@@ -74,10 +72,7 @@ class latent_cache {
 
   /// Forgets all but the first `length` tokens. Throws shape_error where there are fewer.
   void truncate(index length) {
-    if (length < 0 || length > length_) {
-      fail<shape_error>("truncate to " + std::to_string(length) + " tokens, the cache holds " +
-                        std::to_string(length_));
-    }
+    detail::require_truncation(length, length_, "the cache");
     length_ = length;
   }
   void clear() noexcept { length_ = 0; }

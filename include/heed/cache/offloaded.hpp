@@ -134,11 +134,7 @@ class offloaded_cache {
   /// likewise with value dim. Throws capacity_error, shape_error, file_error.
   template <tensor_like K, tensor_like V>
   void append(const K& k, const V& v) {
-    if (!try_append(k, v)) {
-      fail<capacity_error>("cache holds " + std::to_string(length_) + " of " +
-                           std::to_string(capacity()) + " tokens, cannot append " +
-                           std::to_string(as_rank4(as_view(k)).extent(2)));
-    }
+    if (!try_append(k, v)) detail::fail_full(length_, capacity(), as_rank4(as_view(k)).extent(2));
   }
   /// The same, but false where the tokens do not fit.
   template <tensor_like K, tensor_like V>
@@ -168,7 +164,7 @@ class offloaded_cache {
   /// Forgets all but the first `length` tokens. Throws shape_error where there are fewer,
   /// file_error.
   void truncate(index length) {
-    detail::require_truncation(length, length_);
+    detail::require_truncation(length, length_, "the cache");
     if (length >= synced_) {
       if (length < length_) book_.record(synced_, length);
     } else {

@@ -52,11 +52,7 @@ class quantised_cache {
   /// they do not fit, shape_error where they do not match.
   template <tensor_like K, tensor_like V>
   void append(const K& k, const V& v) {
-    if (!try_append(k, v)) {
-      fail<capacity_error>("cache holds " + std::to_string(length_) + " of " +
-                           std::to_string(capacity()) + " tokens, cannot append " +
-                           std::to_string(as_rank4(as_view(k)).extent(2)));
-    }
+    if (!try_append(k, v)) detail::fail_full(length_, capacity(), as_rank4(as_view(k)).extent(2));
   }
   /// The same, but false where the tokens do not fit.
   template <tensor_like K, tensor_like V>
@@ -77,10 +73,7 @@ class quantised_cache {
 
   /// Forgets all but the first `length` tokens. Throws shape_error where there are fewer.
   void truncate(index length) {
-    if (length < 0 || length > length_) {
-      fail<shape_error>("truncate to " + std::to_string(length) + " tokens, the cache holds " +
-                        std::to_string(length_));
-    }
+    detail::require_truncation(length, length_, "the cache");
     length_ = length;
   }
   void clear() noexcept { length_ = 0; }
