@@ -80,8 +80,8 @@ struct dual {
   }
   friend dual abs(const dual& x) noexcept { return x.value < A(0) ? -x : x; }
   friend dual fabs(const dual& x) noexcept { return abs(x); }
-  friend dual max(const dual& x, const dual& y) noexcept { return x.value < y.value ? y : x; }
-  friend dual min(const dual& x, const dual& y) noexcept { return y.value < x.value ? y : x; }
+  friend dual(max)(const dual& x, const dual& y) noexcept { return x.value < y.value ? y : x; }
+  friend dual(min)(const dual& x, const dual& y) noexcept { return y.value < x.value ? y : x; }
   /// x^n for a constant n.
   template <class N>
     requires std::is_arithmetic_v<N>
