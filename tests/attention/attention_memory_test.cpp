@@ -138,12 +138,12 @@ TEST(Memory, TheCountCounts) {
   EXPECT_EQ(measure([&] { (void)w.reserve(777); }).bytes, 777U);
 }
 
-/// Scratch as the header promises it, for each worker of the default executor: about 200 (head dim +
-/// value dim) numbers and a block of scores, here with room for rounding up.
+/// Scratch as the header promises it, for each worker of the default executor: 320 numbers for each
+/// channel of the keys, 512 for each of the values, a block of scores, and room for rounding up.
 template <class A>
 std::size_t promised(index head_dim, index value_dim) {
   using plan = heed::kernel::tile_plan<A>;
-  const index worker = 2 * 200 * (head_dim + value_dim) + plan::keys * plan::group + 4096;
+  const index worker = 320 * head_dim + 512 * value_dim + plan::keys * plan::group + 4096;
   return static_cast<std::size_t>(worker * heed::default_executor{}.concurrency()) * sizeof(A);
 }
 

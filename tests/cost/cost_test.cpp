@@ -185,7 +185,7 @@ TEST(CostAttention, TiledMemoryGrowsWithWorkersAlone) {
       .query_block = 100, .key_block = 20, .score_rows = 10, .workers = 1, .cache_bytes = 0};
   attention_shape s = self_attention(4096, 64);
   s.value_dim = 32;
-  const double one = 4.0 * (100 * (64 + 32 + 2) + 10 * 20 + 20 * (64 + 32));
+  const double one = 4.0 * (100 * (64 + 2 * 32 + 3) + 10 * 20 + 20 * (64 + 32));
   EXPECT_EQ(tiled(s, t).extra_memory, one);
   s.queries = s.keys = 1'000'000;
   EXPECT_EQ(tiled(s, t).extra_memory, one);

@@ -210,9 +210,12 @@ struct function : Forms... {
   }
 };
 
-/// A method's type of options, of an output and its inputs.
+/// A method's type of options, of an output and its inputs; none where the inputs have none.
 template <class Method, class Out, class... Inputs>
-struct options_of_inputs {
+struct options_of_inputs {};
+template <class Method, class Out, class... Inputs>
+  requires requires { typename Method::template options<Inputs...>; }
+struct options_of_inputs<Method, Out, Inputs...> {
   using type = typename Method::template options<Inputs...>;
 };
 

@@ -24,9 +24,9 @@
 // The same bits for any number of threads and any batch size. A masked pair contributes nothing
 // whatever k and v hold; an unmasked NaN propagates; a row without a visible key gives 0 and
 // log-sum-exp -inf. A score of -inf has weight 0, as if masked. Cost per head: 4 N M D FLOPs over
-// the visible blocks, memory O(N) beyond the arguments: scratch of a worker is about 200 (head dim
-// + value dim) numbers and a block of scores. Throws shape_error, option_error, std::bad_alloc,
-// before anything is written. Safe to call from several threads, with a scratch workspace each.
+// the visible blocks, memory O(N) beyond the arguments: scratch of a worker is about 320 numbers
+// for each channel of the keys, 512 for each of the values, and a block of scores. Throws
+// shape_error, option_error, std::bad_alloc, before anything is written. Safe to call from several threads, with a scratch workspace each.
 // Dao, Fu, Ermon, Rudra, Re 2022, arXiv 2205.14135, algorithm 1; Dao 2023, arXiv 2307.08691.
 #pragma once
 

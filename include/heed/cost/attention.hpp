@@ -126,11 +126,10 @@ struct tiling {
     const index rows = s.visible.key_rows_read(s.queries, s.keys, t.query_block);
     kv_bytes = s.heads() * static_cast<double>(rows) * s.key_value_row_bytes();
   }
-  // Scaled queries, unnormalised output, maximum and sum of a task; a tile of scores; a block of
-  // keys and values brought to the accumulator type.
-  const index channels = s.head_dim + s.values();
-  const index scratch =
-      t.query_block * (channels + 2) + t.score_rows * t.key_block + t.key_block * channels;
+  // Of a task: scaled queries, the output and the sum with what rounding has taken from either, the
+  // maximum; a tile of scores; a block of keys and values brought to the accumulator type.
+  const index scratch = t.query_block * (s.head_dim + 2 * s.values() + 3) +
+                        t.score_rows * t.key_block + t.key_block * (s.head_dim + s.values());
   return {attention_flops(s), s.query_output_bytes() + kv_bytes,
           static_cast<double>(t.workers * scratch * s.accumulator_bytes)};
 }
