@@ -15,7 +15,7 @@
 #include <exception>
 #include <filesystem>
 #include <fstream>
-#include <heed/cache/offloaded.hpp>
+#include <heed/cache/file/offloaded.hpp>
 #include <heed/draw.hpp>
 #include <iostream>
 #include <optional>

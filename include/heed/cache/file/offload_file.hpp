@@ -30,7 +30,7 @@
 #include <utility>
 #include <vector>
 
-#include "heed/cache/file.hpp"
+#include "heed/cache/file/file.hpp"
 #include "heed/core/checked.hpp"
 #include "heed/core/target.hpp"
 #include "heed/core/types.hpp"

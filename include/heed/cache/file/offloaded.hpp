@@ -29,7 +29,7 @@
 // threads is safe while no one writes. One process at a time.
 #pragma once
 
-#include "heed/cache/offload_file.hpp"
+#include "heed/cache/file/offload_file.hpp"
 
 #if __has_include(<sys/mman.h>)
 #include <algorithm>

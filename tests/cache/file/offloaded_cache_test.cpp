@@ -4,7 +4,7 @@
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
-#include "heed/cache/offloaded.hpp"
+#include "heed/cache/file/offloaded.hpp"
 
 #if __has_include(<sys/wait.h>)
 #include <sys/wait.h>

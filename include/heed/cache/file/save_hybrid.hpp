@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <limits>
 
+#include "heed/cache/file/save.hpp"
 #include "heed/cache/hybrid.hpp"
-#include "heed/cache/save.hpp"
 #include "heed/core/target.hpp"
 
 namespace heed::inline HEED_TARGET {

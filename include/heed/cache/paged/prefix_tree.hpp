@@ -28,7 +28,7 @@
 #include <utility>
 #include <vector>
 
-#include "heed/cache/paged.hpp"
+#include "heed/cache/paged/paged.hpp"
 #include "heed/core/target.hpp"
 
 namespace heed::inline HEED_TARGET {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT
 // The prefix tree: random inserts, lookups and evictions against a set of prefixes, the order of
 // eviction, and every allocation of an insert made to fail once.
-#include "heed/cache/prefix_tree.hpp"
+#include "heed/cache/paged/prefix_tree.hpp"
 
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>

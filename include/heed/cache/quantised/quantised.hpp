@@ -20,7 +20,7 @@
 
 #include "heed/cache/append_input.hpp"
 #include "heed/cache/contiguous.hpp"
-#include "heed/cache/quantised_row.hpp"
+#include "heed/cache/quantised/quantised_row.hpp"
 #include "heed/core/target.hpp"
 #include "heed/kernel/kv_source.hpp"
 #include "heed/tensor/tensor.hpp"

@@ -29,7 +29,7 @@
 #include <string>
 
 #include "heed/cache/append_input.hpp"
-#include "heed/cache/quantised.hpp"
+#include "heed/cache/quantised/quantised.hpp"
 #include "heed/core/target.hpp"
 #include "heed/kernel/kv_source.hpp"
 #include "heed/tensor/tensor.hpp"

@@ -25,10 +25,10 @@
 #include <vector>
 
 #include "heed/cache/contiguous.hpp"
-#include "heed/cache/file.hpp"
+#include "heed/cache/file/file.hpp"
 #include "heed/cache/latent.hpp"
-#include "heed/cache/paged.hpp"
-#include "heed/cache/quantised.hpp"
+#include "heed/cache/paged/paged.hpp"
+#include "heed/cache/quantised/quantised.hpp"
 #include "heed/cache/rolling.hpp"
 #include "heed/cache/slots.hpp"
 #include "heed/core/target.hpp"

@@ -22,8 +22,8 @@
 #include <string>
 
 #include "heed/cache/append_input.hpp"
-#include "heed/cache/page_pool.hpp"
-#include "heed/cache/paged_extents.hpp"
+#include "heed/cache/paged/page_pool.hpp"
+#include "heed/cache/paged/paged_extents.hpp"
 #include "heed/core/target.hpp"
 #include "heed/kernel/kv_source.hpp"
 #include "heed/tensor/tensor.hpp"
