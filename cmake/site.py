@@ -5,7 +5,9 @@
   python3 cmake/site.py FOLDER        FOLDER/site is the site; FOLDER takes the generator, too
 
 The generator is MkDocs with its Material theme, from PyPI. Sources that a page links to become pages
-of the site. A link to what is not there fails the build.
+of the site. A link to what is not there fails the build. The search needs a server:
+
+  python3 -m http.server --directory FOLDER/site
 """
 
 import os
