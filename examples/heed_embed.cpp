@@ -5,6 +5,7 @@
 //   heed_embed --model DIR < lines                      a vector a line, as text
 //   heed_embed --model DIR --npy vectors.npy < lines    the same as a NumPy array
 //   heed_embed --model DIR --similar "a question" < lines
+//   heed_embed --model DIR --matrix picture.svg < lines    how alike the lines are
 //   heed_embed --demo                                   lines and a question of its own
 //
 // The encoder is in sentence_encoder.hpp, the tokenizer in wordpiece.hpp; here is what is done with
@@ -30,6 +31,7 @@
 #include <vector>
 
 #include "sentence_encoder.hpp"
+#include "similarity_picture.hpp"
 #include "wordpiece.hpp"
 
 namespace {
@@ -49,12 +51,16 @@ constexpr const char* demo_question = "How can I sign in again?";
 constexpr const char* demo_lines =
     "The cat sat on the mat.\n"
     "A kitten was sleeping on a rug.\n"
+    "Our cat likes to lie in the sun.\n"
     "I forgot my login credentials, what should I do?\n"
     "How do I reset my password?\n"
+    "My account was locked after three attempts.\n"
     "Stock markets fell after the central bank raised interest rates.\n"
     "Investors sold shares when borrowing became dearer.\n"
+    "The company earned less than analysts had expected.\n"
     "The recipe needs two cups of flour and one egg.\n"
-    "Whisk the batter until it is smooth.\n";
+    "Whisk the batter until it is smooth.\n"
+    "Bake the cake for half an hour.\n";
 
 /// Says on the error stream how far a long input is: at most once a second, a line that is
 /// overwritten.
@@ -138,7 +144,7 @@ std::string bar(float value, int width) {
 
 struct settings {
   std::string model = default_folder();
-  std::string npy, similar;
+  std::string npy, similar, picture;
   std::size_t top = 10, max_tokens = 256;
   index threads = heed::thread_pool::hardware_threads();
   bool bfloat16 = false, ids = false, demo = false;
@@ -200,6 +206,26 @@ void rank_lines(std::istream& in, const bert::sentence_encoder<T>& encoder,
 }
 
 template <class T>
+void draw_lines(std::istream& in, const bert::sentence_encoder<T>& encoder,
+                const bert::wordpiece& tokenizer, const settings& set) {
+  std::vector<std::string> texts;
+  matrix all(0, encoder.shape().width);
+  encode_lines(in, encoder, tokenizer, set,
+               [&](const std::vector<std::string>& lines, const matrix& vectors) {
+                 texts.insert(texts.end(), lines.begin(), lines.end());
+                 if (texts.size() > similarity::most_texts) {
+                   throw std::runtime_error("a picture shows at most " +
+                                            std::to_string(similarity::most_texts) + " lines");
+                 }
+                 all.conservativeResize(all.rows() + vectors.rows(), Eigen::NoChange);
+                 all.bottomRows(vectors.rows()) = vectors;
+               });
+  std::ofstream file(set.picture);
+  file << similarity::to_svg(all, texts);
+  if (!file.flush()) throw std::runtime_error("cannot write " + set.picture);
+}
+
+template <class T>
 void run(std::istream& in, const settings& set) {
   const auto tokenizer = bert::read_wordpiece(set.model + "/vocab.txt");
   const bert::sentence_encoder<T> encoder(set.model);
@@ -210,7 +236,9 @@ void run(std::istream& in, const settings& set) {
                              " positions; asked for " + std::to_string(tokenizer.size()) + " and " +
                              std::to_string(set.max_tokens));
   }
-  if (!set.similar.empty()) {
+  if (!set.picture.empty()) {
+    draw_lines(in, encoder, tokenizer, set);
+  } else if (!set.similar.empty()) {
     rank_lines(in, encoder, tokenizer, set);
   } else if (!set.npy.empty()) {
     npy_writer file(set.npy, encoder.shape().width);
@@ -244,6 +272,9 @@ int main(int argc, char** argv) {
   auto* similar = app.add_option("--similar", set.similar, "rank the lines by likeness to this");
   app.add_option("--top", set.top, "lines shown of a ranking")->capture_default_str();
   app.add_option("--npy", set.npy, "write the vectors to this file")->excludes(similar);
+  app.add_option("--matrix", set.picture, "draw how alike the lines are, as SVG, in this file")
+      ->excludes(similar)
+      ->excludes("--npy");
   app.add_flag("--bfloat16", set.bfloat16, "weights, queries, keys and values in bfloat16");
   app.add_option("--threads", set.threads, "threads")
       ->capture_default_str()
@@ -261,8 +292,10 @@ int main(int argc, char** argv) {
                                "; this fetches it (90 MB):\n  sh cmake/get-model.sh " + set.model);
     }
     std::istringstream own_lines(demo_lines);
-    if (set.demo && set.similar.empty()) set.similar = demo_question;
-    if (set.demo) std::printf("%s\n\n", set.similar.c_str());
+    if (set.demo && set.picture.empty()) {
+      if (set.similar.empty()) set.similar = demo_question;
+      std::printf("%s\n\n", set.similar.c_str());
+    }
     std::istream& in = set.demo ? own_lines : std::cin;
     if (set.ids) {
       print_ids(in, set);
