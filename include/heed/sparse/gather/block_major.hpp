@@ -108,11 +108,11 @@ void attend_block(const Call& call, index b, index h, const rows_of_block& lists
              call.scale, lse, 1, s.kernel);
 }
 
-/// Sums the normalised parts at `place` into `to`, perhaps the first of them, not divided by the
-/// sum of the state that is returned. Their log-sum-exps become their weights.
+/// Sums the normalised parts at `place`, times `scale`, into `to`, perhaps the first of them, not
+/// divided by the sum of the state that is returned. Their log-sum-exps become their weights.
 template <class A>
 softmax_state<A> merge_parts(const A* parts, A* lse, const listed_token* place, index count,
-                             index channels, A* to) noexcept {
+                             A scale, index channels, A* to) noexcept {
   softmax_state<A> state;
   if (count == 0) return state;
   for (index n = 0; n < count; ++n) state.max = (std::max)(state.max, lse[place[n]]);
@@ -120,6 +120,7 @@ softmax_state<A> merge_parts(const A* parts, A* lse, const listed_token* place, 
     A& x = lse[place[n]];
     x = softmax_state<A>::weight(x, state.max);
     state.add(x);
+    x *= scale;
   }
   index c = 0;
   for (; c + simd::lanes<A> <= channels; c += simd::lanes<A>) {
@@ -234,8 +235,10 @@ void run_selected_blocks(E& exec, const Call& call, const view<const I, 4>& sele
         index count = 0;
         while (count < choices && place[count] >= 0) ++count;
         A* const row = count > 0 ? parts + place[0] * d.value_dim : nullptr;
-        const auto state = merge_parts(parts, lse + n * listed, place, count, d.value_dim, row);
-        write_row(call, head / e.heads, head % e.heads, i, state, row);
+        const A scale = part_sums<A>::scale_for(count);
+        const auto state =
+            merge_parts(parts, lse + n * listed, place, count, scale, d.value_dim, row);
+        write_row(call, head / e.heads, head % e.heads, i, state, row, scale);
       }
     });
   };

@@ -184,24 +184,48 @@ void attend_lists(const Call& call, const Rule& rule, index b, index h, const to
              rectangle<A>{out, d.value_dim, 1}, call.scale, lse, 1, s.kernel);
 }
 
-/// A normalised part of a row joins what the row has so far.
+/// A row out of normalised parts: sums of their weighted values, compensated as a row's keys are.
+/// Sums are kept times `scale`, a power of 2, so that values near the largest number stay in range.
 template <class A>
-void join_part(softmax_state<A>& state, A* out, A lse, const A* part, index channels) noexcept {
-  if (lse == softmax_state<A>::empty_max) return;
-  const auto w = state.merge({lse, A(1)});
-  if (w.self == A(0)) {
-    for (index c = 0; c < channels; ++c) out[c] = w.other * part[c];
-  } else {
-    for (index c = 0; c < channels; ++c) out[c] = w.self * out[c] + w.other * part[c];
-  }
-}
+struct part_sums {
+  A scale;
+  index channels;
 
-/// Writes back a complete row: the sink joins the sum, which divides.
+  part_sums(index parts, index value_dim) noexcept : scale(scale_for(parts)), channels(value_dim) {}
+
+  [[nodiscard]] static A scale_for(index parts) noexcept {
+    A s = A(1);
+    while (s * static_cast<A>(parts) > A(1)) s /= 2;
+    return s;
+  }
+
+  /// The first part, of weight `weight`. `out` may be `part`.
+  void start(A* out, A* lost, const A* part, A weight) const noexcept {
+    for (index c = 0; c < channels; ++c) out[c] = scale * weight * part[c];
+    if (lost != nullptr) std::fill_n(lost, channels, A(0));
+  }
+  /// A part joins what the row has so far. `lost` may be absent where it is the only one; `part` is
+  /// overwritten.
+  void join(softmax_state<A>& state, A* out, A* lost, A lse, A* part) const noexcept {
+    if (lse == softmax_state<A>::empty_max) return;
+    const auto w = state.merge({lse, A(1)});
+    if (w.self == A(0)) return start(out, lost, part, w.other);
+    for (index c = 0; c < channels; ++c) part[c] *= scale * w.other;
+    add_to_past(out, lost, w.self, part, channels);
+  }
+  /// The sums of a row that has had all its parts.
+  void finish(const softmax_state<A>& state, A* out, const A* lost) const noexcept {
+    if (state.sum != A(0) && lost != nullptr) add_lost(out, lost, channels);
+  }
+};
+
+/// Writes back a complete row: the sink joins the sum, which divides. `out` holds its sums times
+/// `scale`.
 template <class Call>
 void write_row(const Call& call, index b, index h, index i, softmax_state<typename Call::A> state,
-               const typename Call::A* out) noexcept {
+               const typename Call::A* out, typename Call::A scale = typename Call::A(1)) noexcept {
   using A = typename Call::A;
-  const A factor = state.join_sink(call.program.sink_logit(h)) * state.normaliser();
+  const A factor = state.join_sink(call.program.sink_logit(h)) * state.normaliser() / scale;
   const bool empty = factor == A(0);
   const auto to = call.output_rows(b, h, i);
   for (index c = 0; c < call.out.extent(3); ++c) {

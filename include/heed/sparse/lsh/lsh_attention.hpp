@@ -27,10 +27,11 @@
 //   lsh_attention(q, unit_keys(q), v, buckets, buckets, {.chunk = 64, .shared_qk = true}, {},
 //                 causal());
 //
-// Accumulator and errors as in `attention`; the rounds merge in their order, at 2 eps each. Cost of
-// a round: 2 (D + Dv) FLOPs a visible pair, 2 chunk of them a row at the most (tiles at the edge of
-// a bucket compute some more), and O(N + M + largest bucket) of sorting. Memory beside the result:
-// value dim + 2 numbers a row, 20 bytes a token and round, 4 a bucket, round and head. The same
+// Accumulator and errors as in `attention`; the rounds join in their order by compensated sums: 3 eps
+// and the rounding of their log-sum-exps, however many they are. Cost of a round: 2 (D + Dv) FLOPs a
+// visible pair, 2 chunk of them a row at the most (tiles at the edge of a bucket compute some more),
+// and O(N + M + largest bucket) of sorting. Memory beside the result: 2 value dim + 3 numbers a row
+// (value dim + 3 for one round), 20 bytes a token and round, 4 a bucket, round and head. The same
 // bits for any number of threads. Throws shape_error, option_error, std::bad_alloc before anything
 // is written. Kitaev, Kaiser, Levskaya 2020, arXiv 2001.04451, section 2.
 #pragma once
@@ -120,8 +121,8 @@ template <class I>
 /// A token that saw nothing else sees itself, where a round holds it and the masks allow it.
 template <class Call>
 void see_itself(const Call& call, const row_reach* reach, const sorted_keys* sorted, index rounds,
-                position p, softmax_state<typename Call::A>& state,
-                typename Call::A* out) noexcept {
+                position p, typename Call::A scale, softmax_state<typename Call::A>& state,
+                typename Call::A* out, typename Call::A* lost) noexcept {
   using A = typename Call::A;
   if (state.sum != A(0) || p.key < 0 || p.key >= call.extents.keys) return;
   bool held = false;
@@ -139,9 +140,10 @@ void see_itself(const Call& call, const row_reach* reach, const sorted_keys* sor
   }
   s = call.program.modified(call.program.softcapped(s, p), p);
   if (s == softmax_state<A>::empty_max) return;
-  const A weight = state.merge({s, A(1)}).other * call.program.dropout_factor(p);
+  const A weight = state.merge({s, A(1)}).other * call.program.dropout_factor(p) * scale;
   for (index c = 0; c < call.out.extent(3); ++c) {
     out[c] = weight * static_cast<A>(v[c * call.source.value_channel_stride()]);
+    if (lost != nullptr) lost[c] = A(0);
   }
 }
 
@@ -190,7 +192,9 @@ void run_lsh(E& exec, const Call& call, const view<const I, 4>& query_buckets,
   sorted_keys* sorted = nullptr;  // [list heads][rounds]
   row_reach* reach = nullptr;     // [heads][rounds]
   softmax_state<A>* state = nullptr;
-  A* out = nullptr;  // [heads][queries][value dim]
+  const part_sums<A> sums(rounds, d.value_dim);
+  A* out = nullptr;   // [heads][queries][value dim]
+  A* lost = nullptr;  // alike, where rounds are added
   std::byte* scratch = nullptr;
   const auto allocate = [&](arena c) {
     sorted = c.allocate<sorted_keys>(k_heads.size() * rounds);
@@ -208,6 +212,7 @@ void run_lsh(E& exec, const Call& call, const view<const I, 4>& query_buckets,
     }
     state = c.allocate<softmax_state<A>>(heads * e.queries);
     out = c.allocate<A>(heads * e.queries, d.value_dim);
+    if (rounds > 1) lost = c.allocate<A>(heads * e.queries, d.value_dim);
     scratch = c.allocate<std::byte>(static_cast<index>(measure.used()), workers);
     return c.used();
   };
@@ -233,6 +238,7 @@ void run_lsh(E& exec, const Call& call, const view<const I, 4>& query_buckets,
         sorted[k_heads(e, b, h) * rounds + n % rounds], call.options.offset[b], chunk);
   });
   std::fill_n(state, heads * e.queries, softmax_state<A>{});
+  const auto lost_of = [=](index row) { return lost == nullptr ? lost : lost + row * d.value_dim; };
 
   // A row is in one task of a round: rounds one after another, and no row is written twice at once.
   for (index round = 0; round < rounds; ++round) {
@@ -254,8 +260,8 @@ void run_lsh(E& exec, const Call& call, const view<const I, 4>& query_buckets,
         const index later = s.rule.lists.rows[(std::min)(r + 8, of.size() - 1)];
         prefetch_row<2>(out + (head * e.queries + later) * d.value_dim, d.value_dim);
         prefetch_row<2>(state + head * e.queries + later, 1);
-        join_part(state[row], out + row * d.value_dim, s.lse[r], s.out + r * d.value_dim,
-                  d.value_dim);
+        sums.join(state[row], out + row * d.value_dim, lost_of(row), s.lse[r],
+                  s.out + r * d.value_dim);
       }
     });
   }
@@ -271,9 +277,10 @@ void run_lsh(E& exec, const Call& call, const view<const I, 4>& query_buckets,
       if (o.shared_qk) {
         const index p = call.options.offset[b] + i;
         see_itself(call, reach + head * rounds, sorted + k_heads(e, b, h) * rounds, rounds,
-                   {b, h, h / call.group(), p, p, i}, state[row], at);
+                   {b, h, h / call.group(), p, p, i}, sums.scale, state[row], at, lost_of(row));
       }
-      write_row(call, b, h, i, state[row], at);
+      sums.finish(state[row], at, lost_of(row));
+      write_row(call, b, h, i, state[row], at, sums.scale);
     }
   });
 }

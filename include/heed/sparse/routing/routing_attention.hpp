@@ -18,8 +18,8 @@
 // given, and a row in no cluster is 0 with log-sum-exp -inf. `route_tokens` (heed/sparse.hpp)
 // makes lists.
 //
-// Accumulator and errors as in `attention`; the parts of a row in c clusters merge in the order of
-// the clusters, at 2 eps each. Cost 2 (D + Dv) FLOPs a listed pair. Memory beside the result: value
+// Accumulator and errors as in `attention`; the parts of a row join in the order of the clusters by
+// compensated sums: 3 eps and the rounding of their log-sum-exps, however many they are. Cost 2 (D + Dv) FLOPs a listed pair. Memory beside the result: value
 // dim + 3 numbers a listed row, and clusters / 32 words a token; scratch a worker as in
 // `attention`. The same bits for any number of threads. Throws shape_error, std::bad_alloc before
 // anything is written. Roy, Saffar, Vaswani, Grangier 2021, arXiv 2003.05997, section 4.
@@ -76,12 +76,14 @@ void run_routing(E& exec, const Call& call, const view<const I, 4>& queries,
   struct worker_scratch {
     listed_scratch<Call> task;
     cluster_rule rule;
+    A* lost = nullptr;
   };
   constexpr index most = listed_scratch<Call>::most_rows;
   const auto allocate_worker = [&](arena& c) {
     worker_scratch s;
     s.task.allocate(c, d);
     s.rule.allocate(c, clusters, most);
+    s.lost = c.allocate<A>(d.value_dim);
     return s;
   };
   arena measure;
@@ -156,7 +158,9 @@ void run_routing(E& exec, const Call& call, const view<const I, 4>& queries,
     attend_lists(call, s.rule, b, h, lists, s.task, out + place * d.value_dim, lse + place);
   });
 
-  for_each_task(exec, workers, heads * row_blocks, [&](index, index t) noexcept {
+  for_each_task(exec, workers, heads * row_blocks, [&](index worker, index t) noexcept {
+    arena c(scratch + static_cast<std::size_t>(worker) * measure.used());
+    A* const lost = allocate_worker(c).lost;
     const index head = t / row_blocks;
     const row_places& at = places[q_heads(e, head / e.heads, head % e.heads)];
     A* const parts = out + head * clusters * window * d.value_dim;
@@ -166,11 +170,13 @@ void run_routing(E& exec, const Call& call, const view<const I, 4>& queries,
       softmax_state<A> state;
       A* const row =
           at.begin[i] < at.begin[i + 1] ? parts + at.place[at.begin[i]] * d.value_dim : nullptr;
+      const part_sums<A> sums(at.begin[i + 1] - at.begin[i], d.value_dim);
       for (index n = at.begin[i]; n < at.begin[i + 1]; ++n) {
         const index place = at.place[n];
-        join_part(state, row, part_lse[place], parts + place * d.value_dim, d.value_dim);
+        sums.join(state, row, lost, part_lse[place], parts + place * d.value_dim);
       }
-      write_row(call, head / e.heads, head % e.heads, i, state, row);
+      sums.finish(state, row, lost);
+      write_row(call, head / e.heads, head % e.heads, i, state, row, sums.scale);
     }
   });
 }
