@@ -49,6 +49,20 @@ class kv_source_reference {
   {
     cache_->widen_values(b, h, rows, to);
   }
+  static constexpr int code_bits = [] {
+    if constexpr (coded_source<Cache>) return Cache::code_bits;
+    return 0;
+  }();
+  [[nodiscard]] code_run key_codes(index b, index h, index j) const noexcept
+    requires coded_source<Cache>
+  {
+    return cache_->key_codes(b, h, j);
+  }
+  [[nodiscard]] code_run value_codes(index b, index h, index j) const noexcept
+    requires coded_source<Cache>
+  {
+    return cache_->value_codes(b, h, j);
+  }
   [[nodiscard]] index key_channel_stride() const noexcept { return cache_->key_channel_stride(); }
   [[nodiscard]] index value_channel_stride() const noexcept {
     return cache_->value_channel_stride();
@@ -195,9 +209,11 @@ inline void check_decode_offset(const attention_options& options) {
   }
 }
 
-template <class Target, class Q, class Cache, class... M>
-[[nodiscard]] auto open_decode(Target&& target, const Q& q, const Cache& cache,
-                               const attention_options& options, const M&... modifiers) {
+/// The call of a decode that reads `source`, which reads `cache`.
+template <class Source, class Target, class Q, class Cache, class... M>
+[[nodiscard]] auto open_decode_from(const Source& source, Target&& target, const Q& q,
+                                    const Cache& cache, const attention_options& options,
+                                    const M&... modifiers) {
   check_decode<Q, Cache>();
   const auto q4 = input4(q);
   const index batch = static_cast<index>(cache.batch());
@@ -216,8 +232,15 @@ template <class Target, class Q, class Cache, class... M>
   }
   attention_options o = options;
   o.offset = offsets::of_newest(cache, q4.extent(2));
-  return open_source_call(std::forward<Target>(target), q, kv_source_reference<Cache>(cache),
+  return open_source_call(std::forward<Target>(target), q, source,
                           {batch, q4.extent(1), kv_heads, q4.extent(2), longest}, o, modifiers...);
+}
+
+template <class Target, class Q, class Cache, class... M>
+[[nodiscard]] auto open_decode(Target&& target, const Q& q, const Cache& cache,
+                               const attention_options& options, const M&... modifiers) {
+  return open_decode_from(kv_source_reference<Cache>(cache), std::forward<Target>(target), q, cache,
+                          options, modifiers...);
 }
 
 }  // namespace heed::inline HEED_TARGET::api

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <concepts>
+#include <cstdint>
 
 #include "heed/core/target.hpp"
 #include "heed/core/types.hpp"
@@ -47,5 +48,29 @@ concept widening_source =
       s.widen_keys(i, i, rows, to);
       s.widen_values(i, i, rows, to);
     };
+
+/// `count` tokens of codes of 8 or 4 bits: x = scale (code - zero). Scales and zeros are one for each
+/// token, or where `by_channel`, one for each channel. 4 bits: byte i of a row holds channel i in
+/// its low half, channel i + ceil(n / 2) in its high half. Tokens kept in full have no codes, and
+/// their rows at `full`.
+struct code_run {
+  const std::uint8_t* codes = nullptr;
+  index stride = 0;  // bytes from row to row
+  index left = 0;    // rows of codes from here on, which may be prefetched
+  const float* scale = nullptr;
+  const float* zero = nullptr;
+  bool by_channel = false;  // keys alone
+  const float* full = nullptr;
+  index count = 0;
+};
+
+/// A widening source of which few queries read the codes themselves: `key_codes(batch, kv_head, j)`
+/// and `value_codes(...)` are the run of codes that begins at token j, of `code_bits` each.
+template <class S>
+concept coded_source = widening_source<S> && requires(const S& s, index i) {
+  { S::code_bits } -> std::convertible_to<int>;
+  { s.key_codes(i, i, i) } -> std::same_as<code_run>;
+  { s.value_codes(i, i, i) } -> std::same_as<code_run>;
+};
 
 }  // namespace heed::inline HEED_TARGET

@@ -2,7 +2,9 @@
 // Rows of stored scalars to and from the accumulator type.
 #pragma once
 
+#include <concepts>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "heed/core/float8.hpp"
@@ -10,6 +12,30 @@
 #include "heed/simd/packet.hpp"
 
 namespace heed::inline HEED_TARGET::simd {
+
+/// A byte that holds two numbers of 4 bits, 0 to 15, read as the one in its low half.
+struct low_nibble {
+  std::uint8_t byte;
+  template <std::floating_point F>
+  explicit constexpr operator F() const noexcept {
+    return static_cast<F>(byte & 15U);
+  }
+};
+/// The same, read as the one in its high half.
+struct high_nibble {
+  std::uint8_t byte;
+  template <std::floating_point F>
+  explicit constexpr operator F() const noexcept {
+    return static_cast<F>(byte >> 4U);
+  }
+};
+
+namespace detail {
+/// Bytes that are codes: whole numbers, 0 to 255 or 0 to 15.
+template <class T>
+inline constexpr bool is_code = std::is_same_v<T, std::uint8_t> || std::is_same_v<T, low_nibble> ||
+                                std::is_same_v<T, high_nibble>;
+}  // namespace detail
 
 #if defined(EIGEN_VECTORIZE_AVX2)
 namespace detail {
@@ -44,9 +70,8 @@ HEED_INLINE packet<A> load_widened(const T* p) noexcept {
   } else if constexpr (to_float && std::is_same_v<T, Eigen::bfloat16>) {
     const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-  } else if constexpr (to_float &&
-                       (std::is_same_v<T, float8_e5m2> || std::is_same_v<T, float8_e4m3> ||
-                        std::is_same_v<T, std::uint8_t>)) {
+  } else if constexpr (to_float && (std::is_same_v<T, float8_e5m2> ||
+                                    std::is_same_v<T, float8_e4m3> || detail::is_code<T>)) {
     const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     if constexpr (std::is_same_v<T, float8_e5m2>) {
       return _mm512_cvtph_ps(_mm256_slli_epi16(_mm256_cvtepu8_epi16(bytes), 8));
@@ -54,7 +79,13 @@ HEED_INLINE packet<A> load_widened(const T* p) noexcept {
       return _mm512_mul_ps(_mm512_cvtph_ps(detail::e4m3_to_half(_mm256_cvtepu8_epi16(bytes))),
                            _mm512_set1_ps(256.0F));
     } else {
-      return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(bytes));
+      __m512i code = _mm512_cvtepu8_epi32(bytes);
+      if constexpr (std::is_same_v<T, low_nibble>) {
+        code = _mm512_and_si512(code, _mm512_set1_epi32(15));
+      } else if constexpr (std::is_same_v<T, high_nibble>) {
+        code = _mm512_srli_epi32(code, 4);
+      }
+      return _mm512_cvtepi32_ps(code);
     }
 #elif defined(EIGEN_VECTORIZE_AVX2)
   } else if constexpr (to_float && std::is_same_v<T, Eigen::bfloat16>) {
@@ -71,9 +102,26 @@ HEED_INLINE packet<A> load_widened(const T* p) noexcept {
     return _mm256_mul_ps(_mm256_cvtph_ps(detail::e4m3_to_half(_mm_cvtepu8_epi16(bytes))),
                          _mm256_set1_ps(256.0F));
 #endif
-  } else if constexpr (to_float && std::is_same_v<T, std::uint8_t>) {
-    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
-    return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(bytes));
+  } else if constexpr (to_float && detail::is_code<T>) {
+    __m256i code = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+    if constexpr (std::is_same_v<T, low_nibble>) {
+      code = _mm256_and_si256(code, _mm256_set1_epi32(15));
+    } else if constexpr (std::is_same_v<T, high_nibble>) {
+      code = _mm256_srli_epi32(code, 4);
+    }
+    return _mm256_cvtepi32_ps(code);
+#elif defined(EIGEN_VECTORIZE_SSE2) && !defined(EIGEN_VECTORIZE_AVX)
+  } else if constexpr (to_float && detail::is_code<T>) {
+    int four = 0;
+    std::memcpy(&four, p, sizeof(four));
+    const __m128i none = _mm_setzero_si128();
+    __m128i code = _mm_unpacklo_epi16(_mm_unpacklo_epi8(_mm_cvtsi32_si128(four), none), none);
+    if constexpr (std::is_same_v<T, low_nibble>) {
+      code = _mm_and_si128(code, _mm_set1_epi32(15));
+    } else if constexpr (std::is_same_v<T, high_nibble>) {
+      code = _mm_srli_epi32(code, 4);
+    }
+    return _mm_cvtepi32_ps(code);
 #endif
   } else {
     A lane[std::size_t{lanes<A>}];

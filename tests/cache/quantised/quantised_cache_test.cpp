@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: MIT
 // Codes of 8 and 4 bits: the stated error of a row, rows that are constant, tiny, huge or hold a
-// NaN, and attention with the bits of a contiguous cache of the widened rows.
+// NaN; attention of many queries with the bits of a contiguous cache of the widened rows, and of few
+// as the textbook has it of those rows.
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
 #include <cmath>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "heed/attention.hpp"
 #include "heed/cache.hpp"
+#include "heed/parallel.hpp"
 #include "heed/score.hpp"
 #include "support/attention_oracle.hpp"
 
@@ -75,6 +78,36 @@ TEST(QuantisedRow, OddRowsComeBackAsStated) {
   EXPECT_NEAR(huge[2] / largest, 1, 1e-6);
 }
 
+/// The widened rows of a cache.
+template <class Cache>
+std::pair<heed::tensor<float, 4>, heed::tensor<float, 4>> widened_rows(const Cache& cache) {
+  const index n = cache.length();
+  heed::tensor<float, 4> k({cache.batch(), cache.kv_heads(), n, cache.head_dim()});
+  heed::tensor<float, 4> v({cache.batch(), cache.kv_heads(), n, cache.value_dim()});
+  for (index b = 0; b < cache.batch(); ++b) {
+    for (index h = 0; h < cache.kv_heads(); ++h) {
+      cache.widen_keys(b, h, {0, n}, &k(b, h, 0, 0));
+      cache.widen_values(b, h, {0, n}, &v(b, h, 0, 0));
+    }
+  }
+  return {k, v};
+}
+
+/// A decode of few queries, which reads codes, beside the textbook on the widened rows. Codes reach a
+/// row's range from its least number, and sums of them err by that size.
+template <class Cache, class... M>
+void check_few(const Cache& cache, index n, const M&... modifiers) {
+  const auto [k, v] = widened_rows(cache);
+  const auto q = oracle::random_tensor<float, 4>({2, 4, n, cache.head_dim()}, 3);
+  auto want = oracle::expected(q, k, v, {.offset = cache.length() - n}, modifiers...);
+  want.sizes.product *= 1 + 2 * std::sqrt(static_cast<double>(cache.head_dim()));
+  want.sizes.value *= 3;
+  const auto got = heed::decode(q, cache, {}, modifiers...);
+  EXPECT_EQ(oracle::difference<float>(got, want.output, want.sizes), "") << n;
+  heed::thread_pool pool(3);
+  EXPECT_TRUE(oracle::same_bits(got, heed::decode(pool, q, cache, {}, modifiers...)));
+}
+
 template <int Bits>
 void check_attention() {
   const index tokens = 700;
@@ -87,24 +120,18 @@ void check_attention() {
   EXPECT_FALSE(cache.try_append(k, v));
   heed::contiguous_cache<float> wide(
       {.batch = 2, .kv_heads = 2, .capacity = tokens, .head_dim = 24, .value_dim = 19});
-  heed::tensor<float, 4> wide_k(k.extents());
-  heed::tensor<float, 4> wide_v(v.extents());
-  for (index b = 0; b < 2; ++b) {
-    for (index h = 0; h < 2; ++h) {
-      cache.widen_keys(b, h, {0, tokens}, &wide_k(b, h, 0, 0));
-      cache.widen_values(b, h, {0, tokens}, &wide_v(b, h, 0, 0));
-    }
-  }
+  const auto [wide_k, wide_v] = widened_rows(cache);
   const double levels = (1 << Bits) - 1;
   for (index i = 0; i < k.size(); ++i) {
     ASSERT_NEAR(wide_k.data()[i], k.data()[i], 4.5 / levels);  // half of a row's range
   }
   wide.append(wide_k, wide_v);
-  for (const index n : {1, 3, 40}) {
-    const auto q = oracle::random_tensor<float, 4>({2, 4, n, 24}, 3);
-    const auto got = heed::decode(q, cache, {}, heed::causal());
-    EXPECT_TRUE(oracle::same_bits(got, heed::decode(q, wide, {}, heed::causal()))) << n;
-  }
+  const auto q = oracle::random_tensor<float, 4>({2, 4, 40, 24}, 3);
+  EXPECT_TRUE(oracle::same_bits(heed::decode(q, cache, {}, heed::causal()),
+                                heed::decode(q, wide, {}, heed::causal())));
+  check_few(cache, 1);
+  check_few(cache, 2, heed::causal() && heed::window{.left = 601});
+  check_few(cache, 1, heed::causal(), heed::dropout{.probability = 0.3, .seed = 7});
   cache.truncate(5);
   EXPECT_EQ(cache.length(), 5);
   EXPECT_THROW(cache.truncate(6), heed::shape_error);
@@ -112,5 +139,27 @@ void check_attention() {
 }
 TEST(QuantisedCache, OfEightBitsIsAttendedToAsItsWidenedRows) { check_attention<8>(); }
 TEST(QuantisedCache, OfFourBitsIsAttendedToAsItsWidenedRows) { check_attention<4>(); }
+
+// What a hidden row holds does not matter, what a visible one holds does; rows of the largest
+// floats, whose codes times scales have no room, come back as they are.
+TEST(QuantisedCache, OddRowsAreAttendedToSafely) {
+  heed::int8_cache cache({.batch = 2, .kv_heads = 2, .capacity = 40, .head_dim = 9});
+  auto k = oracle::random_tensor<float, 4>({2, 2, 40, 9}, 1);
+  auto v = oracle::random_tensor<float, 4>({2, 2, 40, 9}, 2);
+  k(0, 1, 3, 2) = std::nanf("");
+  v(1, 0, 3, 2) = std::nanf("");
+  for (index j = 0; j < 40; ++j) {
+    for (index c = 0; c < 9; ++c) v(1, 1, j, c) = c % 2 == 0 ? largest : -largest;
+  }
+  cache.append(k, v);
+  check_few(cache, 1, heed::causal(), heed::window{.left = 30});
+  const auto q = oracle::random_tensor<float, 4>({2, 4, 1, 9}, 3);
+  const auto out = heed::decode(q, cache);
+  EXPECT_TRUE(std::isfinite(out(0, 0, 0, 4)));
+  EXPECT_TRUE(std::isnan(out(0, 2, 0, 4)));
+  EXPECT_TRUE(std::isnan(out(1, 0, 0, 4)));
+  EXPECT_NEAR(out(1, 2, 0, 4) / largest, 1, 1e-5);
+  EXPECT_NEAR(out(1, 3, 0, 5) / largest, -1, 1e-5);
+}
 
 }  // namespace

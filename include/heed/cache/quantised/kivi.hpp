@@ -18,7 +18,8 @@
 //
 // Holds (head dim + value dim) bits / 8 + 8 + 8 head dim / group bytes per batch, KV head and token
 // of capacity, and the newest; allocated at construction, appending allocates nothing. Attention
-// widens a block of rows once for all query rows of a task. Every operation either succeeds or
+// of many queries widens a block of rows once for all query rows of a task, that of few reads the
+// codes and agrees with it to rounding; scores beyond the largest float are NaN. Every operation either succeeds or
 // changes nothing. Reading from many threads is safe while no one writes. Liu et al. 2024, arXiv
 // 2402.02750.
 #pragma once
@@ -131,6 +132,35 @@ class kivi_cache {
   [[nodiscard]] row_run<value_scalar> values(index, index, index j) const noexcept {
     return {nullptr, 0, length_ - j};
   }
+  // And what few queries read: see coded_source.
+  static constexpr int code_bits = Bits;
+  [[nodiscard]] code_run key_codes(index b, index h, index j) const noexcept {
+    if (j >= in_codes()) {
+      return {.full = new_keys_.data() + row(b, h, group_, j % group_) * head_dim(),
+              .count = length_ - j};
+    }
+    const index group = (b * kv_heads() + h) * (rows() / group_) + j / group_;
+    return {.codes = key_codes_.data() + row(b, h, rows(), j) * key_codes_.extent(3),
+            .stride = key_codes_.extent(3),
+            .left = in_codes() - j,
+            .scale = key_scales_.data() + group * head_dim(),
+            .zero = key_zeros_.data() + group * head_dim(),
+            .by_channel = true,
+            .count = group_ - j % group_};
+  }
+  [[nodiscard]] code_run value_codes(index b, index h, index j) const noexcept {
+    if (j >= in_codes()) {
+      return {.full = new_values_.data() + row(b, h, group_, j % group_) * value_dim(),
+              .count = length_ - j};
+    }
+    const index r = row(b, h, rows(), j);
+    return {.codes = value_codes_.data() + r * value_codes_.extent(3),
+            .stride = value_codes_.extent(3),
+            .left = in_codes() - j,
+            .scale = value_scales_.data() + r,
+            .zero = value_zeros_.data() + r,
+            .count = in_codes() - j};
+  }
   void widen_keys(index b, index h, range tokens, float* to) const noexcept {
     const index channels = head_dim();
     for (index j = tokens.begin; j < tokens.end; ++j, to += channels) {
@@ -138,22 +168,8 @@ class kivi_cache {
         std::copy_n(&new_keys_(b, h, j % group_, 0), channels, to);
         continue;
       }
-      const std::uint8_t* const code = &key_codes_(b, h, j, 0);
-      const float* const scale = &key_scales_(b, h, j / group_, 0);
-      const float* const zero = &key_zeros_(b, h, j / group_, 0);
-      if constexpr (Bits == 8) {
-        for (index c = 0; c < channels; ++c) {
-          to[c] = scale[c] * (static_cast<float>(code[c]) - zero[c]);
-        }
-      } else {
-        const index half_row = ceil_div(channels, 2);
-        for (index c = 0; c < half_row; ++c) {
-          to[c] = scale[c] * (static_cast<float>(code[c] & 15U) - zero[c]);
-        }
-        for (index c = half_row; c < channels; ++c) {
-          to[c] = scale[c] * (static_cast<float>(code[c - half_row] >> 4U) - zero[c]);
-        }
-      }
+      detail::widen_codes<Bits, true>(&key_codes_(b, h, j, 0), &key_scales_(b, h, j / group_, 0),
+                                      &key_zeros_(b, h, j / group_, 0), channels, to);
     }
   }
   void widen_values(index b, index h, range tokens, float* to) const noexcept {
@@ -235,6 +251,6 @@ class kivi_cache {
   index length_ = 0;
 };
 
-static_assert(widening_source<kivi_cache<8>>);
+static_assert(coded_source<kivi_cache<8>>);
 
 }  // namespace heed::inline HEED_TARGET

@@ -9,10 +9,11 @@
 //
 // x ~ scale (code - zero); the error, and what constant, tiny and NaN rows become, is in
 // quantised_row.hpp. Holds (head dim + value dim) bits / 8 + 16 bytes per batch, KV head and token
-// of capacity, allocated at construction; appending allocates nothing. Attention widens a block of
-// rows once for all the query rows of a task, and then computes in float as with a contiguous cache
-// of the widened rows: the same bits. Every operation either succeeds or changes nothing. Reading
-// from many threads is safe while no one appends.
+// of capacity, allocated at construction; appending allocates nothing. Attention of many queries
+// widens a block of rows once for all the query rows of a task, and then computes in float: the bits
+// of a contiguous cache of the widened rows. Attention of few reads the codes, and has its results
+// to rounding. Every operation either succeeds or changes nothing. Reading from many threads is safe
+// while no one appends.
 #pragma once
 
 #include <cstdint>
@@ -101,6 +102,14 @@ class quantised_cache {
   [[nodiscard]] row_run<value_scalar> values(index, index, index j) const noexcept {
     return {nullptr, 0, length_ - j};
   }
+  // And what few queries read: see coded_source.
+  static constexpr int code_bits = Bits;
+  [[nodiscard]] code_run key_codes(index b, index h, index j) const noexcept {
+    return keys_.run(b, h, j, length_ - j);
+  }
+  [[nodiscard]] code_run value_codes(index b, index h, index j) const noexcept {
+    return values_.run(b, h, j, length_ - j);
+  }
   void widen_keys(index b, index h, range tokens, float* to) const noexcept {
     keys_.widen(b, h, tokens, to);
   }
@@ -127,6 +136,15 @@ class quantised_cache {
     [[nodiscard]] row_scale scale(index b, index h, index j) const noexcept {
       const index r = row(b, h, j);
       return {scales.data()[r], zeros.data()[r]};
+    }
+    [[nodiscard]] code_run run(index b, index h, index j, index count) const noexcept {
+      const index r = row(b, h, j);
+      return {.codes = codes.data() + r * codes.extent(3),
+              .stride = codes.extent(3),
+              .left = count,
+              .scale = scales.data() + r,
+              .zero = zeros.data() + r,
+              .count = count};
     }
     template <class S>
     void write(index b, index h, index first, index count,
@@ -164,6 +182,6 @@ using int8_cache = quantised_cache<8>;
 /// Codes of 4 bits.
 using int4_cache = quantised_cache<4>;
 
-static_assert(widening_source<int8_cache>);
+static_assert(coded_source<int8_cache>);
 
 }  // namespace heed::inline HEED_TARGET

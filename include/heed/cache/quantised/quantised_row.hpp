@@ -84,34 +84,48 @@ template <int Bits>
   return s;
 }
 
+namespace detail {
+
+/// to[0 .. n) = scale (code - zero), a scale and a zero of all or, where `ByChannel`, of each.
+template <bool ByChannel, class Code>
+void widen_code_row(const Code* codes, const float* scale, const float* zero, index n,
+                    float* to) noexcept {
+  const auto at = [](const float* x, index c) {
+    return ByChannel ? simd::load(x + c) : simd::broadcast(*x);
+  };
+  index c = 0;
+  for (; c + simd::lanes<float> <= n; c += simd::lanes<float>) {
+    const auto code = simd::load_widened<float>(codes + c);
+    simd::store(to + c, simd::mul(at(scale, c), simd::sub(code, at(zero, c))));
+  }
+  for (; c < n; ++c) {
+    const index i = ByChannel ? c : 0;
+    to[c] = scale[i] * (static_cast<float>(codes[c]) - zero[i]);
+  }
+}
+
+/// The same of a row of n codes of `Bits`.
+template <int Bits, bool ByChannel>
+void widen_codes(const std::uint8_t* codes, const float* scale, const float* zero, index n,
+                 float* to) noexcept {
+  if constexpr (Bits == 8) {
+    widen_code_row<ByChannel>(codes, scale, zero, n, to);
+  } else {
+    const index low = ceil_div(n, 2);
+    const index skipped = ByChannel ? low : 0;
+    widen_code_row<ByChannel>(reinterpret_cast<const simd::low_nibble*>(codes), scale, zero, low,
+                              to);
+    widen_code_row<ByChannel>(reinterpret_cast<const simd::high_nibble*>(codes), scale + skipped,
+                              zero + skipped, n - low, to + low);
+  }
+}
+
+}  // namespace detail
+
 /// to[0 .. n) = scale (code - zero).
 template <int Bits>
 void widen_codes(const std::uint8_t* codes, row_scale s, index n, float* to) noexcept {
-  using P = simd::packet<float>;
-  constexpr index lanes = simd::lanes<float>;
-  if constexpr (Bits == 4) {
-    constexpr index step = 64;
-    const index pairs = ceil_div(n, 2);
-    for (index c = 0; c < pairs; c += step) {
-      std::uint8_t low[std::size_t{step}];
-      std::uint8_t high[std::size_t{step}];
-      const index count = (std::min)(step, pairs - c);
-      for (index i = 0; i < count; ++i) {
-        low[i] = codes[c + i] & 15U;
-        high[i] = static_cast<std::uint8_t>(codes[c + i] >> 4U);
-      }
-      widen_codes<8>(low, s, count, to + c);
-      widen_codes<8>(high, s, (std::min)(count, n - pairs - c), to + pairs + c);
-    }
-  } else {
-    const P scale = simd::broadcast(s.scale);
-    const P zero = simd::broadcast(-s.zero);
-    index c = 0;
-    for (; c + lanes <= n; c += lanes) {
-      simd::store(to + c, simd::mul(scale, simd::add(simd::load_widened<float>(codes + c), zero)));
-    }
-    for (; c < n; ++c) to[c] = s.scale * (static_cast<float>(codes[c]) - s.zero);
-  }
+  detail::widen_codes<Bits, false>(codes, &s.scale, &s.zero, n, to);
 }
 
 }  // namespace heed::inline HEED_TARGET

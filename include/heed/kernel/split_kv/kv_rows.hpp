@@ -51,18 +51,12 @@ struct value_runs {
   }
 };
 
-/// The rows of a block as a kernel reads them: the runs of its source in place, or where those are
-/// too short or oddly cut, each of their rows, if its channels are next to each other, and else a
-/// copy. `run(j)` is the source's run from token j on; `list` has room for the block's rows.
+/// The rows of a block as a kernel reads them: in place where one run of its source holds them, each
+/// where it lies where several do, if its channels are next to each other, and else a copy.
+/// `run(j)` is the source's run from token j on; `list` has room for the block's rows.
 template <class A, class T, class Run>
 class block_runs {
  public:
-  using plan = split_plan<A>;
-  /// Fewest rows of a run that are read as one, if the block has several: a piece costs what a call
-  /// does, and fills the stretches of the values badly. With pages of 16 one head is a sixth
-  /// faster row by row.
-  static constexpr index shortest = 64;
-
   block_runs(const Run& run, range block, index channels, index channel_stride, A* copy,
              const void** list) noexcept
       : run_(&run), block_(block) {
@@ -75,22 +69,14 @@ class block_runs {
     }
   }
 
-  /// use(rows, first row within the block, count of rows) for each piece.
+  /// use(rows): once, of all of the block.
   template <class Use>
   void each(Use&& use) const noexcept {
+    if (copy_ != nullptr) return use(strided_rows<A>{copy_, stride_, index{0}});
     if constexpr (!widens) {
-      if (list_ != nullptr) return use(listed_rows<T>{list_}, index{0}, block_.size());
-    }
-    if (copy_ != nullptr) {
-      return use(strided_rows<A>{copy_, stride_, index{0}}, index{0}, block_.size());
-    }
-    if constexpr (!widens) {
-      for (index j = block_.begin; j < block_.end;) {
-        const row_run<T> r = (*run_)(j);
-        const index n = (std::min)(r.count, block_.end - j);
-        use(strided_rows<T>{r.data, r.stride, r.count}, j - block_.begin, n);
-        j += n;
-      }
+      if (list_ != nullptr) return use(listed_rows<T>{list_, listed_});
+      const row_run<T> r = (*run_)(block_.begin);
+      use(strided_rows<T>{r.data, r.stride, r.count});
     }
   }
 
@@ -109,34 +95,20 @@ class block_runs {
         return;
       }
     }
-    if (!in_place(channels)) {
-      for (index j = block.begin; j < block.end;) {
-        const row_run<T> r = run(j);
-        const index end = j + (std::min)(r.count, block.end - j);
-        for (const T* row = r.data; j < end; ++j, row += r.stride) list[j - block.begin] = row;
-      }
-      list_ = list;
+    if (run(block.begin).count >= block.size()) return;
+    for (index j = block.begin; j < block.end;) {
+      const row_run<T> r = run(j);
+      const index end = j + (std::min)(r.count, block.end - j);
+      for (const T* row = r.data; j < end; ++j, row += r.stride) list[j - block.begin] = row;
     }
-  }
-
-  /// Weights are summed by stretches: a run that ends within one, unless it is the last, would
-  /// change the order of their sum, and the bits with it.
-  [[nodiscard]] bool in_place(index channels) const noexcept {
-    for (index j = block_.begin; j < block_.end;) {
-      const index n = (*run_)(j).count;
-      if (n >= block_.end - j) return true;
-      if (n < shortest) return false;
-      for (const index tile_rows : {1, 2, plan::tile_rows}) {
-        if (n % stretch_rows<A, T>(tile_rows, channels) != 0) return false;
-      }
-      j += n;
-    }
-    return true;
+    list_ = list;
+    listed_ = block.size();
   }
 
   const Run* run_;
   range block_;
   const void* const* list_ = nullptr;
+  index listed_ = 0;  // rows of the list that are worth prefetching
   const A* copy_ = nullptr;
   index stride_ = 0;
 };

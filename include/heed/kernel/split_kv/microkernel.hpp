@@ -37,21 +37,11 @@ HEED_INLINE void in_rows(index rows, const Use& use) noexcept {
   use(std::integral_constant<int, Most>());
 }
 
-/// Asks for the lines of `Count` numbers at `p`, rounded up.
-template <index Count, class T>
-HEED_INLINE void prefetch_numbers(const T* p) noexcept {
-  constexpr auto lines = static_cast<int>(ceil_div(Count * static_cast<index>(sizeof(T)), 64));
-  simd::unroll<lines>([&](auto i) HEED_INLINE_LAMBDA {
-    simd::prefetch(reinterpret_cast<const char*>(p) + 64 * i);
-  });
-}
-
 /// Scores of a tile of `Rows` query rows and the first keys of `k`, written to s[row][key]. As many
-/// numbers as the keys have are prefetched at `ahead`.
-template <class A, int Rows, class Keys>
+/// numbers as the keys have are prefetched from `ahead`.
+template <class A, int Rows, class Keys, class Ahead>
 HEED_INLINE void split_score_tile(const A* q, index q_stride, const Keys& k, index channels,
-                                  const typename Keys::scalar* ahead, A* s,
-                                  index s_stride) noexcept {
+                                  Ahead ahead, A* s, index s_stride) noexcept {
   using P = simd::packet<A>;
   using T = typename Keys::scalar;
   constexpr int rows = Rows;
@@ -62,8 +52,8 @@ HEED_INLINE void split_score_tile(const A* q, index q_stride, const Keys& k, ind
   P sum[std::size_t{rows * keys}];
   simd::unroll<rows * keys>([&](auto i) HEED_INLINE_LAMBDA { sum[i] = simd::zero<A>(); });
   index c = 0;
-  for (; c + lanes <= channels; c += lanes, ahead += keys * lanes) {
-    prefetch_numbers<keys * lanes>(ahead);
+  for (; c + lanes <= channels; c += lanes) {
+    ahead.template issue<keys * lanes>();
     P query[std::size_t{rows}];
     simd::unroll<rows>([&](auto r)
                            HEED_INLINE_LAMBDA { query[r] = simd::load(q + r * q_stride + c); });
@@ -90,19 +80,19 @@ HEED_INLINE void split_score_tile(const A* q, index q_stride, const Keys& k, ind
 }
 
 /// Packets x lanes channels, the first of them `channel`, of `Rows` output rows: a stretch's sums,
-/// added to `o` unless that is `fresh`. As many numbers as are read are prefetched at `ahead`.
-template <class A, int Rows, int Packets, class Values>
+/// added to `o` unless that is `fresh`. As many numbers as are read are prefetched from `ahead`.
+template <class A, int Rows, int Packets, class Values, class Ahead>
 HEED_INLINE void split_value_tile(const A* p, index p_stride, const Values& v, index channel,
-                                  index keys, const typename Values::scalar* ahead, bool fresh,
-                                  A* o, index o_stride) noexcept {
+                                  index keys, Ahead& ahead, bool fresh, A* o,
+                                  index o_stride) noexcept {
   using P = simd::packet<A>;
   constexpr index lanes = split_plan<A>::lanes;
   P sum[std::size_t{Rows}][std::size_t{Packets}];
   simd::unroll<Rows>([&](auto r) HEED_INLINE_LAMBDA {
     simd::unroll<Packets>([&](auto i) HEED_INLINE_LAMBDA { sum[r][i] = simd::zero<A>(); });
   });
-  for (index j = 0; j < keys; ++j, ahead += Packets * lanes) {
-    prefetch_numbers<Packets * lanes>(ahead);
+  for (index j = 0; j < keys; ++j) {
+    ahead.template issue<Packets * lanes>();
     const auto* const row = v(j) + channel;
     P value[std::size_t{Packets}];
     simd::unroll<Packets>(
@@ -134,8 +124,8 @@ HEED_NOINLINE void split_scores(const A* q, index q_stride, index rows, const Ke
     index j = 0;
     for (; j + tile_keys <= keys; j += tile_keys) {
       const Keys key = k.from(j);
-      const T* next = key.prefetch_from(tile_keys, ahead, channels);
-      for (index r = 0; r < rows; r += tile_rows, next = key(0)) {
+      auto next = key.ahead_of(tile_keys, ahead, channels);
+      for (index r = 0; r < rows; r += tile_rows, next = key.stay(channels)) {
         split_score_tile<A, tile_rows>(q + r * q_stride, q_stride, key, channels, next,
                                        s + r * plan::keys + j, plan::keys);
       }
@@ -236,19 +226,19 @@ HEED_NOINLINE void split_values(const A* p, index rows, const Values& v, index k
     for (index first = 0; first < keys; first += stretch) {
       const index count = keys - first < stretch ? keys - first : stretch;
       const Values at = v.from(first);
-      const T* next = at.prefetch_from(count, ahead, channels);
-      for (index r = 0; r < rows; r += tile_rows, next = at(0)) {
+      auto next = at.ahead_of(count, ahead, channels);
+      for (index r = 0; r < rows; r += tile_rows, next = at.stay(channels)) {
         exp_and_sum(of_tile, r, first, count);
         const A* const weight = p + r * plan::keys + first;
         const bool begins = fresh && first == 0;
         A* const out = o + r * o_stride;
         index c = 0;
         constexpr index step = plan::value_packets * plan::lanes;
-        for (; c + step <= channels; c += step, next += step * count) {
+        for (; c + step <= channels; c += step) {
           split_value_tile<A, tile_rows, plan::value_packets>(weight, plan::keys, at, c, count,
                                                               next, begins, out + c, o_stride);
         }
-        for (; c + plan::lanes <= channels; c += plan::lanes, next += plan::lanes * count) {
+        for (; c + plan::lanes <= channels; c += plan::lanes) {
           split_value_tile<A, tile_rows, 1>(weight, plan::keys, at, c, count, next, begins, out + c,
                                             o_stride);
         }

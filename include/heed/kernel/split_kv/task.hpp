@@ -11,6 +11,7 @@
 
 #include "heed/core/target.hpp"
 #include "heed/core/workspace.hpp"
+#include "heed/kernel/split_kv/coded_rows.hpp"
 #include "heed/kernel/split_kv/kv_rows.hpp"
 #include "heed/kernel/split_kv/microkernel.hpp"
 
@@ -55,7 +56,7 @@ struct split_scratch {
   A* out = nullptr;      // [rows][value dim, whole packets]
   A* lost = nullptr;     // as `out`: what rounding has taken from it
   A* part = nullptr;     // as `out`: the values of a block
-  A* k = nullptr;        // a copied block
+  A* k = nullptr;        // a copied block, or what scores of codes take
   A* v = nullptr;
   const void** list = nullptr;  // where a block's rows are stored
   softmax_state<A>* state = nullptr;
@@ -68,7 +69,7 @@ struct split_scratch {
     out = c.allocate<A>(r * round_up(d.value_dim, plan::lanes));
     lost = c.allocate<A>(r * round_up(d.value_dim, plan::lanes));
     part = c.allocate<A>(r * round_up(d.value_dim, plan::lanes));
-    k = c.allocate<A>(plan::keys * d.head_dim);
+    k = c.allocate<A>((std::max)(plan::keys * d.head_dim, r * (plan::keys + d.head_dim)));
     v = c.allocate<A>(plan::keys * d.value_dim);
     list = c.allocate<const void*>(plan::keys);
     state = c.allocate<softmax_state<A>>(r);
@@ -154,14 +155,40 @@ void start_split(split_scratch<A>& scratch, index rows, index value_dim) noexcep
   std::fill_n(scratch.state, padded, softmax_state<A>());
 }
 
-/// Rows `rows` against `keys` more. `q` are the rows, scaled and in order, `q_stride` apart, padded
-/// to split_plan::padded(rows.size()); their states and outputs in the scratch go on from what they
-/// have seen.
-template <class Program, class Source, class A>
-void split_keys(const Program& program, const Source& source, const shared_rows& rows, head_dims d,
-                const A* q, index q_stride, range keys, split_scratch<A>& scratch) noexcept {
+/// Scores of all rows against the keys of `block`, modified and masked, to scratch.scores. The keys,
+/// counted from the block's first, among which are those that may be hidden. Arguments as below.
+template <class Program, class Source, class Rows, class A>
+[[nodiscard]] range score_block(const Program& program, const Source& source, const Rows& rows,
+                                index head_dim, const A* q, index q_stride, range block,
+                                split_scratch<A>& scratch) noexcept {
   using plan = split_plan<A>;
   using TK = typename Source::key_scalar;
+  const index n = rows.size();
+  if constexpr (coded_source<Source>) {
+    split_code_scores(source, rows.batch, rows.kv_head, block, q, q_stride, n, head_dim,
+                      scratch.scores, scratch.k);
+  } else {
+    const key_runs<Source> run{&source, rows.batch, rows.kv_head};
+    const block_runs<A, TK, key_runs<Source>> k(run, block, head_dim, source.key_channel_stride(),
+                                                scratch.k, scratch.list);
+    k.each([&](const auto& key) noexcept {
+      split_scores<A>(q, q_stride, n, key, block.size(), head_dim, scratch.scores);
+    });
+  }
+  range hidden{0, 0};
+  for (index r = 0; r < n; ++r) {
+    hidden = hull(hidden, modify_row(program, rows.row(r, block), scratch.scores + r * plan::keys));
+  }
+  return hidden;
+}
+
+/// Rows `rows` (shared_rows, or what has its size, row, batch and kv_head) against `keys` more. `q`
+/// are the rows, scaled and in order, `q_stride` apart, padded to split_plan::padded(rows.size());
+/// their states and outputs in the scratch go on from what they have seen.
+template <class Program, class Source, class Rows, class A>
+void split_keys(const Program& program, const Source& source, const Rows& rows, head_dims d,
+                const A* q, index q_stride, range keys, split_scratch<A>& scratch) noexcept {
+  using plan = split_plan<A>;
   using TV = typename Source::value_scalar;
   const index n = rows.size();
   const index out_stride = round_up(d.value_dim, plan::lanes);
@@ -174,28 +201,25 @@ void split_keys(const Program& program, const Source& source, const shared_rows&
     const range block = intersect(seen, {first, first + plan::keys});
     const index count = block.size();
 
-    const key_runs<Source> key_run{&source, rows.batch, rows.kv_head};
-    const block_runs<A, TK, key_runs<Source>> k(
-        key_run, block, d.head_dim, source.key_channel_stride(), scratch.k, scratch.list);
-    k.each([&](const auto& key, index j, index keys_at) noexcept {
-      split_scores<A>(q, q_stride, n, key, keys_at, d.head_dim, scratch.scores + j);
-    });
-
-    range hidden{0, 0};
-    for (index r = 0; r < n; ++r) {
-      hidden =
-          hull(hidden, modify_row(program, rows.row(r, block), scratch.scores + r * plan::keys));
-    }
+    const range hidden =
+        score_block(program, source, rows, d.head_dim, q, q_stride, block, scratch);
     const value_runs<Source> value_run{&source, rows.batch, rows.kv_head};
-    const block_runs<A, TV, value_runs<Source>> v(
-        value_run, block, d.value_dim, source.value_channel_stride(), scratch.v, scratch.list);
+    const auto v = [&] {
+      if constexpr (coded_source<Source>) {
+        return coded_values<Source>(source, rows.batch, rows.kv_head, block, d.value_dim,
+                                    scratch.v);
+      } else {
+        return block_runs<A, TV, value_runs<Source>>(
+            value_run, block, d.value_dim, source.value_channel_stride(), scratch.v, scratch.list);
+      }
+    }();
     // What hidden values hold must not matter; that of visible ones propagates either way.
     bool finite = true;
-    if (!hidden.empty()) {
-      v.each([&](const auto& value, index at, index keys_at) noexcept {
-        const range part = intersect(hidden, {at, at + keys_at});
-        if (part.empty()) return;
-        finite = finite && all_finite<A>(value.from(part.begin - at), part.size(), d.value_dim);
+    if constexpr (coded_source<Source>) {
+      finite = v.finite(hidden);
+    } else if (!hidden.empty()) {
+      v.each([&](const auto& value) noexcept {
+        finite = all_finite<A>(value.from(hidden.begin), hidden.size(), d.value_dim);
       });
     }
     const auto dropout_factors = [&](index r, index j, index keys_at, auto&& use) {
@@ -206,17 +230,16 @@ void split_keys(const Program& program, const Source& source, const shared_rows&
       }
     };
     if (!finite || scratch.factor != A(1)) {
-      v.each([&](const auto& value, index at, index keys_at) noexcept {
+      v.each([&](const auto& value) noexcept {
         for (index r = 0; r < n; ++r) {
           A factor[std::size_t{plan::keys}];
-          std::fill_n(factor, keys_at, scratch.factor);
+          std::fill_n(factor, count, scratch.factor);
           if constexpr (Program::template has<stage::dropout>) {
-            dropout_factors(r, at, keys_at, [&](index j, A f) { factor[j - at] *= f; });
+            dropout_factors(r, 0, count, [&](index j, A f) { factor[j] *= f; });
           }
-          attend_row_pairwise<A>(scratch.state[r], scratch.out + r * out_stride,
-                                 scratch.lost + r * out_stride, scratch.part,
-                                 scratch.scores + r * plan::keys + at, keys_at, factor, value,
-                                 d.value_dim);
+          attend_row_pairwise<A>(
+              scratch.state[r], scratch.out + r * out_stride, scratch.lost + r * out_stride,
+              scratch.part, scratch.scores + r * plan::keys, count, factor, value, d.value_dim);
         }
       });
       continue;
@@ -224,24 +247,28 @@ void split_keys(const Program& program, const Source& source, const shared_rows&
     for (index r = 0; r < n; ++r) {
       scratch.rescale[r] = split_maximum(scratch.scores + r * plan::keys, count, scratch.state[r]);
     }
-    v.each([&](const auto& value, index at, index keys_at) noexcept {
-      const exp_and_sum<A> softmax{scratch.scores + at, scratch.state};
-      const auto read = [&](const auto& weights) noexcept {
-        split_values<A>(scratch.scores + at, n, value, keys_at, d.value_dim, at == 0, scratch.part,
-                        out_stride, weights);
-      };
-      if constexpr (Program::template has<stage::dropout>) {
-        read([&](auto tile_rows, index first_row, index j, index keys_of) noexcept {
-          softmax(tile_rows, first_row, j, keys_of);
-          for (index r = first_row; r < std::min<index>(first_row + tile_rows(), n); ++r) {
-            A* const s = scratch.scores + r * plan::keys;
-            dropout_factors(r, at + j, keys_of, [&](index i, A f) { s[i] *= f; });
-          }
-        });
+    const exp_and_sum<A> softmax{scratch.scores, scratch.state};
+    const auto read = [&](const auto& weights) noexcept {
+      if constexpr (coded_source<Source>) {
+        v.multiply(scratch.scores, n, scratch.part, out_stride, scratch.k, weights);
       } else {
-        read(softmax);
+        v.each([&](const auto& value) noexcept {
+          split_values<A>(scratch.scores, n, value, count, d.value_dim, true, scratch.part,
+                          out_stride, weights);
+        });
       }
-    });
+    };
+    if constexpr (Program::template has<stage::dropout>) {
+      read([&](auto tile_rows, index first_row, index j, index keys_of) noexcept {
+        softmax(tile_rows, first_row, j, keys_of);
+        for (index r = first_row; r < std::min<index>(first_row + tile_rows(), n); ++r) {
+          A* const s = scratch.scores + r * plan::keys;
+          dropout_factors(r, j, keys_of, [&](index i, A f) { s[i] *= f; });
+        }
+      });
+    } else {
+      read(softmax);
+    }
     for (index r = 0; r < n; ++r) {
       add_to_past(scratch.out + r * out_stride, scratch.lost + r * out_stride, scratch.rescale[r],
                   scratch.part + r * out_stride, d.value_dim);
