@@ -2,8 +2,10 @@
 // Exact softmax attention: on tensors, on packed sequences, on a cache; its textbook; merges.
 #pragma once
 
+#include "heed/attention/attention_mass.hpp"
 #include "heed/attention/backward/attention_backward.hpp"
 #include "heed/attention/backward/naive_attention_backward.hpp"
+#include "heed/attention/cascade.hpp"
 #include "heed/attention/decode.hpp"
 #include "heed/attention/exact.hpp"
 #include "heed/attention/forgetting.hpp"

@@ -2,6 +2,7 @@
 // KV caches.
 #pragma once
 
+#include "heed/cache/accept_path.hpp"
 #include "heed/cache/contiguous.hpp"
 #include "heed/cache/file/save.hpp"
 #include "heed/cache/file/save_hybrid.hpp"

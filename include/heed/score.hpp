@@ -9,4 +9,5 @@
 #include "heed/score/masks.hpp"
 #include "heed/score/modifiers.hpp"
 #include "heed/score/program.hpp"
+#include "heed/score/tree.hpp"
 #include "heed/score/with_gradient.hpp"

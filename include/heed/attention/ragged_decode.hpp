@@ -41,40 +41,50 @@ struct tokens_before {
   }
 };
 
+/// The checked call of a decode whose rows lie packed; `before` outlives it.
+template <class Out, class Q, class Cache, class... M>
+[[nodiscard]] auto open_ragged_decode(Out&& out, const Q& q, const Cache& cache,
+                                      const tokens_before<Cache>& before,
+                                      const attention_options& options, const M&... modifiers) {
+  api::check_decode<Q, Cache>();
+  static_assert(rank_of<const Q&> == 3 || rank_of<const Q&> == 2,
+                "heed: packed sequences are heads x tokens x channels, or tokens x channels");
+  const std::span<const index> starts = before.starts;
+  const auto q4 = api::input4(q);
+  const index batch = cache.batch();
+  api::check_decode_heads(q4, cache);
+  check_starts("starts", starts, "q", q4.extent(2));
+  require_equal("starts", "entries", static_cast<index>(starts.size()), "the cache's batch + 1",
+                batch + 1);
+  api::check_decode_offset(options);
+  index longest_cache = 0;
+  for (index b = 0; b < batch; ++b) {
+    const auto s = static_cast<std::size_t>(b);
+    const index count = starts[s + 1] - starts[s];
+    const index length = cache.length(b);
+    if (length < count) {
+      fail<shape_error>("q has " + std::to_string(count) + " tokens of sequence " +
+                        std::to_string(b) + ", the cache holds " + std::to_string(length));
+    }
+    if (count > 0) longest_cache = (std::max)(longest_cache, length);
+  }
+  attention_options o = options;
+  o.offset = offsets::of_newest(before, 0);
+  auto call = api::open_source_call(
+      std::forward<Out>(out), q, api::kv_source_reference<Cache>(cache),
+      {batch, q4.extent(1), cache.kv_heads(), longest(starts), longest_cache}, o, modifiers...);
+  call.starts = starts;
+  return call;
+}
+
 struct ragged_decode_method : decode_method {
   template <class E, class Out, class Q, api::a_cache Cache, class... M>
   static void write(E& exec, Out&& out, const Q& q, const Cache& cache,
                     std::span<const index> starts, const attention_options& options,
                     const M&... modifiers) {
-    api::check_decode<Q, Cache>();
-    static_assert(rank_of<const Q&> == 3 || rank_of<const Q&> == 2,
-                  "heed: packed sequences are heads x tokens x channels, or tokens x channels");
-    const auto q4 = api::input4(q);
-    const index batch = cache.batch();
-    api::check_decode_heads(q4, cache);
-    check_starts("starts", starts, "q", q4.extent(2));
-    require_equal("starts", "entries", static_cast<index>(starts.size()), "the cache's batch + 1",
-                  batch + 1);
-    api::check_decode_offset(options);
-    index longest = 0;
-    for (index b = 0; b < batch; ++b) {
-      const auto s = static_cast<std::size_t>(b);
-      const index count = starts[s + 1] - starts[s];
-      const index length = cache.length(b);
-      if (length < count) {
-        fail<shape_error>("q has " + std::to_string(count) + " tokens of sequence " +
-                          std::to_string(b) + ", the cache holds " + std::to_string(length));
-      }
-      if (count > 0) longest = (std::max)(longest, length);
-    }
-    attention_options o = options;
     const tokens_before<Cache> before{&cache, starts};
-    o.offset = offsets::of_newest(before, 0);
-    auto call = api::open_source_call(
-        std::forward<Out>(out), q, api::kv_source_reference<Cache>(cache),
-        {batch, q4.extent(1), cache.kv_heads(), detail::longest(starts), longest}, o, modifiers...);
-    call.starts = starts;
-    exact_kernel::run(exec, call);
+    exact_kernel::run(
+        exec, open_ragged_decode(std::forward<Out>(out), q, cache, before, options, modifiers...));
   }
 
   /// Appends k and v, then attends q to the cache.

@@ -15,8 +15,8 @@
 namespace heed::inline HEED_TARGET::detail {
 
 /// The rows that share a KV head, scaled, in the accumulator type; padding rows are 0.
-template <class Call, class A>
-void pack_queries(const Call& call, const shared_rows& rows, A* q) noexcept {
+template <class Call, class Rows, class A>
+void pack_queries(const Call& call, const Rows& rows, A* q) noexcept {
   const index d = call.q.extent(3);
   for (index r = 0; r < split_plan<A>::padded(rows.size()); ++r) {
     if (r >= rows.size()) {
@@ -110,7 +110,11 @@ struct split_layout {
   std::byte* worker = nullptr;
 
   template <class E, class Call>
-  split_layout(const E& exec, const Call& call) noexcept : d{call.q.extent(3), call.out.extent(3)} {
+  split_layout(const E& exec, const Call& call) noexcept
+      : split_layout(exec, call, {call.q.extent(3), call.out.extent(3)}) {}
+  /// For results that are not as wide as the output's rows.
+  template <class E, class Call>
+  split_layout(const E& exec, const Call& call, head_dims dims) noexcept : d(dims) {
     for (index b = 0; b < call.extents.batch; ++b) all = after(call, b, all);
     workers = worker_count(exec, all.tasks);
     arena measure;
@@ -169,51 +173,56 @@ struct split_kernel {
   template <class E, class Call>
   static void run(E& exec, const Call& call, workspace& memory) {
     require_rows_in_parts<Call>();
-    using A = typename Call::A;
-    using plan = split_plan<A>;
-    const score_extents e = call.extents;
-    split_layout<A> layout(exec, call);
+    split_layout<typename Call::A> layout(exec, call);
     if (layout.all.tasks == 0) return;
-    const head_dims d = layout.d;
-    layout.place(call, memory.reserve(layout.allocate(arena(), e.batch)));
+    layout.place(call, memory.reserve(layout.allocate(arena(), call.extents.batch)));
+    pack(call, layout);
+    attend(exec, call, layout, 0);
+    finish(exec, call, layout);
+  }
 
-    const auto share = [&](index b, index h) {
-      return shared_rows{
-          b, h, h * call.group(), call.group(), 0, call.queries(b), call.options.offset[b]};
-    };
-    const auto queries = [&](index b, index h) {
-      const index rows = plan::padded(share_size(call, b).rows);
-      return layout.q + (layout.begin[b].queries + h * rows) * d.head_dim;
-    };
-    for (index b = 0; b < e.batch; ++b) {
+  /// The rows of every share, scaled.
+  template <class Call, class A>
+  static void pack(const Call& call, const split_layout<A>& layout) noexcept {
+    for (index b = 0; b < call.extents.batch; ++b) {
       if (call.queries(b) == 0) continue;
-      for (index h = 0; h < e.kv_heads; ++h) pack_queries(call, share(b, h), queries(b, h));
+      for (index h = 0; h < call.extents.kv_heads; ++h) {
+        pack_queries(call, share(call, b, h), queries(call, layout, b, h));
+      }
     }
+  }
 
-    const auto scratch_of = [&](index worker) noexcept {
-      split_scratch<A> scratch;
-      arena c(layout.worker + static_cast<std::size_t>(worker) * layout.each);
-      scratch.allocate(c, layout.most_rows, d);
-      return scratch;
-    };
+  /// All splits but the first `given` of each batch entry, whose partial results are there.
+  template <class E, class Call, class A>
+  static void attend(E& exec, const Call& call, const split_layout<A>& layout, index given) {
+    using plan = split_plan<A>;
+    const head_dims d = layout.d;
     const auto task = [&](index worker, index t) noexcept {
-      split_scratch<A> scratch = scratch_of(worker);
-      const index b = layout.batch_of(t, e.batch);
+      const index b = layout.batch_of(t, call.extents.batch);
       const share_size size(call, b);
       const index at = t - layout.begin[b].tasks;
+      if (at % size.splits < given) return;
+      split_scratch<A> scratch = scratch_of(layout, worker);
       const index h = at / size.splits;
       const index first = at % size.splits * plan::split;
       const index end = (std::min)(first + plan::split, call.source.length(b));
       const range keys{first, (std::max)(first, end)};
       const index part = layout.begin[b].partials + at * size.rows;
       split_task(
-          call.program, call.source, share(b, h), d, queries(b, h), d.head_dim, keys, scratch,
+          call.program, call.source, share(call, b, h), d, queries(call, layout, b, h), d.head_dim,
+          keys, scratch,
           split_partial<A>{layout.state + part, layout.out + part * d.value_dim, d.value_dim});
     };
     // Splits next to each other stay with one worker, whose memory stream then runs on.
     const index grain = std::clamp<index>(layout.all.tasks / (layout.workers * 64), 1, 4);
     for_each_task(exec, layout.workers, layout.all.tasks, task, grain);
+  }
 
+  /// Merges the splits of every row and writes it.
+  template <class E, class Call, class A>
+  static void finish(E& exec, const Call& call, const split_layout<A>& layout) {
+    const score_extents e = call.extents;
+    const head_dims d = layout.d;
     for_each_task(exec, layout.workers, e.batch * e.kv_heads, [&](index worker, index s) noexcept {
       const index b = s / e.kv_heads;
       const index h = s % e.kv_heads;
@@ -223,12 +232,33 @@ struct split_kernel {
       softmax_state<A>* const states = layout.state + part;
       A* const outs = layout.out + part * d.value_dim;
       merge_splits(states, outs, size.rows, size.rows, size.splits, d.value_dim);
-      finish_rows(call, share(b, h), states, outs, d.value_dim, scratch_of(worker),
+      const shared_rows rows = share(call, b, h);
+      finish_rows(call, rows, states, outs, d.value_dim, scratch_of(layout, worker),
                   [&](split_scratch<A>& scratch) noexcept {
-                    split_keys(call.program, call.source, share(b, h), d, queries(b, h), d.head_dim,
-                               {0, call.source.length(b)}, scratch);
+                    split_keys(call.program, call.source, rows, d, queries(call, layout, b, h),
+                               d.head_dim, {0, call.source.length(b)}, scratch);
                   });
     });
+  }
+
+  template <class A>
+  [[nodiscard]] static split_scratch<A> scratch_of(const split_layout<A>& layout,
+                                                   index worker) noexcept {
+    split_scratch<A> scratch;
+    arena c(layout.worker + static_cast<std::size_t>(worker) * layout.each);
+    scratch.allocate(c, layout.most_rows, layout.d);
+    return scratch;
+  }
+  /// The rows of batch entry b that share KV head h, and where they are packed.
+  template <class Call>
+  [[nodiscard]] static shared_rows share(const Call& call, index b, index h) noexcept {
+    return {b, h, h * call.group(), call.group(), 0, call.queries(b), call.options.offset[b]};
+  }
+  template <class Call, class A>
+  [[nodiscard]] static A* queries(const Call& call, const split_layout<A>& layout, index b,
+                                  index h) noexcept {
+    const index rows = split_plan<A>::padded(share_size(call, b).rows);
+    return layout.q + (layout.begin[b].queries + h * rows) * layout.d.head_dim;
   }
 };
 
