@@ -4,6 +4,8 @@
 
 #include "heed/attention/attention_mass.hpp"
 #include "heed/attention/backward/attention_backward.hpp"
+#include "heed/attention/backward/forgetting_backward.hpp"
+#include "heed/attention/backward/linformer_backward.hpp"
 #include "heed/attention/backward/naive_attention_backward.hpp"
 #include "heed/attention/cascade.hpp"
 #include "heed/attention/decode.hpp"

@@ -170,6 +170,28 @@ struct form<Call, 6, Typed...> {
   }
 };
 
+template <class Call, class... Typed>
+struct form<Call, 7, Typed...> {
+  template <an_executor E, class A, class B, class C, class D, class F, class G, class H,
+            class... M>
+    requires(Call::template accepts<A, B, C, D, F, G, H>())
+  [[nodiscard]] decltype(auto) operator()(
+      E&& exec, A&& a, B&& b, C&& c, D&& d, F&& f, G&& g, H&& h, const Typed&... typed,
+      const typename Call::template options<A, B, C, D, F, G, H>& options = {},
+      const M&... more) const {
+    return Call::call(exec, std::forward<A>(a), b, c, d, f, g, h, typed..., options, more...);
+  }
+  template <class A, class B, class C, class D, class F, class G, class H, class... M>
+    requires(!an_executor<A> && Call::template accepts<A, B, C, D, F, G, H>())
+  [[nodiscard]] decltype(auto) operator()(
+      A&& a, B&& b, C&& c, D&& d, F&& f, G&& g, H&& h, const Typed&... typed,
+      const typename Call::template options<A, B, C, D, F, G, H>& options = {},
+      const M&... more) const {
+    return (*this)(default_executor{}, std::forward<A>(a), b, c, d, f, g, h, typed..., options,
+                   more...);
+  }
+};
+
 /// Whether the form's argument of options may be what is given in its place.
 template <class Form>
 struct form_arguments;

@@ -45,6 +45,7 @@ namespace heed::inline HEED_TARGET {
 class forget_gates {
  public:
   static constexpr stage when = stage::score;
+  static constexpr bool adds_only = true;  ///< its derivative by the score is 1
 
   /// g is [batch, heads, tokens]; missing leading axes count as 1.
   template <tensor_like Gates>

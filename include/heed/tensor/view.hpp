@@ -126,6 +126,13 @@ class view {
     return out;
   }
 
+  /// Other memory by the same extents and strides, which it is believed to have.
+  [[nodiscard]] constexpr view over(T* data) const noexcept {
+    view out = *this;
+    out.data_ = data;
+    return out;
+  }
+
   /// Two axes exchanged, by strides alone.
   [[nodiscard]] constexpr view swap_axes(int a, int b) const noexcept {
     view out = *this;

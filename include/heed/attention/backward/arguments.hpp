@@ -164,7 +164,8 @@ struct backward_method : attention_method {
                     const V& v, const F& forward, const C& cotangent,
                     const attention_options& options, const M&... modifiers) {
     const auto call = open_backward(g, q, k, v, forward, cotangent, options, modifiers...);
-    if constexpr (std::remove_cvref_t<decltype(call.gradient)>::tells) {
+    using gradient = std::remove_cvref_t<decltype(call.gradient)>;
+    if constexpr (gradient::tells_one_thread || (gradient::tables && !Kernel::sums_tables)) {
       serial_executor one;
       Kernel::run(one, call);
     } else {

@@ -8,7 +8,7 @@
 //
 // of sum(out d_out) + sum(lse d_lse); dk and dv are sums over the query heads of a group. Takes every
 // modifier that attention takes but a change of the probabilities; gradients of biases, slopes,
-// tables and sinks are told to callbacks (score/with_gradient.hpp), by one thread.
+// tables and sinks are told to callbacks (score/with_gradient.hpp).
 // Tiles of scores are computed anew; five products, one pass over the tiles, empty tiles skipped.
 // Accumulates in the accumulator type, rounded once at the end. A pair of probability 0, as every
 // masked one is, contributes nothing whatever the tensors hold; an unmasked NaN propagates; a row
@@ -22,11 +22,13 @@
 #pragma once
 
 #include <algorithm>
+#include <type_traits>
 
 #include "heed/attention/backward/arguments.hpp"
 #include "heed/core/target.hpp"
 #include "heed/kernel/backward/backward_head.hpp"
 #include "heed/parallel/scratch_tasks.hpp"
+#include "heed/tensor/tensor.hpp"
 
 namespace heed::inline HEED_TARGET {
 
@@ -38,8 +40,8 @@ namespace detail {
 }
 
 /// Query head h packed into `s`; sinks are told.
-template <class Call, class A>
-void pack_head(const Call& call, index b, index h, backward_scratch<A>& s,
+template <class Call, class Gradient, class A>
+void pack_head(const Call& call, const Gradient& gradient, index b, index h, backward_scratch<A>& s,
                const backward_sizes& n) noexcept {
   constexpr index most = tile_plan<A>::group;
   const auto& f = call.forward;
@@ -53,19 +55,19 @@ void pack_head(const Call& call, index b, index h, backward_scratch<A>& s,
     const A delta = call.delta(b, h, i);
     s.set_row(i, lse, delta);
     if (lse == softmax_state<A>::empty_max) continue;
-    call.gradient.tell_sinks(lse, delta, {b, h, h / f.group(), f.options.offset[b] + i, -1, i});
+    gradient.tell_sinks(lse, delta, {b, h, h / f.group(), f.options.offset[b] + i, -1, i});
   }
 }
 
 /// Query head h against a part of its keys.
-template <class Call, class A>
-void attend_backward(const Call& call, index b, index h, key_part part,
+template <class Call, class Gradient, class A>
+void attend_backward(const Call& call, const Gradient& gradient, index b, index h, key_part part,
                      const backward_scratch<A>& s, A* sums, const backward_sizes& n) noexcept {
   const auto& f = call.forward;
   const index offset = f.options.offset[b];
   const tile where{b,     h, h / f.group(), {offset, offset + n.queries}, {0, f.source.length(b)},
                    offset};
-  backward_head(f.program, call.gradient, f.source, where, part, s, sums, n);
+  backward_head(f.program, gradient, f.source, where, part, s, sums, n);
 }
 
 /// Groups `groups` of query head h, scaled, to dq.
@@ -97,6 +99,8 @@ void store_keys(const Call& call, index b, index kv, key_part part, const backwa
 }
 
 struct tiled_backward_kernel {
+  static constexpr bool sums_tables = true;
+
   template <class E, class Call>
   static void run(E& exec, const Call& call) {
     const score_extents e = call.forward.extents;
@@ -105,8 +109,12 @@ struct tiled_backward_kernel {
     scratch_lease lease(call.forward.options.scratch);
     workspace& memory = lease.memory();
     const index parts = backward_parts(e.keys);
-    if (parts == 1 || workers == 1 || pairs >= 2 * workers) {
-      run_heads(exec, call, memory, parts);
+    using gradient = std::remove_cvref_t<decltype(call.gradient)>;
+    if constexpr (gradient::tables) {
+      run_tables(exec, call, memory, parts);
+    } else if (gradient::tells || parts == 1 || workers == 1 || pairs >= 2 * workers) {
+      run_heads(exec, call, memory, parts, {0, pairs},
+                [&](index) -> const gradient& { return call.gradient; });
     } else {
       run_parts(exec, call, memory, parts);
     }
@@ -119,9 +127,11 @@ struct tiled_backward_kernel {
     return {{call.head_dim(), call.value_dim()}, e.queries, e.keys};
   }
 
-  /// A task is a kv head. The parts' dq are added one after another.
-  template <class E, class Call>
-  static void run_heads(E& exec, const Call& call, workspace& memory, index parts) {
+  /// A task is one of the kv heads `heads`, and gradient_of(head) what it tells. The parts' dq are
+  /// added one after another.
+  template <class E, class Call, class F>
+  static void run_heads(E& exec, const Call& call, workspace& memory, index parts, range heads,
+                        const F& gradient_of) {
     using A = typename Call::A;
     const score_extents e = call.forward.extents;
     const backward_sizes n = sizes(call);
@@ -130,25 +140,49 @@ struct tiled_backward_kernel {
       s.allocate(c, n, parts > 1 ? 2 : 1);
       return s;
     };
-    for_each_with_scratch(exec, e.batch * e.kv_heads, memory, allocate,
+    for_each_with_scratch(exec, heads.size(), memory, allocate,
                           [&](backward_scratch<A>& s, index t) noexcept {
-                            const index b = t / e.kv_heads;
-                            const index kv = t % e.kv_heads;
+                            const index b = (heads.begin + t) / e.kv_heads;
+                            const index kv = (heads.begin + t) % e.kv_heads;
+                            const auto& gradient = gradient_of(heads.begin + t);
                             s.clear_keys(n);
                             const index group = call.forward.group();
                             for (index h = kv * group; h < (kv + 1) * group; ++h) {
-                              pack_head(call, b, h, s, n);
+                              pack_head(call, gradient, b, h, s, n);
                               s.clear(s.dq[0], n);
-                              attend_backward(call, b, h, {0, parts}, s, s.dq[0], n);
+                              attend_backward(call, gradient, b, h, {0, parts}, s, s.dq[0], n);
                               for (index part = 1; part < parts; ++part) {
                                 s.clear(s.dq[1], n);
-                                attend_backward(call, b, h, {part, parts}, s, s.dq[1], n);
+                                attend_backward(call, gradient, b, h, {part, parts}, s, s.dq[1], n);
                                 add_into(s.dq[0], s.dq[1], n.query_numbers<A>());
                               }
                               store_queries(call, b, h, s.dq[0], n, {0, n.groups<A>()});
                             }
                             store_keys(call, b, kv, {0, 1}, s, n);
                           });
+  }
+
+  /// As run_heads, with tables of each kv head, added to the caller's in the heads' order. As many
+  /// heads at a time as keep the workers busy.
+  template <class E, class Call>
+  static void run_tables(E& exec, const Call& call, workspace& memory, index parts) {
+    using A = typename Call::A;
+    const score_extents e = call.forward.extents;
+    const index pairs = e.batch * e.kv_heads;
+    const index together = (std::min)(pairs, 2 * static_cast<index>(exec.concurrency()));
+    const index numbers = call.gradient.table_numbers();
+    tensor<A, 2> own({together, numbers});
+    for (index first = 0; first < pairs; first += together) {
+      const range heads{first, (std::min)(first + together, pairs)};
+      std::fill_n(own.data(), own.size(), A(0));
+      run_heads(exec, call, memory, parts, heads, [&](index head) {
+        return task_gradient<std::remove_cvref_t<decltype(call.gradient)>, A>{
+            call.gradient, own.data() + (head - first) * numbers};
+      });
+      for (index head = heads.begin; head < heads.end; ++head) {
+        call.gradient.merge_tables(own.data() + (head - first) * numbers);
+      }
+    }
   }
 
   /// A task is a part of a kv head's keys. As many heads at a time as keep the workers busy.
@@ -184,9 +218,9 @@ struct tiled_backward_kernel {
         s.clear_keys(n);
         for (index h = 0; h < group; ++h) {
           A* const dq = partial + ((t / parts * group + h) * parts + part) * numbers;
-          pack_head(call, b, kv * group + h, s, n);
+          pack_head(call, call.gradient, b, kv * group + h, s, n);
           s.clear(dq, n);
-          attend_backward(call, b, kv * group + h, {part, parts}, s, dq, n);
+          attend_backward(call, call.gradient, b, kv * group + h, {part, parts}, s, dq, n);
         }
         store_keys(call, b, kv, {part, parts}, s, n);
       });

@@ -70,6 +70,7 @@ void store_gradient_row(const A* from, rectangle<T> to, index channels) noexcept
 }
 
 struct naive_backward_kernel {
+  static constexpr bool sums_tables = false;  // pairs add to the caller's tables
   template <class E, class Call>
   static void run(E& exec, const Call& call) {
     using A = typename Call::A;

@@ -11,8 +11,10 @@
 // (score/with_gradient.hpp).
 #pragma once
 
+#include <array>
 #include <cmath>
 #include <concepts>
+#include <cstddef>
 #include <tuple>
 #include <type_traits>
 #include <utility>
@@ -29,9 +31,18 @@ inline constexpr bool accumulates = false;
 template <class M, class F>
 inline constexpr bool accumulates<gradient_modifier<M, F>> = true;
 
+/// Which threads may call a modifier's callback.
+template <class M>
+inline constexpr told_by teller = told_by::nobody;
+template <class M, class F>
+inline constexpr told_by teller<gradient_modifier<M, F>> = callers_of<F>;
+
 /// Whether d f / d score is 1 whatever the score.
 template <class M>
 inline constexpr bool adds_only = std::derived_from<M, alibi>;
+template <class M>
+  requires(M::adds_only)
+inline constexpr bool adds_only<M> = true;
 template <class M, class F>
 inline constexpr bool adds_only<gradient_modifier<M, F>> = adds_only<M>;
 template <class T>
@@ -75,8 +86,12 @@ class score_gradient {
   static_assert(!((stage_of_modifier<Mods>() == stage::probability) || ... || false),
                 "heed: a change of the probabilities has no backward pass");
 
-  /// Whether anything is told to a callback; then one thread runs the call.
+  /// Whether anything is told to a callback; then a task is a whole kv head.
   static constexpr bool tells = (accumulates<Mods> || ... || false);
+  /// Whether that takes one thread.
+  static constexpr bool tells_one_thread = ((teller<Mods> == told_by::one_thread) || ... || false);
+  /// Whether tasks have tables of their own.
+  static constexpr bool tables = ((teller<Mods> == told_by::tables) || ... || false);
   /// Whether a score modifier or bias has work to do backward.
   static constexpr bool reverses =
       ((acts<Mods>(stage::score) && !(adds_only<Mods> && !accumulates<Mods>)) || ... || false) ||
@@ -85,13 +100,28 @@ class score_gradient {
 
   /// The modifiers as the call binds them, the large ones by reference, as in its program.
   explicit score_gradient([[maybe_unused]] const score_extents& e, const Mods&... mods)
-      : mods_{bind_modifier(mods, e)...} {}
+      : mods_{bind_modifier(mods, e)...} {
+    index before = 0;
+    each_table([&](std::size_t i, const auto& table) {
+      first_[i] = before;
+      before += table.numbers();
+    });
+    numbers_ = before;
+  }
+
+  /// Numbers of a task's tables, which `reverse` and `tell_sinks` then add to.
+  [[nodiscard]] index table_numbers() const noexcept { return numbers_; }
+  /// A task's tables to the caller's.
+  void merge_tables(const A* own) const noexcept {
+    each_table([&](std::size_t i, const auto& table) { table.merge(own + first_[i]); });
+  }
 
   /// From d, the gradient of the final score, to that of `s`, the score before the score modifiers
-  /// and behind the softcap. Callbacks are told.
-  [[nodiscard]] HEED_INLINE A reverse(A s, const position& p, A d) const noexcept {
-    return reverse_stage<stage::score>(s, p, d, [&](A t, A g) HEED_INLINE_LAMBDA {
-      return reverse_stage<stage::bias>(t, p, g, [](A, A h) HEED_INLINE_LAMBDA { return h; });
+  /// and behind the softcap. Callbacks are told: tables, the caller's where the task has none.
+  [[nodiscard]] HEED_INLINE A reverse(A s, const position& p, A d,
+                                      A* own = nullptr) const noexcept {
+    return reverse_stage<stage::score>(s, p, d, own, [&](A t, A g) HEED_INLINE_LAMBDA {
+      return reverse_stage<stage::bias>(t, p, g, own, [](A, A h) HEED_INLINE_LAMBDA { return h; });
     });
   }
   /// The derivative of the softcaps at the scaled score s.
@@ -106,12 +136,14 @@ class score_gradient {
     return product;
   }
   /// Sinks that want to know are told the gradient of their logit from one row: -p delta.
-  void tell_sinks(A lse, A delta, const position& p) const noexcept {
-    each<stage::sink>([&](const auto& m) {
-      if constexpr (accumulates<std::remove_cvref_t<decltype(m)>>) {
+  void tell_sinks(A lse, A delta, const position& p, A* own = nullptr) const noexcept {
+    each_index([&](auto i) {
+      const auto& m = std::get<decltype(i)::value>(mods_);
+      using M = std::tuple_element_t<decltype(i)::value, std::tuple<Mods...>>;
+      if constexpr (acts<M>(stage::sink) && accumulates<M>) {
         const A logit = static_cast<A>(m.logits[static_cast<std::size_t>(p.head)]);
         const A share = std::exp(logit - lse);
-        if (share != A(0)) m.accumulate(-share * delta, p);
+        if (share != A(0)) tell<decltype(i)::value>(-share * delta, p, own);
       }
     });
   }
@@ -126,20 +158,50 @@ class score_gradient {
   HEED_INLINE static void visit(const Bound& m, F& f) noexcept {
     if constexpr (stage_of_modifier<M>() == S) f(m);
   }
+  template <class F>
+  static void each_index(F&& f) noexcept {
+    [&]<std::size_t... I>(std::index_sequence<I...>) {
+      (f(std::integral_constant<std::size_t, I>{}), ...);
+    }(std::index_sequence_for<Mods...>{});
+  }
+  /// f(place of the modifier, its table)
+  template <class F>
+  void each_table(F&& f) const noexcept {
+    each_index([&]([[maybe_unused]] auto i) {
+      using M = std::tuple_element_t<decltype(i)::value, std::tuple<Mods...>>;
+      if constexpr (teller<M> == told_by::tables) {
+        const auto& table = std::get<decltype(i)::value>(mods_).accumulate;
+        static_assert(std::is_same_v<typename std::remove_cvref_t<decltype(table)>::scalar, A>,
+                      "heed: a table of gradients has the accumulator type (float, or double for "
+                      "double)");
+        f(decltype(i)::value, table);
+      }
+    });
+  }
+  /// Modifier I's callback.
+  template <std::size_t I>
+  HEED_INLINE void tell(A d, const position& p, [[maybe_unused]] A* own) const noexcept {
+    const auto& told = std::get<I>(mods_).accumulate;
+    if constexpr (teller<std::tuple_element_t<I, std::tuple<Mods...>>> == told_by::tables) {
+      if (own != nullptr) return told.add_to(own + first_[I], d, p);
+    }
+    told(d, p);
+  }
   /// Forward through the stage's modifiers from the I-th on, then `inner`, then back.
   template <stage S, std::size_t I = 0, class Inner>
-  HEED_INLINE A reverse_stage(A s, const position& p, A d, const Inner& inner) const noexcept {
+  HEED_INLINE A reverse_stage(A s, const position& p, A d, [[maybe_unused]] A* own,
+                              const Inner& inner) const noexcept {
     if constexpr (I == sizeof...(Mods)) {
       return inner(s, d);
     } else {
       const auto& m = std::get<I>(mods_);
       using M = std::tuple_element_t<I, std::tuple<Mods...>>;
       if constexpr (stage_of_modifier<M>() != S) {
-        return reverse_stage<S, I + 1>(s, p, d, inner);
+        return reverse_stage<S, I + 1>(s, p, d, own, inner);
       } else {
         const A next = invoke_score<A>(m, s, p);
-        const A g = reverse_stage<S, I + 1>(next, p, d, inner);
-        if constexpr (accumulates<M>) m.accumulate(g, p);
+        const A g = reverse_stage<S, I + 1>(next, p, d, own, inner);
+        if constexpr (accumulates<M>) tell<I>(g, p, own);
         if constexpr (adds_only<M>) {
           return g;
         } else {
@@ -150,6 +212,28 @@ class score_gradient {
   }
 
   std::tuple<bound_modifier<Mods>...> mods_;
+  std::array<index, sizeof...(Mods) + 1> first_{};  // of a modifier's table among a task's numbers
+  index numbers_ = 0;
+};
+
+/// The gradients of one task, which sums tables of its own.
+template <class Gradient, class A>
+struct task_gradient {
+  const Gradient& all;
+  A* own;
+  static constexpr bool reverses = Gradient::reverses;
+  static constexpr bool softcaps = Gradient::softcaps;
+
+  [[nodiscard]] HEED_INLINE A reverse(A s, const position& p, A d) const noexcept {
+    return all.reverse(s, p, d, own);
+  }
+  void tell_sinks(A lse, A delta, const position& p) const noexcept {
+    all.tell_sinks(lse, delta, p, own);
+  }
+  template <stage S, class F>
+  HEED_INLINE void each(F&& f) const noexcept {
+    all.template each<S>(f);
+  }
 };
 
 }  // namespace heed::inline HEED_TARGET::kernel

@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: MIT
+// The gradient of Linformer attention, of its projections too.
+//
+//   k' = E k,  v' = F v,  out = softmax(scale q k'') v'       exact attention to r mixtures
+//   dq, dk', dv' by attention_backward;  dk = E' dk',  dv = F' dv';  dE = dk' k',  dF = dv' v'
+//
+//   auto g = heed::linformer_attention_backward(q, k, v, e, f, d_out, options);
+//   g.query, g.key, g.value, g.key_projection, g.value_projection
+//
+// Axes, options and modifiers as in linformer.hpp, those of the forward call; the gradient of a
+// projection that all heads share is the sum over batch and heads. The mixtures and the forward pass
+// over them are computed anew: r keys a head, which is little beside the projections. Sums over
+// tokens, channels and heads are double, rounded once. Memory: the mixtures, their gradients and an
+// output. FLOPs a head: 6 r M (D + Dv) and 14 N r D. The same bits for any number of threads. Throws
+// shape_error, option_error, std::bad_alloc, before anything is written.
+// Wang et al. 2020, arXiv 2006.04768, eq. 7; reverse accumulation.
+#pragma once
+
+#include <algorithm>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "heed/attention/backward/attention_backward.hpp"
+#include "heed/attention/linformer.hpp"
+#include "heed/core/target.hpp"
+
+namespace heed::inline HEED_TARGET {
+
+/// The gradients of everything that Linformer attention reads: tensors, or views to write them to.
+template <class Q, class K, class V, class E, class F>
+struct linformer_gradients {
+  Q query;
+  K key;
+  V value;
+  E key_projection;
+  F value_projection;
+};
+
+namespace detail {
+
+/// to = mix' d: what the tokens of a head receive from its mixtures' gradients.
+template <class A, class E, class TP, class TX>
+void unmix_tokens(E& exec, const view<const TP, 3>& mix, const tensor<A, 4>& d,
+                  const view<TX, 4>& to) {
+  const index heads = to.extent(1);
+  const index tasks = to.extent(0) * heads;
+  for_each_task(exec, worker_count(exec, tasks), tasks, [&](index, index task) noexcept {
+    const index b = task / heads;
+    const index h = task % heads;
+    const index from = mix.extent(0) == 1 ? 0 : h;
+    constexpr index together = 16;  // channels summed at a time
+    for (index j = 0; j < to.extent(2); ++j) {
+      for (index first = 0; first < to.extent(3); first += together) {
+        const index count = (std::min)(together, to.extent(3) - first);
+        double sum[std::size_t{together}] = {};
+        for (index r = 0; r < mix.extent(1); ++r) {
+          const auto weight = static_cast<double>(mix(from, r, j));
+          for (index c = 0; c < count; ++c) {
+            sum[c] += weight * static_cast<double>(d(b, h, r, first + c));
+          }
+        }
+        for (index c = 0; c < count; ++c) to(b, h, j, first + c) = static_cast<TX>(sum[c]);
+      }
+    }
+  });
+}
+
+/// to = d x', over channels, batch and the heads that share a projection. A task is a row of one.
+template <class A, class E, class TX, class TP>
+void projection_gradient(E& exec, const tensor<A, 4>& d, const view<const TX, 4>& x,
+                         const view<TP, 3>& to, bool shared) {
+  const index rows = to.extent(1);
+  const index tasks = to.extent(0) * rows;
+  for_each_task(exec, worker_count(exec, tasks), tasks, [&](index, index task) noexcept {
+    const index p = task / rows;
+    const index r = task % rows;
+    const index end = shared ? x.extent(1) : p + 1;
+    for (index j = 0; j < to.extent(2); ++j) {
+      double sum = 0;
+      for (index b = 0; b < x.extent(0); ++b) {
+        for (index h = p; h < end; ++h) {
+          for (index c = 0; c < x.extent(3); ++c) {
+            sum += static_cast<double>(d(b, h, r, c)) * static_cast<double>(x(b, h, j, c));
+          }
+        }
+      }
+      to(p, r, j) = static_cast<TP>(sum);
+    }
+  });
+}
+
+struct linformer_backward_method : attention_method {
+  template <class E, class Q, class K, class V, class PE, class PF, class C, class... M>
+  [[nodiscard]] static auto call(E& exec, const Q& q, const K& k, const V& v, const PE& e,
+                                 const PF& f, const C& d_out, const attention_options& options,
+                                 const M&... modifiers) {
+    require_tensors<const Q&, const K&, const V&>();
+    static_assert(tensor_like<const C&>, "heed: d_out is a tensor");
+    using A = accumulate_t<scalar_of<const Q&>>;
+    const auto q4 = input4(q);
+    const auto k4 = input4(k);
+    const auto v4 = input4(v);
+    check_shapes(q4.extents(), k4.extents(), v4.extents());
+    const auto pe = open_projection("e", e, k4.extent(1), k4.extent(2));
+    const auto pf = open_projection("f", f, k4.extent(1), k4.extent(2));
+    require_equal("f", "mixtures", pf.extent(1), "e", pe.extent(1));
+    const auto d4 = matching("d_out", as_view(d_out), "out", result_extents(q, v));
+
+    linformer_gradients<decltype(result_like<const Q&>(as_view(q).extents())),
+                        decltype(result_like<const K&>(as_view(k).extents())),
+                        decltype(result_like<const V&>(as_view(v).extents())),
+                        decltype(result_like<const PE&>(as_view(e).extents())),
+                        decltype(result_like<const PF&>(as_view(f).extents()))>
+        to{result_like<const Q&>(as_view(q).extents()), result_like<const K&>(as_view(k).extents()),
+           result_like<const V&>(as_view(v).extents()),
+           result_like<const PE&>(as_view(e).extents()),
+           result_like<const PF&>(as_view(f).extents())};
+    const tensor<A, 4> keys = mixed_tokens<A>(exec, pe, k4);
+    const tensor<A, 4> values = mixed_tokens<A>(exec, pf, v4);
+    tensor<A, 4> out(d4.extents());
+    tensor<A, 3> lse({d4.extent(0), d4.extent(1), d4.extent(2)});
+    attention_into(exec, into(out, lse), q4, keys, values, options, modifiers...);
+    tensor<A, 4> d_keys(keys.extents()), d_values(values.extents());
+    attention_backward_into(exec, gradients(as_rank4(as_view(to.query)), d_keys, d_values), q4,
+                            keys, values, into(out, lse), d4, options, modifiers...);
+    unmix_tokens(exec, pe, d_keys, as_rank4(as_view(to.key)));
+    unmix_tokens(exec, pf, d_values, as_rank4(as_view(to.value)));
+    // The same axes as the projections, whatever their rank.
+    const auto rows = [](auto& x) { return projection_rows(as_view(x)); };
+    projection_gradient(exec, d_keys, k4, rows(to.key_projection), rank_of<const PE&> == 2);
+    projection_gradient(exec, d_values, v4, rows(to.value_projection), rank_of<const PF&> == 2);
+    return to;
+  }
+
+ private:
+  template <class T, int R>
+  [[nodiscard]] static view<T, 3> projection_rows(const view<T, R>& x) {
+    if constexpr (R == 3) {
+      return x;
+    } else {
+      return view<T, 3>(x.data(), {1, x.extent(0), x.extent(1)}, {0, x.stride(0), x.stride(1)});
+    }
+  }
+};
+
+}  // namespace detail
+
+/// linformer_attention_backward([executor,] q, k, v, e, f, d_out, options = {}, modifiers...)
+///   -> linformer_gradients
+inline constexpr api::function<detail::linformer_backward_method,
+                               api::form<detail::linformer_backward_method, 6>>
+    linformer_attention_backward{};
+
+}  // namespace heed::inline HEED_TARGET
