@@ -29,7 +29,7 @@ breaches=$(
                       "cache 7 cache/paged 8 cache/quantised 8 cache/file 9 api 8 attention 9 attention/backward 10 linear 9 linear/kernelised 10 linear/kernelised/backward 11 linear/matrix_state 10 linear/matrix_state/backward 11 " \
                       "linear/scan 10 linear/convolution 11 sparse 10 sparse/select 10 " \
                       "sparse/pattern 11 sparse/gather 12 sparse/lsh 13 sparse/routing 13 sparse/nsa 13 " \
-                      "draw 14 distributed 14", word, " ")
+                      "draw 14", word, " ")
         for (i = 1; i < count; i += 2) floor[word[i]] = word[i + 1]
         path = file
         sub(/^include\/heed\//, "", path)
@@ -47,7 +47,7 @@ breaches=$(
         target = folder_of(target)
         if (home == "heed") {
           # The umbrella includes every folder, and nothing that needs another library.
-          if (target == "distributed") say("heed.hpp includes an optional header")
+          if (target == "draw") say("heed.hpp includes an optional header")
         } else if (!(target in floor)) {
           say("includes " target ", which is on no floor")
         } else if (front) {
