@@ -163,7 +163,7 @@ void register_chosen_blocks(const std::string& method, index n, index block, boo
                             index count) {
   const auto choose = [=](planted_data& d, index choices) {
     const heed::selection_options o{
-        .count = choices, .block = block, .causal = true, .order = heed::choice_order::ascending};
+        .count = choices, .block = block, .causal = true, .order = heed::index_order::ascending};
     const choices_view chosen = d.choices(choices);
     if (by_means) {
       heed::mixture_of_blocks_into(pool_of(1), chosen, d.q, d.k, o);
@@ -231,7 +231,7 @@ void register_indexer(index n) {
     heed::indexer_keys_into(
         pool_of(1), chosen, D::of_heads(d.qi.data(), n, D::index_dim, D::index_heads),
         D::of_heads(d.ki.data(), n, D::index_dim, 1), d.weight,
-        {.count = count, .causal = true, .order = heed::choice_order::ascending});
+        {.count = count, .causal = true, .order = heed::index_order::ascending});
     return chosen;
   };
   register_selection(

@@ -328,31 +328,31 @@ TYPED_TEST(FewQueries, SplitsThatNoQuerySees) {
 template <class T, class Modifiers>
 void check_ragged(const std::vector<index>& q_lengths, const std::vector<index>& k_lengths,
                   unsigned seed, Modifiers modifiers) {
-  std::vector<index> q_starts = {0};
-  std::vector<index> k_starts = {0};
-  for (const index n : q_lengths) q_starts.push_back(q_starts.back() + n);
-  for (const index m : k_lengths) k_starts.push_back(k_starts.back() + m);
+  std::vector<index> cu_seqlens_q = {0};
+  std::vector<index> cu_seqlens_k = {0};
+  for (const index n : q_lengths) cu_seqlens_q.push_back(cu_seqlens_q.back() + n);
+  for (const index m : k_lengths) cu_seqlens_k.push_back(cu_seqlens_k.back() + m);
   std::vector<index> offset;
   for (std::size_t s = 0; s < q_lengths.size(); ++s) offset.push_back(k_lengths[s] - q_lengths[s]);
-  const auto q = oracle::random_tensor<T, 3>({4, q_starts.back(), 12}, seed);
-  const auto k = oracle::random_tensor<T, 3>({2, k_starts.back(), 12}, seed + 1);
-  const auto v = oracle::random_tensor<T, 3>({2, k_starts.back(), 10}, seed + 2);
-  heed::tensor<T, 3> out({4, q_starts.back(), 10});
-  heed::tensor<heed::accumulate_t<T>, 2> lse({4, q_starts.back()});
+  const auto q = oracle::random_tensor<T, 3>({4, cu_seqlens_q.back(), 12}, seed);
+  const auto k = oracle::random_tensor<T, 3>({2, cu_seqlens_k.back(), 12}, seed + 1);
+  const auto v = oracle::random_tensor<T, 3>({2, cu_seqlens_k.back(), 10}, seed + 2);
+  heed::tensor<T, 3> out({4, cu_seqlens_q.back(), 10});
+  heed::tensor<heed::accumulate_t<T>, 2> lse({4, cu_seqlens_q.back()});
   std::fill_n(out.data(), out.size(), std::numeric_limits<T>::quiet_NaN());
   modifiers([&](const auto&... m) {
-    heed::ragged_attention_into(heed::into(out, lse), q, k, v, q_starts, k_starts,
+    heed::ragged_attention_into(heed::into(out, lse), q, k, v, cu_seqlens_q, cu_seqlens_k,
                                 {.offset = offset}, m...);
-    RC_ASSERT(oracle::same_bits(
-        out, heed::ragged_attention(q, k, v, q_starts, k_starts, {.offset = offset}, m...)));
+    RC_ASSERT(oracle::same_bits(out, heed::ragged_attention(q, k, v, cu_seqlens_q, cu_seqlens_k,
+                                                            {.offset = offset}, m...)));
     for (std::size_t s = 0; s < q_lengths.size(); ++s) {
       const auto rows = [&](const auto& t, const std::vector<index>& starts) {
         return heed::as_view(t).slice(1, starts[s], starts[s + 1]);
       };
-      const auto e = oracle::expected(rows(q, q_starts), rows(k, k_starts), rows(v, k_starts),
-                                      {.offset = offset[s]}, m...);
-      RC_ASSERT(oracle::difference<T>(rows(out, q_starts), e.output, e.sizes) == "");
-      RC_ASSERT(oracle::lse_difference<T>(rows(lse, q_starts), e.log_sum_exp, e.sizes) == "");
+      const auto e = oracle::expected(rows(q, cu_seqlens_q), rows(k, cu_seqlens_k),
+                                      rows(v, cu_seqlens_k), {.offset = offset[s]}, m...);
+      RC_ASSERT(oracle::difference<T>(rows(out, cu_seqlens_q), e.output, e.sizes) == "");
+      RC_ASSERT(oracle::lse_difference<T>(rows(lse, cu_seqlens_q), e.log_sum_exp, e.sizes) == "");
     }
   });
 }
@@ -386,8 +386,8 @@ TEST(Ragged, LongBesideShort) {
 
 // To modifiers a sequence is a batch, its rows and keys counted from its own start.
 TEST(Ragged, ModifiersSeeTheSequence) {
-  const std::vector<index> q_starts = {0, 3, 3, 63};
-  const std::vector<index> k_starts = {0, 5, 9, 79};
+  const std::vector<index> cu_seqlens_q = {0, 3, 3, 63};
+  const std::vector<index> cu_seqlens_k = {0, 5, 9, 79};
   const auto q = oracle::random_tensor<float, 3>({2, 63, 8}, 1);
   const auto k = oracle::random_tensor<float, 3>({2, 79, 8}, 2);
   const std::vector<index> offset = {2, 0, 10};
@@ -398,15 +398,17 @@ TEST(Ragged, ModifiersSeeTheSequence) {
     return p.query == p.row + own_offset && p.row >= 0 && p.row < rows && p.key >= 0 &&
            p.key < keys && (p.key + p.batch) % 2 == 0;
   };
-  const auto got = heed::ragged_attention(q, k, k, q_starts, k_starts, {.offset = offset}, mask);
+  const auto got =
+      heed::ragged_attention(q, k, k, cu_seqlens_q, cu_seqlens_k, {.offset = offset}, mask);
   for (const std::size_t s : {0U, 2U}) {
-    const auto qs = heed::as_view(q).slice(1, q_starts[s], q_starts[s + 1]);
-    const auto ks = heed::as_view(k).slice(1, k_starts[s], k_starts[s + 1]);
+    const auto qs = heed::as_view(q).slice(1, cu_seqlens_q[s], cu_seqlens_q[s + 1]);
+    const auto ks = heed::as_view(k).slice(1, cu_seqlens_k[s], cu_seqlens_k[s + 1]);
     const auto e =
         oracle::expected(qs, ks, ks, {}, [](const heed::position& p) { return p.key % 2 == 0; });
-    EXPECT_EQ(oracle::difference<float>(heed::as_view(got).slice(1, q_starts[s], q_starts[s + 1]),
-                                        e.output, e.sizes),
-              "");
+    EXPECT_EQ(
+        oracle::difference<float>(heed::as_view(got).slice(1, cu_seqlens_q[s], cu_seqlens_q[s + 1]),
+                                  e.output, e.sizes),
+        "");
   }
   // Token-major arguments come in through heads_first.
   heed::tensor<float, 3> token_major({63, 2, 8});
@@ -414,7 +416,7 @@ TEST(Ragged, ModifiersSeeTheSequence) {
                      [&](index, index h, index i, index c) { token_major(i, h, c) = q(h, i, c); });
   heed::tensor<float, 3> token_major_out({63, 2, 8});
   heed::ragged_attention_into(heed::heads_first(token_major_out), heed::heads_first(token_major), k,
-                              k, q_starts, k_starts, {.offset = offset}, mask);
+                              k, cu_seqlens_q, cu_seqlens_k, {.offset = offset}, mask);
   oracle::each_index({1, 2, 63, 8}, [&](index, index h, index i, index c) {
     EXPECT_EQ(token_major_out(i, h, c), got(h, i, c));
   });
@@ -425,19 +427,19 @@ TEST(Ragged, StartsThatDoNotFitAreRefused) {
   const auto k = oracle::random_tensor<float, 3>({2, 9, 8}, 2);
   heed::tensor<float, 3> out({2, 6, 8});
   std::fill_n(out.data(), out.size(), 7.0F);
-  const auto refuses = [&](const std::string& message, const std::vector<index>& q_starts,
-                           const std::vector<index>& k_starts) {
+  const auto refuses = [&](const std::string& message, const std::vector<index>& cu_seqlens_q,
+                           const std::vector<index>& cu_seqlens_k) {
     expect_error<heed::shape_error>(
-        message, [&] { heed::ragged_attention_into(out, q, k, k, q_starts, k_starts); });
+        message, [&] { heed::ragged_attention_into(out, q, k, k, cu_seqlens_q, cu_seqlens_k); });
     for (index i = 0; i < out.size(); ++i) EXPECT_EQ(out.data()[i], 7.0F);
   };
-  refuses("q_starts runs from nothing to nothing, q has tokens 0 to 6", {}, {0, 9});
-  refuses("q_starts runs from 1 to 6, q has tokens 0 to 6", {1, 6}, {0, 9});
-  refuses("q_starts runs from 0 to 5, q has tokens 0 to 6", {0, 5}, {0, 9});
-  refuses("k_starts runs from 0 to 8, k has tokens 0 to 9", {0, 6}, {0, 8});
-  refuses("q_starts decreases from 4 to 3", {0, 4, 3, 6}, {0, 4, 5, 9});
-  refuses("k_starts decreases from 8 to 5", {0, 3, 4, 6}, {0, 8, 5, 9});
-  refuses("k_starts has entries 3, q_starts has 2", {0, 6}, {0, 4, 9});
+  refuses("cu_seqlens_q runs from nothing to nothing, q has tokens 0 to 6", {}, {0, 9});
+  refuses("cu_seqlens_q runs from 1 to 6, q has tokens 0 to 6", {1, 6}, {0, 9});
+  refuses("cu_seqlens_q runs from 0 to 5, q has tokens 0 to 6", {0, 5}, {0, 9});
+  refuses("cu_seqlens_k runs from 0 to 8, k has tokens 0 to 9", {0, 6}, {0, 8});
+  refuses("cu_seqlens_q decreases from 4 to 3", {0, 4, 3, 6}, {0, 4, 5, 9});
+  refuses("cu_seqlens_k decreases from 8 to 5", {0, 3, 4, 6}, {0, 8, 5, 9});
+  refuses("cu_seqlens_k has entries 3, cu_seqlens_q has 2", {0, 6}, {0, 4, 9});
 }
 
 }  // namespace

@@ -91,13 +91,13 @@ TEST(ModifierForms, ProbabilitiesAreChangedInEveryFormThatSeesWholeRows) {
         {.batch = 2, .kv_heads = 2, .capacity = keys, .head_dim = 16, .value_dim = 9});
     cache.append(k, v);
     EXPECT_LE(farthest(heed::decode(q, cache, {}, heed::causal(), modifier), want), allowed) << n;
-    const std::vector<index> q_starts{0, n};
-    const std::vector<index> k_starts{0, keys};
+    const std::vector<index> cu_seqlens_q{0, n};
+    const std::vector<index> cu_seqlens_k{0, keys};
     heed::tensor<double, 4> first({1, 4, n, 9});
     for (index i = 0; i < first.size(); ++i) first.data()[i] = want.data()[i];
     const auto ragged =
         heed::ragged_attention(heed::as_view(q)[0], heed::as_view(k)[0], heed::as_view(v)[0],
-                               q_starts, k_starts, o, heed::causal(), modifier);
+                               cu_seqlens_q, cu_seqlens_k, o, heed::causal(), modifier);
     EXPECT_LE(farthest(ragged, first), allowed) << n;
     // What hidden values hold does not matter.
     if (n < keys) {

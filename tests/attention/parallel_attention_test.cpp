@@ -69,15 +69,15 @@ TYPED_TEST(ParallelAttention, FewQueriesAndManyKeys) {
 
 TYPED_TEST(ParallelAttention, PackedSequences) {
   using T = TypeParam;
-  const std::vector<index> q_starts = {0, 1, 1, 130, 133, 333};
-  const std::vector<index> k_starts = {0, 1500, 1510, 1700, 1701, 2000};
+  const std::vector<index> cu_seqlens_q = {0, 1, 1, 130, 133, 333};
+  const std::vector<index> cu_seqlens_k = {0, 1500, 1510, 1700, 1701, 2000};
   const auto q = oracle::random_tensor<T, 3>({4, 333, 16}, 1);
   const auto k = oracle::random_tensor<T, 3>({2, 2000, 16}, 2);
   expect_same_bits([&](auto& exec) {
     heed::attention_result<heed::tensor<T, 3>, heed::tensor<heed::accumulate_t<T>, 2>> r{
         heed::tensor<T, 3>({4, 333, 16}), heed::tensor<heed::accumulate_t<T>, 2>({4, 333})};
-    heed::ragged_attention_into(exec, heed::into(r.output, r.log_sum_exp), q, k, k, q_starts,
-                                k_starts);
+    heed::ragged_attention_into(exec, heed::into(r.output, r.log_sum_exp), q, k, k, cu_seqlens_q,
+                                cu_seqlens_k);
     return r;
   });
 }
@@ -113,16 +113,16 @@ TYPED_TEST(ParallelAttention, APackedSequenceAloneAndAmongOthers) {
         heed::attention(heed::as_view(q).slice(1, 0, own), heed::as_view(k).slice(1, 0, 1300),
                         heed::as_view(k).slice(1, 0, 1300));
     const auto expect_as_alone = [&](index others, index count) {
-      std::vector<index> q_starts = {0, own};
-      std::vector<index> k_starts = {0, 1300};
+      std::vector<index> cu_seqlens_q = {0, own};
+      std::vector<index> cu_seqlens_k = {0, 1300};
       for (index n = 0; n < count; ++n) {
-        q_starts.push_back(q_starts.back() + others);
-        k_starts.push_back(k_starts.back() + others);
+        cu_seqlens_q.push_back(cu_seqlens_q.back() + others);
+        cu_seqlens_k.push_back(cu_seqlens_k.back() + others);
       }
-      const auto got =
-          heed::ragged_attention(heed::as_view(q).slice(1, 0, q_starts.back()),
-                                 heed::as_view(k).slice(1, 0, k_starts.back()),
-                                 heed::as_view(k).slice(1, 0, k_starts.back()), q_starts, k_starts);
+      const auto got = heed::ragged_attention(heed::as_view(q).slice(1, 0, cu_seqlens_q.back()),
+                                              heed::as_view(k).slice(1, 0, cu_seqlens_k.back()),
+                                              heed::as_view(k).slice(1, 0, cu_seqlens_k.back()),
+                                              cu_seqlens_q, cu_seqlens_k);
       oracle::each_index({1, 4, own, 16}, [&](index, index h, index i, index c) {
         ASSERT_EQ(static_cast<double>(got(h, i, c)), static_cast<double>(alone(h, i, c)))
             << own << " queries beside " << count << " sequences of " << others;

@@ -31,24 +31,24 @@ bool same(const X& x, const Y& y) {
 TEST(RaggedWork, EachSequenceHasTheBitsItHasAlone) {
   const std::vector<index> queries{1, 0, 40, 2, 1, 150, 0, 3, 0};
   const std::vector<index> keys{16, 5, 40, 4500, 0, 150, 0, 2048, 7};
-  const auto q_starts = starts(queries);
-  const auto k_starts = starts(keys);
-  const auto q = oracle::random_tensor<float, 3>({4, q_starts.back(), 16}, 1);
-  const auto k = oracle::random_tensor<float, 3>({2, k_starts.back(), 16}, 2);
-  const auto v = oracle::random_tensor<float, 3>({2, k_starts.back(), 9}, 3);
+  const auto cu_seqlens_q = starts(queries);
+  const auto cu_seqlens_k = starts(keys);
+  const auto q = oracle::random_tensor<float, 3>({4, cu_seqlens_q.back(), 16}, 1);
+  const auto k = oracle::random_tensor<float, 3>({2, cu_seqlens_k.back(), 16}, 2);
+  const auto v = oracle::random_tensor<float, 3>({2, cu_seqlens_k.back(), 9}, 3);
   const auto check = [&](auto& exec, const auto&... modifiers) {
-    heed::tensor<float, 3> out({4, q_starts.back(), 9});
-    heed::tensor<float, 2> lse({4, q_starts.back()});
-    heed::ragged_attention_into(exec, heed::into(out, lse), q, k, v, q_starts, k_starts, {},
+    heed::tensor<float, 3> out({4, cu_seqlens_q.back(), 9});
+    heed::tensor<float, 2> lse({4, cu_seqlens_q.back()});
+    heed::ragged_attention_into(exec, heed::into(out, lse), q, k, v, cu_seqlens_q, cu_seqlens_k, {},
                                 modifiers...);
     for (std::size_t s = 0; s < queries.size(); ++s) {
       const auto of = [](const auto& t, const std::vector<index>& at, std::size_t n) {
         return heed::as_view(t).slice(1, at[n], at[n + 1]);
       };
-      const auto alone = heed::attention_with_lse(of(q, q_starts, s), of(k, k_starts, s),
-                                                  of(v, k_starts, s), {}, modifiers...);
-      EXPECT_TRUE(same(alone.output, of(out, q_starts, s))) << s;
-      EXPECT_TRUE(same(alone.log_sum_exp, of(lse, q_starts, s))) << s;
+      const auto alone = heed::attention_with_lse(of(q, cu_seqlens_q, s), of(k, cu_seqlens_k, s),
+                                                  of(v, cu_seqlens_k, s), {}, modifiers...);
+      EXPECT_TRUE(same(alone.output, of(out, cu_seqlens_q, s))) << s;
+      EXPECT_TRUE(same(alone.log_sum_exp, of(lse, cu_seqlens_q, s))) << s;
     }
   };
   heed::serial_executor serial;
@@ -64,13 +64,13 @@ TEST(RaggedWork, EachSequenceHasTheBitsItHasAlone) {
 
 TEST(RaggedWork, ScratchFollowsTheSumOfLengths) {
   const auto bytes = [](const std::vector<index>& queries, const std::vector<index>& keys) {
-    const auto q_starts = starts(queries);
-    const auto k_starts = starts(keys);
-    const heed::tensor<float, 3> q({4, q_starts.back(), 16});
-    const heed::tensor<float, 3> k({2, k_starts.back(), 16});
+    const auto cu_seqlens_q = starts(queries);
+    const auto cu_seqlens_k = starts(keys);
+    const heed::tensor<float, 3> q({4, cu_seqlens_q.back(), 16});
+    const heed::tensor<float, 3> k({2, cu_seqlens_k.back(), 16});
     heed::workspace scratch;
     heed::serial_executor exec;
-    (void)heed::ragged_attention(exec, q, k, k, q_starts, k_starts, {.scratch = &scratch});
+    (void)heed::ragged_attention(exec, q, k, k, cu_seqlens_q, cu_seqlens_k, {.scratch = &scratch});
     return scratch.size();
   };
   // One token each: many short caches, and a long one.

@@ -270,8 +270,7 @@ void top_k(trial& t) {
   o.count = t.between("count", 0, 40);
   o.causal = t.one_in("causal", 2);
   o.offset = t.between("offset", 0, x.s.keys);
-  o.order =
-      t.one_in("ascending", 2) ? heed::choice_order::ascending : heed::choice_order::best_first;
+  o.order = t.one_in("ascending", 2) ? heed::index_order::ascending : heed::index_order::best_first;
   const auto chosen = heed::top_k_keys(t.exec, x.q->cview(), x.k->cview(), o);
   const auto q = x.q->view();
   const auto k = x.k->view();
@@ -300,7 +299,7 @@ void top_k(trial& t) {
           if (j < 0) continue;
           if (j >= keys || !taken.insert(j).second) throw wrong("a key that is not to be chosen");
           const double s = score[std::size_t(j)];
-          if (o.order == heed::choice_order::ascending ? j < last_key : s > last + slack) {
+          if (o.order == heed::index_order::ascending ? j < last_key : s > last + slack) {
             throw wrong("choices out of order");
           }
           last_key = j;

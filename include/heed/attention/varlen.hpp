@@ -6,10 +6,10 @@
 // |----------|---------------------------------------------|
 // | q, out   | [heads, all queries, head dim / value dim]  |
 // | k, v     | [kv heads, all keys, head dim / value dim]  |
-// | q_starts | sequences + 1 cumulative lengths, from 0 to the queries |
-// | k_starts | likewise for the keys                       |
+// | cu_seqlens_q | sequences + 1 cumulative lengths, from 0 to the queries |
+// | cu_seqlens_k | likewise for the keys                       |
 //
-// Sequence s has queries q_starts[s] .. q_starts[s+1] and attends to its own keys alone; to
+// Sequence s has queries cu_seqlens_q[s] .. cu_seqlens_q[s+1] and attends to its own keys alone; to
 // modifiers it is batch s, with rows and keys counted from its own start. Tokens x heads x channels
 // comes in through `heads_first`. All else is as in `attention`.
 #pragma once
@@ -86,7 +86,7 @@ template <class Kernel>
 struct ragged_method : api::attention_method {
   template <class E, class Out, class Q, class K, class V, class... M>
   static void write(E& exec, Out&& out, const Q& q, const K& k, const V& v,
-                    std::span<const index> q_starts, std::span<const index> k_starts,
+                    std::span<const index> cu_seqlens_q, std::span<const index> cu_seqlens_k,
                     const attention_options& options, const M&... modifiers) {
     require_tensors<const Q&, const K&, const V&>();
     static_assert(rank_of<const Q&> == 3 || rank_of<const Q&> == 2,
@@ -95,30 +95,30 @@ struct ragged_method : api::attention_method {
     const auto k4 = input4(k);
     const auto v4 = input4(v);
     check_shapes(q4.extents(), k4.extents(), v4.extents());
-    check_starts("q_starts", q_starts, "q", q4.extent(2));
-    check_starts("k_starts", k_starts, "k", k4.extent(2));
-    require_equal("k_starts", "entries", static_cast<index>(k_starts.size()), "q_starts",
-                  static_cast<index>(q_starts.size()));
+    check_starts("cu_seqlens_q", cu_seqlens_q, "q", q4.extent(2));
+    check_starts("cu_seqlens_k", cu_seqlens_k, "k", k4.extent(2));
+    require_equal("cu_seqlens_k", "entries", static_cast<index>(cu_seqlens_k.size()),
+                  "cu_seqlens_q", static_cast<index>(cu_seqlens_q.size()));
     using Source = ragged_source<scalar_of<const K&>, scalar_of<const V&>>;
-    const auto sequences = static_cast<index>(q_starts.size()) - 1;
+    const auto sequences = static_cast<index>(cu_seqlens_q.size()) - 1;
     auto call = open_source_call(
-        std::forward<Out>(out), q, Source(k4, v4, k_starts),
-        {sequences, q4.extent(1), k4.extent(1), longest(q_starts), longest(k_starts)}, options,
-        modifiers...);
+        std::forward<Out>(out), q, Source(k4, v4, cu_seqlens_k),
+        {sequences, q4.extent(1), k4.extent(1), longest(cu_seqlens_q), longest(cu_seqlens_k)},
+        options, modifiers...);
     require_results_apart(call, k4, v4);
-    call.starts = q_starts;
+    call.starts = cu_seqlens_q;
     Kernel::run(exec, call);
   }
 };
 
 }  // namespace detail
 
-/// ragged_attention_into([executor,] out | into(out, lse), q, k, v, q_starts, k_starts, options =
+/// ragged_attention_into([executor,] out | into(out, lse), q, k, v, cu_seqlens_q, cu_seqlens_k, options =
 /// {}, modifiers...)
 inline constexpr api::writing<detail::ragged_method<detail::exact_kernel>, 3,
                               std::span<const index>, std::span<const index>>
     ragged_attention_into{};
-/// ragged_attention([executor,] q, k, v, q_starts, k_starts, options = {}, modifiers...) -> a
+/// ragged_attention([executor,] q, k, v, cu_seqlens_q, cu_seqlens_k, options = {}, modifiers...) -> a
 /// tensor of q's family
 inline constexpr api::returning<detail::ragged_method<detail::exact_kernel>, 3,
                                 std::span<const index>, std::span<const index>>

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Asks for the memory of the next block of tokens while this one is computed.
+// Prefetches the memory of the next block of tokens while this one is computed.
 #pragma once
 
 #include <array>
@@ -13,14 +13,14 @@
 namespace heed::inline HEED_TARGET::kernel {
 
 /// Memory that the next block will read, prefetched a few cache lines at a time while this one is
-/// computed: fetched only when its block begins, it would keep the arithmetic waiting, and asked
+/// computed: fetched only when its block begins, it would keep the arithmetic waiting, and fetched
 /// for all at once, it would keep this block's own loads waiting. It waits in the second-level
 /// cache; the first is full of this block.
-class read_ahead {
+class prefetch_stream {
  public:
   /// Lines prefetched by each call of `issue`. As it is: a linear chunk of 64 tokens of 64
   /// channels is some 44 register tiles, and 1024 lines.
-  explicit read_ahead(index lines_a_call = 24) noexcept : lines_a_call_(lines_a_call) {}
+  explicit prefetch_stream(index lines_a_call = 24) noexcept : lines_a_call_(lines_a_call) {}
 
   /// `rows` rows of `bytes` bytes, `stride` bytes apart. Rows past the twelfth call are ignored.
   void add(const void* data, index stride, index bytes, index rows) noexcept {

@@ -15,7 +15,7 @@ namespace heed::inline HEED_TARGET::simd {
 
 /// The numbers of `from` whose bit is set.
 template <class A>
-HEED_INLINE void store_chosen(A* to, const A* from, unsigned bits) noexcept {
+HEED_INLINE void store_selected(A* to, const A* from, unsigned bits) noexcept {
 #if defined(EIGEN_VECTORIZE_AVX512)
   if constexpr (std::is_same_v<A, float>) {
     _mm512_storeu_ps(to, _mm512_maskz_compress_ps(static_cast<__mmask16>(bits), load(from)));
@@ -29,8 +29,8 @@ HEED_INLINE void store_chosen(A* to, const A* from, unsigned bits) noexcept {
 
 /// The same of as many integers as a packet of A has lanes, plus `addend`.
 template <class A>
-HEED_INLINE void store_chosen(std::int32_t* to, const std::int32_t* from, unsigned bits,
-                              std::int32_t addend = 0) noexcept {
+HEED_INLINE void store_selected(std::int32_t* to, const std::int32_t* from, unsigned bits,
+                                std::int32_t addend = 0) noexcept {
 #if defined(EIGEN_VECTORIZE_AVX512)
   if constexpr (std::is_same_v<A, float>) {
     const __m512i x =

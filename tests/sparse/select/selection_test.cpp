@@ -161,7 +161,7 @@ void check_top_keys(const heed::tensor<T, 4>& q, const heed::tensor<T, 4>& k,
   const auto got = heed::top_k_keys(pool, q, k, o);
   EXPECT_TRUE(oracle::same_bits(got, heed::top_k_keys(serial, q, k, o)));
   heed::selection_options by_key = o;
-  by_key.order = heed::choice_order::ascending;
+  by_key.order = heed::index_order::ascending;
   EXPECT_TRUE(oracle::same_bits(selections::ascending(got), heed::top_k_keys(pool, q, k, by_key)));
   const index keys = k.extent(2);
   const index group = q.extent(1) / k.extent(1);
@@ -232,7 +232,7 @@ TYPED_TEST(Selection, MixtureOfBlocks) {
   for (const index count : {0, 1, 3, 20}) {
     heed::selection_options o{.count = count, .block = 4, .offset = 3};
     const auto got = heed::mixture_of_blocks(pool, q, k, o);
-    o.order = heed::choice_order::ascending;
+    o.order = heed::index_order::ascending;
     EXPECT_TRUE(
         oracle::same_bits(selections::ascending(got), heed::mixture_of_blocks(pool, q, k, o)));
     oracle::each_index({1, 4, 50, 1}, [&](index b, index h, index i, index) {
@@ -284,7 +284,7 @@ void check_indexer(const indexer_case& c, const heed::selection_options& o) {
   const auto got = heed::indexer_keys(pool, permuted.cview(), ki, w, o);
   EXPECT_TRUE(oracle::same_bits(got, heed::indexer_keys(serial, qi, ki, w, o)));
   heed::selection_options by_key = o;
-  by_key.order = heed::choice_order::ascending;
+  by_key.order = heed::index_order::ascending;
   EXPECT_TRUE(
       oracle::same_bits(selections::ascending(got), heed::indexer_keys(serial, qi, ki, w, by_key)));
   oracle::each_index({2, 1, c.queries, 1}, [&](index b, index, index i, index) {
@@ -377,7 +377,7 @@ TEST(Selection, IntoTheCallersMemory) {
   heed::serial_executor serial;
   const auto q = small_integers<float, 4>({2, 4, 50, 8}, 1);
   const auto k = small_integers<float, 4>({2, 2, 53, 8}, 2);
-  for (const auto order : {heed::choice_order::best_first, heed::choice_order::ascending}) {
+  for (const auto order : {heed::index_order::best_first, heed::index_order::ascending}) {
     for (const index count : {3, 30}) {
       const heed::selection_options o{.count = count, .block = 4, .order = order};
       check_into(heed::top_k_keys(serial, q, k, o),

@@ -184,14 +184,14 @@ HEED_NOINLINE void backward_tile(const backward_group<A>& g, const Program& prog
   const index keys = t.keys.size();
   const index head_stride = round_up(d.head_dim, lanes);
   const index value_stride = round_up(d.value_dim, lanes);
-  read_ahead ahead;
+  prefetch_stream stream;
   in_packets<A>(rows, [&](auto packets) noexcept {
     simd::packet<A> ignored[std::size_t{packets()}];
     for (auto& m : ignored) m = simd::zero<A>();
     score_tile<A, packets()>(g.q, block.k, block.k_stride, d.head_dim, keys, tiles.scores, ignored,
-                             ahead);
+                             stream);
     score_tile<A, packets()>(g.d_out, block.v, block.v_stride, d.value_dim, keys, tiles.ds, ignored,
-                             ahead);
+                             stream);
   });
   if constexpr (Program::changes_scores) {
     modify_forward(program, gradient, t, tiles.scores, tiles.before);
@@ -220,7 +220,7 @@ HEED_NOINLINE void backward_tile(const backward_group<A>& g, const Program& prog
     simd::packet<A> one[std::size_t{packets()}];
     for (auto& m : one) m = simd::broadcast(A(1));
     value_tile<A, packets()>(tiles.ds, block.k, block.k_stride, 0, keys, d.head_dim, one,
-                             plain_values<A>{g.dq}, ahead);
+                             plain_values<A>{g.dq}, stream);
   });
 }
 

@@ -178,12 +178,12 @@ template <class A, bool Extra, class F>
 HEED_NOINLINE void solve_rows(matrix_rows<const A> a, matrix_rows<const A> s, index features,
                               matrix_rows<const A> m, matrix_rows<const A> n,
                               matrix_rows<const A> v, index tokens, index channels,
-                              matrix_rows<A> x, read_ahead& ahead, F&& write) noexcept {
+                              matrix_rows<A> x, prefetch_stream& stream, F&& write) noexcept {
   constexpr index lanes = simd::lanes<A>;
   for_each_register_tile<A>(tokens, channels, [&](auto rows, index i, auto packets, index c) {
     constexpr int r_count = decltype(rows)::value;
     register_sums<A, r_count, decltype(packets)::value> sums;
-    ahead.issue();
+    stream.issue();
     sums.clear();
     sums.add_product({a[i], a.stride}, {s.data + c, s.stride}, features);
     sums.add_product({m[i], m.stride}, {x.data + c, x.stride}, i);
@@ -209,10 +209,10 @@ HEED_NOINLINE void output_chunk(matrix_rows<const A> q, matrix_rows<const A> s, 
                                 matrix_rows<const A> w, matrix_rows<const A> v,
                                 matrix_rows<const A> w2, matrix_rows<const A> v2, A factor,
                                 index tokens, index channels, matrix_rows<A> out,
-                                read_ahead& ahead) noexcept {
+                                prefetch_stream& stream) noexcept {
   for_each_register_tile<A>(tokens, channels, [&](auto rows, index i, auto packets, index c) {
     register_sums<A, decltype(rows)::value, decltype(packets)::value> sums;
-    ahead.issue();
+    stream.issue();
     sums.clear();
     sums.add_product({q[i], q.stride}, {s.data + c, s.stride}, features);
     sums.add_product({w[i], w.stride}, {v.data + c, v.stride}, i);
@@ -256,10 +256,10 @@ HEED_INLINE void decay_and_add(A decay, A* s, A* low, const simd::packet<A>& x) 
 template <class A>
 HEED_NOINLINE void decay_and_write(matrix_rows<const A> k, matrix_rows<const A> v, const A* decay,
                                    index tokens, index features, index channels, matrix_rows<A> s,
-                                   matrix_rows<A> low, read_ahead& ahead) noexcept {
+                                   matrix_rows<A> low, prefetch_stream& stream) noexcept {
   for_each_register_tile<A>(features, channels, [&](auto rows, index f, auto packets, index c) {
     register_sums<A, decltype(rows)::value, decltype(packets)::value> sums;
-    ahead.issue();
+    stream.issue();
     sums.clear();
     sums.add_transposed_product({k.data + f, k.stride}, {v.data + c, v.stride}, tokens);
     sums.each([&](auto r, auto p) HEED_INLINE_LAMBDA {

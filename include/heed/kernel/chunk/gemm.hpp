@@ -119,13 +119,14 @@ HEED_INLINE void for_each_register_tile(index rows, index columns, F&& f) noexce
 /// Weights of a chunk of `tokens`, columns up to the row's register tile's end.
 template <class A>
 HEED_NOINLINE void causal_weights(matrix_rows<const A> q, matrix_rows<const A> kt, index features,
-                                  index tokens, matrix_rows<A> w, read_ahead& ahead) noexcept {
+                                  index tokens, matrix_rows<A> w,
+                                  prefetch_stream& stream) noexcept {
   using plan = linear_plan<A>;
   in_steps<plan::rows>(tokens, [&](auto rows, index i) {
     constexpr int r_count = decltype(rows)::value;
     in_steps<plan::packets>(ceil_div(i + r_count, plan::lanes), [&](auto packets, index p) {
       register_sums<A, r_count, decltype(packets)::value> sums;
-      ahead.issue();
+      stream.issue();
       sums.clear();
       sums.add_product({q[i], q.stride}, {kt.data + p * plan::lanes, kt.stride}, features);
       sums.each([&](auto r, auto c) HEED_INLINE_LAMBDA {
@@ -140,10 +141,10 @@ template <class A, bool Causal>
 HEED_NOINLINE void output_rows(matrix_rows<const A> q, matrix_rows<const A> s, index features,
                                matrix_rows<const A> w, matrix_rows<const A> v, const A* factor,
                                index tokens, index channels, matrix_rows<A> out,
-                               read_ahead& ahead) noexcept {
+                               prefetch_stream& stream) noexcept {
   for_each_register_tile<A>(tokens, channels, [&](auto rows, index i, auto packets, index c) {
     register_sums<A, decltype(rows)::value, decltype(packets)::value> sums;
-    ahead.issue();
+    stream.issue();
     sums.clear();
     sums.add_product({q[i], q.stride}, {s.data + c, s.stride}, features);
     if constexpr (Causal) {
@@ -174,10 +175,10 @@ HEED_INLINE void add_compensated(simd::packet<A>& total, simd::packet<A>& low,
 template <class A>
 HEED_NOINLINE void write_rows(matrix_rows<const A> k, matrix_rows<const A> v, index tokens,
                               index features, index channels, matrix_rows<A> s, matrix_rows<A> low,
-                              read_ahead& ahead) noexcept {
+                              prefetch_stream& stream) noexcept {
   for_each_register_tile<A>(features, channels, [&](auto rows, index f, auto packets, index c) {
     register_sums<A, decltype(rows)::value, decltype(packets)::value> sums;
-    ahead.issue();
+    stream.issue();
     sums.clear();
     sums.add_transposed_product({k.data + f, k.stride}, {v.data + c, v.stride}, tokens);
     if (low.data == nullptr) {

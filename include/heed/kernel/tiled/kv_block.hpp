@@ -77,15 +77,15 @@ struct no_session {};
 
 /// A block of keys and values for queries of scalar TQ. Source is a key_value_source.
 template <class Block, class A, class TQ, class Source>
-concept kv_block = requires(Block block, const Block& loaded, read_ahead& ahead, A scale, index n,
-                            rectangle<const TQ> q, const Source& source, const tile& where,
+concept kv_block = requires(Block block, const Block& loaded, prefetch_stream& stream, A scale,
+                            index n, rectangle<const TQ> q, const Source& source, const tile& where,
                             range keys, head_dims d, const block_copies<A>& copies, const A* packed,
                             typename Block::session& session, A* to, simd::packet<A>* maximum,
                             const running_values<A>& out) {
   /// Keys that a part may begin at.
   { Block::key_step } -> std::convertible_to<index>;
-  /// `ahead` is what `scores` and `values` prefetch; `session` is what a task's blocks share.
-  Block(scale, ahead, session);
+  /// `stream` is what `scores` and `values` prefetch; `session` is what a task's blocks share.
+  Block(scale, stream, session);
   /// `n` queries of `n` channels, as `scores` reads them.
   Block::pack(q, n, n, scale, to);
   /// The keys `keys` of a head.
@@ -108,7 +108,7 @@ class plain_block {
   using session = no_session;
 
   /// The scale is in the packed queries.
-  plain_block(A, read_ahead& ahead, session&) noexcept : ahead_(&ahead) {}
+  plain_block(A, prefetch_stream& stream, session&) noexcept : stream_(&stream) {}
 
   template <class T>
   static void pack(rectangle<const T> q, index rows, index head_dim, A scale, A* to) noexcept {
@@ -156,12 +156,12 @@ class plain_block {
   template <int Packets>
   void scores(const A* q, index head_dim, index keys, A* s,
               simd::packet<A>* maximum) const noexcept {
-    score_tile<A, Packets>(q, k_, k_stride_, head_dim, keys, s, maximum, *ahead_);
+    score_tile<A, Packets>(q, k_, k_stride_, head_dim, keys, s, maximum, *stream_);
   }
   template <int Packets>
   void values(A* p, index first, index keys, index value_dim, const simd::packet<A>* rescale,
               const running_values<A>& out) const noexcept {
-    value_tile<A, Packets>(p, v_, v_stride_, first, keys, value_dim, rescale, out, *ahead_);
+    value_tile<A, Packets>(p, v_, v_stride_, first, keys, value_dim, rescale, out, *stream_);
   }
 
   [[nodiscard]] A value(index j, index c) const noexcept { return v_[j * v_stride_ + c]; }
@@ -170,7 +170,7 @@ class plain_block {
   }
 
  private:
-  read_ahead* ahead_;
+  prefetch_stream* stream_;
   const A* k_ = nullptr;
   const A* v_ = nullptr;
   index k_stride_ = 0;

@@ -47,7 +47,8 @@ class paired_block {
   static constexpr index key_step = 2;
   using session = no_session;
 
-  paired_block(A scale, read_ahead& ahead, session&) noexcept : scale_(scale), ahead_(&ahead) {}
+  paired_block(A scale, prefetch_stream& stream, session&) noexcept
+      : scale_(scale), stream_(&stream) {}
 
   /// Words of channel pairs; the scale stays out, for it would round.
   static void pack(rectangle<const bfloat16> q, index rows, index head_dim, A, A* to) noexcept {
@@ -96,7 +97,7 @@ class paired_block {
                             P* maximum) const noexcept {
     const auto* words = reinterpret_cast<const std::uint32_t*>(q);
     in_steps<static_cast<int>(plan::key_step)>(keys, [&](auto step, index j) HEED_INLINE_LAMBDA {
-      ahead_->issue();
+      stream_->issue();
       score_register_tile<decltype(step)::value, Packets>(words, j, head_dim / 2,
                                                           s + j * plan::group, maximum);
     });
@@ -116,7 +117,7 @@ class paired_block {
     }
     in_steps<static_cast<int>(plan::key_step)>(
         value_dim, [&](auto step, index c) HEED_INLINE_LAMBDA {
-          ahead_->issue();
+          stream_->issue();
           value_register_tile<decltype(step)::value, Packets>(
               words, c, first / 2, ceil_div(keys, 2), rescale, out.from(c * plan::group));
         });
@@ -204,7 +205,7 @@ class paired_block {
   index v_stride_ = 0;
   index value_dim_ = 0;
   A scale_;
-  read_ahead* ahead_;
+  prefetch_stream* stream_;
 #endif
 };
 

@@ -57,8 +57,8 @@ class matrix_block {
            source.values(where.batch, where.kv_head, 0).count >= n && simd::tile_unit_granted();
   }
 
-  matrix_block(A scale, read_ahead& ahead, session& unit) noexcept
-      : scale_(scale), ahead_(&ahead), unit_(&unit) {}
+  matrix_block(A scale, prefetch_stream& stream, session& unit) noexcept
+      : scale_(scale), stream_(&stream), unit_(&unit) {}
 
   /// Words of channel pairs, zeros behind the last; the scale stays out, for it would round.
   static void pack(rectangle<const bfloat16> q, index rows, index head_dim, A, A* to) noexcept {
@@ -102,7 +102,7 @@ class matrix_block {
   template <int Packets>
   HEED_NOINLINE void scores(const A* q, index, index keys, A* s, P* maximum) const noexcept {
     for (index j = 0; j < keys; j += 2 * rows_of_tile) {
-      ahead_->issue();
+      stream_->issue();
       A* const to = s + j * plan::group;
       if (keys - j > rows_of_tile) {
         score_tiles<2, Packets>(q, k_ + j * k_stride_, to);
@@ -127,7 +127,7 @@ class matrix_block {
     round_to_pairs<Packets>(p, keys);
     const index steps = ceil_div(keys, simd::tile_depth);
     for (index c = 0; c < value_dim; c += 2 * rows_of_tile) {
-      ahead_->issue();
+      stream_->issue();
       const index left = value_dim - c;
       if (left > rows_of_tile) {
         value_tiles<2, Packets>(p, c, steps, left, rescale, out.from(c * plan::group));
@@ -239,7 +239,7 @@ class matrix_block {
   index v_stride_ = 0;
   index depth_ = 0;  // the head dim in whole tiles
   A scale_;
-  read_ahead* ahead_;
+  prefetch_stream* stream_;
   session* unit_;
 };
 

@@ -160,27 +160,27 @@ HEED_INLINE void in_packets(index rows, F&& f) noexcept {
   }
 }
 
-/// Scores of any number of keys; `ahead` is prefetched on the way.
+/// Scores of any number of keys; `stream` is prefetched on the way.
 template <class A, int Packets>
 HEED_NOINLINE void score_tile(const A* q, const A* k, index k_stride, index channels, index keys,
-                              A* s, simd::packet<A>* maximum, read_ahead& ahead) noexcept {
+                              A* s, simd::packet<A>* maximum, prefetch_stream& stream) noexcept {
   constexpr index group = tile_plan<A>::group;
   in_steps<static_cast<int>(tile_plan<A>::key_step)>(keys, [&](auto step, index j) {
-    ahead.issue();
+    stream.issue();
     score_register_tile<A, decltype(step)::value, Packets>(q, k + j * k_stride, k_stride, channels,
                                                            s + j * group, maximum);
   });
 }
 
-/// Any number of channels of the output; `ahead` is prefetched on the way. The keys begin at the
+/// Any number of channels of the output; `stream` is prefetched on the way. The keys begin at the
 /// block's key `first`.
 template <class A, int Packets, class Values>
 HEED_NOINLINE void value_tile(const A* p, const A* v, index v_stride, index first, index keys,
                               index channels, const simd::packet<A>* rescale, const Values& out,
-                              read_ahead& ahead) noexcept {
+                              prefetch_stream& stream) noexcept {
   constexpr index group = tile_plan<A>::group;
   in_steps<static_cast<int>(tile_plan<A>::key_step)>(channels, [&](auto step, index c) {
-    ahead.issue();
+    stream.issue();
     value_register_tile<A, decltype(step)::value, Packets>(p, v + c, v_stride, first, keys, rescale,
                                                            out.from(c * group));
   });

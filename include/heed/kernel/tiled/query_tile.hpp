@@ -236,10 +236,10 @@ HEED_NOINLINE void attend_tile(query_tile<A>& g, const Program& program, const t
 // once, in the library heed::compiled, and not in each file that calls attention.
 #define HEED_TILED_KERNELS(KEYWORD, A, P)                                                   \
   KEYWORD template void score_tile<A, P>(const A*, const A*, index, index, index, A*,       \
-                                         simd::packet<A>*, read_ahead&) noexcept;           \
+                                         simd::packet<A>*, prefetch_stream&) noexcept;      \
   KEYWORD template void value_tile<A, P, running_values<A>>(                                \
       const A*, const A*, index, index, index, index, const simd::packet<A>*,               \
-      const running_values<A>&, read_ahead&) noexcept;                                      \
+      const running_values<A>&, prefetch_stream&) noexcept;                                 \
   KEYWORD template void update_online_softmax<A, P>(                                        \
       query_tile<A>&, A*, index, index, const simd::packet<A>*, simd::packet<A>*) noexcept; \
   KEYWORD template void exponential_tile<A, P>(A*, index, index, const simd::packet<A>*,    \

@@ -33,28 +33,29 @@ struct exact_scratch {
   }
 };
 
-/// What asks for the rows of `next`, spread over the register tiles of `groups` groups with a
+/// What prefetches the rows of `next`, spread over the register tiles of `groups` groups with a
 /// block. A head whose keys and values the second-level cache holds is there after its first task.
 template <class A, class Source>
-[[nodiscard]] read_ahead block_ahead(const Source& source, const tile& where, range all, range next,
-                                     head_dims d, index groups) noexcept {
+[[nodiscard]] prefetch_stream block_stream(const Source& source, const tile& where, range all,
+                                           range next, head_dims d, index groups) noexcept {
   using plan = tile_plan<A>;
   constexpr auto key_bytes = static_cast<index>(sizeof(typename Source::key_scalar));
   constexpr auto value_bytes = static_cast<index>(sizeof(typename Source::value_scalar));
   const index row = d.head_dim * key_bytes + d.value_dim * value_bytes;
   if (next.empty() || all.size() * row <= plan::resident_bytes ||
       source.key_channel_stride() != 1 || source.value_channel_stride() != 1) {
-    return read_ahead();
+    return prefetch_stream();
   }
   const index tiles =
       groups * (ceil_div(plan::keys, plan::key_step) + ceil_div(d.value_dim, plan::key_step));
-  read_ahead ahead(ceil_div(next.size() * row, 64 * tiles));
+  prefetch_stream stream(ceil_div(next.size() * row, 64 * tiles));
   const auto k = source.keys(where.batch, where.kv_head, next.begin);
   const auto v = source.values(where.batch, where.kv_head, next.begin);
-  ahead.add(k.data, k.stride * key_bytes, d.head_dim * key_bytes, (std::min)(k.count, next.size()));
-  ahead.add(v.data, v.stride * value_bytes, d.value_dim * value_bytes,
-            (std::min)(v.count, next.size()));
-  return ahead;
+  stream.add(k.data, k.stride * key_bytes, d.head_dim * key_bytes,
+             (std::min)(k.count, next.size()));
+  stream.add(v.data, v.stride * value_bytes, d.value_dim * value_bytes,
+             (std::min)(v.count, next.size()));
+  return stream;
 }
 
 /// Weights are multiplied with `factor` once their sums are taken.
@@ -98,9 +99,9 @@ void attend_groups(const Program& program, const Source& source, const tile& whe
     after = next_block(first + plan::keys);
     range keys = intersect(all, {first, first + plan::keys});
     keys.begin -= keys.begin % Block::key_step;
-    read_ahead ahead = block_ahead<A>(source, where, all,
-                                      intersect(all, {after, after + plan::keys}), d, cut.groups);
-    Block block(scale, ahead, session);
+    prefetch_stream stream = block_stream<A>(
+        source, where, all, intersect(all, {after, after + plan::keys}), d, cut.groups);
+    Block block(scale, stream, session);
     block.load(source, where, keys, d, scratch.copies);
     int known = -1;  // whether the block's values are finite: not yet asked
     const auto finite = [&]() noexcept {

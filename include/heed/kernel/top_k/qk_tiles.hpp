@@ -48,16 +48,16 @@ void each_scored_group(const scored_rows_scratch<A>& s, const rectangle<const TQ
     const range at{first, (std::min)(seen, first + plan::group)};
     plain_block<A>::pack(rectangle<const TK>{k.at(first, 0), k.row, k.column}, at.size(), head_dim,
                          A(1), s.keys);
-    read_ahead ahead;
+    prefetch_stream stream;
     if (k.column == 1) {
       constexpr auto size = static_cast<index>(sizeof(TK));
-      ahead.add(k.at(at.end, 0), k.row * size, head_dim * size,
-                (std::min)(seen - at.end, plan::group));
+      stream.add(k.at(at.end, 0), k.row * size, head_dim * size,
+                 (std::min)(seen - at.end, plan::group));
     }
     in_packets<A>(at.size(), [&](auto packets) noexcept {
       simd::packet<A> top[std::size_t{packets()}];
       for (auto& t : top) t = simd::zero<A>();
-      score_tile<A, packets()>(s.keys, row, stride, head_dim, rows, s.scores, top, ahead);
+      score_tile<A, packets()>(s.keys, row, stride, head_dim, rows, s.scores, top, stream);
     });
     use(at, s.scores);
   }

@@ -15,18 +15,18 @@
 namespace heed::inline HEED_TARGET::kernel {
 
 template <class A>
-class sorted_few {
+class register_top_k {
  public:
   static constexpr index size = 16;
 
   /// `values` largest first, and their keys as `key_bits` has them; `size` of each.
-  HEED_INLINE sorted_few(const A* values, const A* keys) noexcept {
+  HEED_INLINE register_top_k(const A* values, const A* keys) noexcept {
     simd::unroll<packets>([&](auto i) HEED_INLINE_LAMBDA {
       value_[i] = simd::load(values + i * lanes);
       key_[i] = simd::load(keys + i * lanes);
     });
   }
-  HEED_INLINE void leave(A* values, A* keys) const noexcept {
+  HEED_INLINE void store(A* values, A* keys) const noexcept {
     simd::unroll<packets>([&](auto i) HEED_INLINE_LAMBDA {
       simd::store(values + i * lanes, value_[i]);
       simd::store(keys + i * lanes, key_[i]);

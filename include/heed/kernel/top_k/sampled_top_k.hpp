@@ -50,7 +50,7 @@ class sampled_largest {
   /// must not fall with i. `score(rows, step, keys, take)` calls take(row, scores, at) for all rows
   /// of each group `at` of the first `keys` of every `step`-th key, in order.
   template <class Seen, class Score, class To>
-  void list(range rows, choice_order order, const Seen& seen, const Score& score,
+  void list(range rows, index_order order, const Seen& seen, const Score& score,
             const To& to) noexcept {
     const key_sample sample(count_);
     const auto take = [&](running_largest<A>& into, range i, index step, const auto& most) {
@@ -58,7 +58,7 @@ class sampled_largest {
         into.take(row - i.begin, scores, at.begin, (std::min)(at.end, most(row)) - at.begin);
       });
     };
-    const auto leave = [&](range i) {
+    const auto list_rows = [&](range i) {
       for (index row = i.begin; row < i.end; ++row) {
         largest_.list(row - rows.begin, order, to(row));
       }
@@ -78,8 +78,8 @@ class sampled_largest {
       if (largest_.complete(row - rows.begin) || seen(row) < count_) continue;
       again = {(std::min)(again.begin, row), row + 1};
     }
-    leave({rows.begin, again.begin});
-    leave({again.end, rows.end});
+    list_rows({rows.begin, again.begin});
+    list_rows({again.end, rows.end});
     if (again.empty()) return;
     largest_.start(again.size());
     take(largest_, again, 1, seen);

@@ -26,8 +26,8 @@
 
 namespace heed::inline HEED_TARGET {
 
-/// In which order a row's choices are listed.
-enum class choice_order {
+/// In which order the selected keys of a row are listed.
+enum class index_order {
   best_first,  ///< largest score first, ties to the lower index
   ascending,   ///< by index, which costs less, to list and for `selected_attention` to read
 };
@@ -101,7 +101,7 @@ class running_largest {
   static constexpr index step = plan::group;
   static_assert(step < 64);  // a bit each
   /// So many are kept in order.
-  static constexpr index in_registers = sorted_few<A>::size;
+  static constexpr index in_registers = register_top_k<A>::size;
 
   void allocate(arena& c, index rows, index count) noexcept {
     count_ = count;
@@ -124,7 +124,7 @@ class running_largest {
     std::fill_n(held_, rows, index{0});
     if (count_ > in_registers) return;
     std::fill_n(values_, rows * capacity_, lowest);
-    std::fill_n(few_keys_, rows * capacity_, sorted_few<A>::key_bits(-1));
+    std::fill_n(few_keys_, rows * capacity_, register_top_k<A>::key_bits(-1));
   }
 
   /// Row r, still empty, passes over what is not above `bound`, even if too few are: `complete`
@@ -162,8 +162,8 @@ class running_largest {
 
   /// Row r's keys in `order`, and -1 in what is left of the `count`.
   template <class I>
-  void list(index r, choice_order order, I* to) noexcept {
-    order == choice_order::ascending ? ascending(r, to) : descending(r, to);
+  void list(index r, index_order order, I* to) noexcept {
+    order == index_order::ascending ? ascending(r, to) : descending(r, to);
   }
   /// The same, ascending.
   template <class I>
@@ -182,7 +182,7 @@ class running_largest {
   void descending(index r, I* to) noexcept {
     if (count_ <= in_registers) {
       for (index i = 0; i < count_; ++i) {
-        to[i] = static_cast<I>(sorted_few<A>::key_of(few_keys_[r * capacity_ + i]));
+        to[i] = static_cast<I>(register_top_k<A>::key_of(few_keys_[r * capacity_ + i]));
       }
       return;
     }
@@ -220,12 +220,12 @@ class running_largest {
   HEED_NOINLINE void keep(index r, const A* s, index first, std::uint64_t bits) noexcept {
     if (count_ <= in_registers) {
       A* const values = values_ + r * capacity_;
-      sorted_few<A> few(values, few_keys_ + r * capacity_);
+      register_top_k<A> few(values, few_keys_ + r * capacity_);
       for (; bits != 0; bits &= bits - 1) {
         const auto i = static_cast<index>(std::countr_zero(bits));
-        few.insert(s[i], sorted_few<A>::key_bits(first + i));
+        few.insert(s[i], register_top_k<A>::key_bits(first + i));
       }
-      few.leave(values, few_keys_ + r * capacity_);
+      few.store(values, few_keys_ + r * capacity_);
       least_[r] = values[count_ - 1];
       return;
     }
@@ -235,11 +235,11 @@ class running_largest {
     // Packets of which none is kept are no rarer than others, and not to be guessed.
     simd::unroll<plan::packets>([&](auto p) HEED_INLINE_LAMBDA {
       constexpr index i = p * plan::lanes;
-      const auto chosen = static_cast<unsigned>(bits >> i) &
-                          static_cast<unsigned>((std::uint64_t{1} << plan::lanes) - 1);
-      const int count = std::popcount(chosen);
-      simd::store_chosen<A>(v, s + i, chosen);
-      simd::store_chosen<A>(k, places.data() + i, chosen, static_cast<std::int32_t>(first));
+      const auto selected = static_cast<unsigned>(bits >> i) &
+                            static_cast<unsigned>((std::uint64_t{1} << plan::lanes) - 1);
+      const int count = std::popcount(selected);
+      simd::store_selected<A>(v, s + i, selected);
+      simd::store_selected<A>(k, places.data() + i, selected, static_cast<std::int32_t>(first));
       v += count;
       k += count;
     });
@@ -253,7 +253,7 @@ class running_largest {
     for (index i = 0; i < n; i += plan::lanes) {
       const auto x = simd::load(s + i);
       simd::store(v + i, simd::select(simd::equal(x, x), x, simd::broadcast(lowest)));
-      simd::store_chosen<A>(k + i, places.data() + i, all, static_cast<std::int32_t>(first));
+      simd::store_selected<A>(k + i, places.data() + i, all, static_cast<std::int32_t>(first));
     }
     held_[r] += n;
   }
@@ -267,7 +267,7 @@ class running_largest {
       k[i] = k[i - 1];
     }
     v[i] = x;
-    k[i] = sorted_few<A>::key_bits(key);
+    k[i] = register_top_k<A>::key_bits(key);
     ++held_[r];
     if (held_[r] == count_) least_[r] = v[count_ - 1];
   }
@@ -291,8 +291,8 @@ class running_largest {
       for (index i = 0; i < n; i += plan::lanes) {
         unsigned bits = simd::greater_bits<A>(simd::load(v + i), low);
         if (n - i < plan::lanes) bits &= (1U << static_cast<unsigned>(n - i)) - 1;
-        simd::store_chosen<A>(v + m, v + i, bits);
-        simd::store_chosen<A>(k + m, k + i, bits);
+        simd::store_selected<A>(v + m, v + i, bits);
+        simd::store_selected<A>(k + m, k + i, bits);
         m += std::popcount(bits);
       }
     } else {

@@ -15,7 +15,7 @@ namespace heed::inline HEED_TARGET::kernel {
 
 template <class E, class TQ, class TK, class Seen, class To>
 void largest_scores_of_few(E& exec, const view<const TQ, 4>& q, const view<const TK, 4>& k,
-                           index count, choice_order order, const Seen& seen, const To& to) {
+                           index count, index_order order, const Seen& seen, const To& to) {
   using A = accumulate_t<TQ>;
   const index n = q.extent(2);
   const index group = q.extent(1) / k.extent(1);
@@ -52,7 +52,7 @@ void largest_scores_of_few(E& exec, const view<const TQ, 4>& q, const view<const
 
 template <class E, class TQ, class TK, class Seen, class To>
 void largest_scores_of_many(E& exec, const view<const TQ, 4>& q, const view<const TK, 4>& k,
-                            index count, choice_order order, const Seen& seen, const To& to) {
+                            index count, index_order order, const Seen& seen, const To& to) {
   using A = accumulate_t<TQ>;
   struct scratch_type {
     scored_rows_scratch<A> scored;
@@ -100,7 +100,7 @@ void largest_scores_of_many(E& exec, const view<const TQ, 4>& q, const view<cons
 /// queries O(keys).
 template <class E, class TQ, class TK, class Seen, class To>
 void largest_scores(E& exec, const view<const TQ, 4>& q, const view<const TK, 4>& k, index count,
-                    choice_order order, const Seen& seen, const To& to) {
+                    index_order order, const Seen& seen, const To& to) {
   check_listed("keys", k.extent(2));
   if (q.extent(0) * q.extent(1) * q.extent(2) == 0) return;
   if (q.extent(2) <= split_plan<accumulate_t<TQ>>::most_queries) {

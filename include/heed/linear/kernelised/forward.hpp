@@ -124,49 +124,49 @@ struct kernelised_recurrence {
     load_features(k, batch_of(head), head_of(head), t, s.k, s);
     transpose_keys(n, s);
     const matrix_rows<const A> values = load_values(head, t, s);
-    read_ahead ahead;
+    prefetch_stream stream;
     for (index g = 0; g < group(); ++g) {
       const index h = head_of(head) * group() + g;
-      ahead = read_ahead();
+      stream = prefetch_stream();
       if (g + 1 < group()) {
-        look_ahead_queries(ahead, head, h + 1, t);
+        prefetch_queries(stream, head, h + 1, t);
       } else {
-        look_ahead_keys(ahead, head, next);
-        look_ahead_queries(ahead, head, head_of(head) * group(), next);
+        prefetch_keys(stream, head, next);
+        prefetch_queries(stream, head, head_of(head) * group(), next);
       }
       load_features(q, batch_of(head), h, t, s.q, s);
-      causal_weights<A>(in(s.q), in(s.kt), features, n, s.w, ahead);
+      causal_weights<A>(in(s.q), in(s.kt), features, n, s.w, stream);
       factors<true>(n, s);
       output_into(head, h, t, s, [&](matrix_rows<A> o) {
         output_rows<A, true>(in(s.q), in(s.sum), features, in(s.w), values, s.factor, n,
-                             value_dim(), o, ahead);
+                             value_dim(), o, stream);
       });
     }
-    write(n, values, s, ahead);
+    write(n, values, s, stream);
   }
 
   void update_state(index head, range t, scratch_type& s) const noexcept {
-    read_ahead ahead;
-    look_ahead_keys(ahead, head, {t.end, (std::min)(t.end + t.size(), keys())});
+    prefetch_stream stream;
+    prefetch_keys(stream, head, {t.end, (std::min)(t.end + t.size(), keys())});
     load_features(k, batch_of(head), head_of(head), t, s.k, s);
-    write(t.size(), load_values(head, t, s), s, ahead);
+    write(t.size(), load_values(head, t, s), s, stream);
   }
 
   void compute_output(index head, range t, scratch_type& s) const noexcept {
     for (index g = 0; g < group(); ++g) {
       const index h = head_of(head) * group() + g;
-      read_ahead ahead;
+      prefetch_stream stream;
       if (g + 1 < group()) {
-        look_ahead_queries(ahead, head, h + 1, t);
+        prefetch_queries(stream, head, h + 1, t);
       } else {
-        look_ahead_queries(ahead, head, head_of(head) * group(),
-                           {t.end, (std::min)(t.end + t.size(), tokens())});
+        prefetch_queries(stream, head, head_of(head) * group(),
+                         {t.end, (std::min)(t.end + t.size(), tokens())});
       }
       load_features(q, batch_of(head), h, t, s.q, s);
       factors<false>(t.size(), s);
       output_into(head, h, t, s, [&](matrix_rows<A> o) {
         output_rows<A, false>(in(s.q), in(s.sum), features, {}, {}, s.factor, t.size(), value_dim(),
-                              o, ahead);
+                              o, stream);
       });
     }
   }
@@ -203,19 +203,19 @@ struct kernelised_recurrence {
   }
 
   template <class T>
-  static void look_ahead(read_ahead& ahead, const view<T, 4>& x, index b, index h,
-                         range t) noexcept {
+  static void prefetch_rows(prefetch_stream& stream, const view<T, 4>& x, index b, index h,
+                            range t) noexcept {
     if (t.empty() || x.stride(3) != 1) return;
     constexpr auto size = static_cast<index>(sizeof(T));
-    ahead.add(head_rows(x, b, h, t.begin).data, x.stride(2) * size, x.extent(3) * size, t.size());
+    stream.add(head_rows(x, b, h, t.begin).data, x.stride(2) * size, x.extent(3) * size, t.size());
   }
-  void look_ahead_keys(read_ahead& ahead, index head, range t) const noexcept {
-    look_ahead(ahead, k, batch_of(head), head_of(head), t);
-    look_ahead(ahead, v, batch_of(head), head_of(head), t);
+  void prefetch_keys(prefetch_stream& stream, index head, range t) const noexcept {
+    prefetch_rows(stream, k, batch_of(head), head_of(head), t);
+    prefetch_rows(stream, v, batch_of(head), head_of(head), t);
   }
-  void look_ahead_queries(read_ahead& ahead, index head, index h, range t) const noexcept {
-    look_ahead(ahead, q, batch_of(head), h, t);
-    look_ahead(ahead, out, batch_of(head), h, t);
+  void prefetch_queries(prefetch_stream& stream, index head, index h, range t) const noexcept {
+    prefetch_rows(stream, q, batch_of(head), h, t);
+    prefetch_rows(stream, out, batch_of(head), h, t);
   }
 
   /// Features of the tokens of one head, the padding of each row zero.
@@ -328,8 +328,8 @@ struct kernelised_recurrence {
   }
 
   void write(index n, matrix_rows<const A> values, scratch_type& s,
-             read_ahead& ahead) const noexcept {
-    write_rows<A>(in(s.k), values, n, features, value_dim(), s.sum, s.low, ahead);
+             prefetch_stream& stream) const noexcept {
+    write_rows<A>(in(s.k), values, n, features, value_dim(), s.sum, s.low, stream);
     for (index f = 0; f < features; f += lanes) {
       simd::packet<A> sum = simd::zero<A>();
       for (index j = 0; j < n; ++j) sum = simd::add(sum, simd::load(s.k[j] + f));

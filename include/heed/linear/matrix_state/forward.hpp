@@ -74,20 +74,20 @@ struct matrix_recurrence : matrix_tokens<A> {
   void chunk(index head, range t, scratch_type& s) const noexcept {
     const index n = t.size(), d = k.channels();
     const bool by_channel = gates == gate_kind::per_channel;
-    read_ahead ahead = next_rows(head, {t.end, (std::min)(t.end + n, base::q.extents[2])});
+    prefetch_stream stream = next_rows(head, {t.end, (std::min)(t.end + n, base::q.extents[2])});
     load(head, t, s);
     if (by_channel) {
       decay_by_channel(head, t, s);
     } else {
-      decay_by_products(n, s, ahead);
+      decay_by_products(n, s, stream);
     }
-    solve(n, s, ahead);
+    solve(n, s, stream);
     const bool low = writes == write_kind::low_rank;
     const matrix_rows<const A> values = writes == write_kind::delta ? in(s.x) : s.values;
     for (index g = 0; g < group(); ++g) {
       if (!by_channel) {
         load_query(head, g, t, s.q);
-        query_weights(n, s, ahead);
+        query_weights(n, s, stream);
       }
       const index h = head_of(head) * group() + g;
       const matrix_rows<A> o = out.rows(batch_of(head), h, t, s.out);
@@ -96,20 +96,20 @@ struct matrix_recurrence : matrix_tokens<A> {
       const matrix_rows<const A> w2 = in(by_channel && low ? pairs(s.w2, g) : s.w2);
       if (low) {
         output_chunk<A, true>(rows_q, in(s.sum), d, w, values, w2, in(s.x), scale, n, v.channels(),
-                              o, ahead);
+                              o, stream);
       } else {
         output_chunk<A, false>(rows_q, in(s.sum), d, w, values, {}, {}, scale, n, v.channels(), o,
-                               ahead);
+                               stream);
       }
       finish(head, h, t, o, s);
     }
     keep_slow_decays(s);
     if (low) {
       decay_and_write<A>(in(s.written_b), in(s.x), s.prefix, n, d, v.channels(), s.sum, s.low,
-                         ahead);
+                         stream);
       std::fill_n(s.prefix, padded(d), A(1));
     }
-    decay_and_write<A>(in(s.written_k), values, s.prefix, n, d, v.channels(), s.sum, s.low, ahead);
+    decay_and_write<A>(in(s.written_k), values, s.prefix, n, d, v.channels(), s.sum, s.low, stream);
   }
 
  private:
@@ -124,7 +124,7 @@ struct matrix_recurrence : matrix_tokens<A> {
 
   /// Prefetches what the next chunk reads and writes while this one is computed: about as many lines
   /// with each of its register tiles.
-  [[nodiscard]] read_ahead next_rows(index head, range t) const noexcept {
+  [[nodiscard]] prefetch_stream next_rows(index head, range t) const noexcept {
     using plan = linear_plan<A>;
     const index bt = batch_of(head), h = head_of(head), of = state_heads();
     const index tiles = (ceil_div(t.size(), plan::rows) + ceil_div(k.channels(), plan::rows)) *
@@ -133,15 +133,15 @@ struct matrix_recurrence : matrix_tokens<A> {
     const index lines = ceil_div(numbers * static_cast<index>(sizeof(A)), index{64});
     // A short chunk is over soon: its lines are prefetched in its first half.
     const index share = gates == gate_kind::per_channel ? 2 : 1;
-    read_ahead ahead(ceil_div(lines * share, std::max<index>(tiles, 1)));
+    prefetch_stream stream(ceil_div(lines * share, std::max<index>(tiles, 1)));
     for (const token_input<A>* x : {&this->gate, &k, &this->a, &this->b, &v}) {
-      if (x->present()) x->look_ahead(ahead, bt, h, of, t);
+      if (x->present()) x->prefetch_rows(stream, bt, h, of, t);
     }
     for (index g = 0; g < group(); ++g) {
-      base::q.look_ahead(ahead, bt, h * group() + g, out.extents[1], t);
-      out.look_ahead(ahead, bt, h * group() + g, t);
+      base::q.prefetch_rows(stream, bt, h * group() + g, out.extents[1], t);
+      out.prefetch_rows(stream, bt, h * group() + g, t);
     }
-    return ahead;
+    return stream;
   }
 
   /// Low parts take what rounding the chunk's decays will lose. A gate of -1e-6 is 17 units of the
@@ -266,17 +266,17 @@ struct matrix_recurrence : matrix_tokens<A> {
                         query_rows(s, g));
   }
 
-  void decay_by_products(index n, scratch_type& s, read_ahead& ahead) const noexcept {
+  void decay_by_products(index n, scratch_type& s, prefetch_stream& stream) const noexcept {
     const index d = k.channels();
     const bool gated = gates == gate_kind::per_token, low = writes == write_kind::low_rank;
     transpose(s.k, n, s.kt);
     if (low) transpose(s.b, n, s.bt);
     if (writes == write_kind::delta) {
-      causal_weights<A>(in(s.k), in(s.kt), d, n, s.m, ahead);
+      causal_weights<A>(in(s.k), in(s.kt), d, n, s.m, stream);
       for (index i = 0; i < n; ++i) std::copy_n(s.k[i], padded(d), s.a[i]);
     } else if (low) {
-      causal_weights<A>(in(s.a), in(s.bt), d, n, s.m, ahead);
-      causal_weights<A>(in(s.a), in(s.kt), d, n, s.n, ahead);
+      causal_weights<A>(in(s.a), in(s.bt), d, n, s.m, stream);
+      causal_weights<A>(in(s.a), in(s.kt), d, n, s.n, stream);
     }
     std::fill_n(s.prefix, padded(d), A(1));
     if (!gated) return;
@@ -294,11 +294,11 @@ struct matrix_recurrence : matrix_tokens<A> {
     std::fill_n(s.prefix, padded(d), before);
   }
 
-  void query_weights(index n, scratch_type& s, read_ahead& ahead) const noexcept {
+  void query_weights(index n, scratch_type& s, prefetch_stream& stream) const noexcept {
     const index d = k.channels();
     const bool gated = gates == gate_kind::per_token, low = writes == write_kind::low_rank;
-    causal_weights<A>(in(s.q), in(s.kt), d, n, s.w, ahead);
-    if (low) causal_weights<A>(in(s.q), in(s.bt), d, n, s.w2, ahead);
+    causal_weights<A>(in(s.q), in(s.kt), d, n, s.w, stream);
+    if (low) causal_weights<A>(in(s.q), in(s.bt), d, n, s.w2, stream);
     for (index i = 0; read_before && i < n; ++i) {
       A total = A(0);  // the key itself may have decayed by now
       for (index f = 0; bonus.present() && f < d; ++f) {
@@ -317,17 +317,17 @@ struct matrix_recurrence : matrix_tokens<A> {
     }
   }
 
-  void solve(index n, scratch_type& s, read_ahead& ahead) const noexcept {
+  void solve(index n, scratch_type& s, prefetch_stream& stream) const noexcept {
     const index d = k.channels();
     if (writes == write_kind::delta) {
-      solve_rows<A, false>(in(s.a), in(s.sum), d, in(s.m), {}, {}, n, v.channels(), s.x, ahead,
+      solve_rows<A, false>(in(s.a), in(s.sum), d, in(s.m), {}, {}, n, v.channels(), s.x, stream,
                            [&](index i, index c, const simd::packet<A>& u) HEED_INLINE_LAMBDA {
                              return simd::mul(simd::broadcast(s.beta[i]),
                                               simd::sub(simd::load<A>(s.values[i] + c), u));
                            });
     } else if (writes == write_kind::low_rank) {
       solve_rows<A, true>(
-          in(s.a), in(s.sum), d, in(s.m), in(s.n), s.values, n, v.channels(), s.x, ahead,
+          in(s.a), in(s.sum), d, in(s.m), in(s.n), s.values, n, v.channels(), s.x, stream,
           [](index, index, const simd::packet<A>& u) HEED_INLINE_LAMBDA { return u; });
     }
   }

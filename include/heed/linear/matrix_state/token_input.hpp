@@ -23,12 +23,12 @@
 namespace heed::inline HEED_TARGET::detail {
 
 /// Rows that the next chunk will want, where their channels lie side by side.
-inline void prefetch_rows(read_ahead& ahead, const void* data, index offset,
+inline void prefetch_rows(prefetch_stream& stream, const void* data, index offset,
                           const std::array<index, 4>& strides, index channels, index bytes,
                           index rows) noexcept {
   if (strides[3] != 1 || data == nullptr) return;
-  ahead.add(static_cast<const std::byte*>(data) + offset * bytes, strides[2] * bytes,
-            channels * bytes, rows);
+  stream.add(static_cast<const std::byte*>(data) + offset * bytes, strides[2] * bytes,
+             channels * bytes, rows);
 }
 
 /// An input [batch, heads, tokens, channels]; absent where `copy` is null. An axis of extent 1 that
@@ -68,8 +68,9 @@ struct token_input {
     copy(data, offset(b, head, of_heads, t.begin), 0, strides[2], {to, 0}, 1, t.size());
   }
 
-  void look_ahead(read_ahead& ahead, index b, index head, index of_heads, range t) const noexcept {
-    prefetch_rows(ahead, data, offset(b, head, of_heads, t.begin), strides, channels(), bytes,
+  void prefetch_rows(prefetch_stream& stream, index b, index head, index of_heads,
+                     range t) const noexcept {
+    prefetch_rows(stream, data, offset(b, head, of_heads, t.begin), strides, channels(), bytes,
                   t.size());
   }
 
@@ -99,8 +100,8 @@ struct token_output {
   [[nodiscard]] index offset(index b, index head, index token) const noexcept {
     return b * strides[0] + head * strides[1] + token * strides[2];
   }
-  void look_ahead(read_ahead& ahead, index b, index head, range t) const noexcept {
-    prefetch_rows(ahead, data, offset(b, head, t.begin), strides, extents[3], bytes, t.size());
+  void prefetch_rows(prefetch_stream& stream, index b, index head, range t) const noexcept {
+    prefetch_rows(stream, data, offset(b, head, t.begin), strides, extents[3], bytes, t.size());
   }
   void store(index b, index head, range t, matrix_rows<const A> from) const noexcept {
     copy(from, data, offset(b, head, t.begin), strides[2], strides[3], t.size(), extents[3]);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Asks for the memory of a scan's next tile: rows of few channels, far apart, are no stream that
+// Prefetches the memory of a scan's next tile: rows of few channels, far apart, are no stream that
 // the hardware would see.
 #pragma once
 

@@ -154,12 +154,12 @@ void run_selected_blocks(E& exec, const Call& call, const view<const I, 4>& sele
   constexpr index most = listed_scratch<Call>::most_rows;
   const score_extents e = call.extents;
   const head_dims d{call.q.extent(3), call.out.extent(3)};
-  const index choices = selection.extent(3);
+  const index selected = selection.extent(3);
   const index blocks = ceil_div(e.keys, block);
   const index heads = e.batch * e.heads;
   if (heads * e.queries == 0) return;
   const block_pass<typename Call::A> pass = passes_of(call, selection, block);
-  const index listed = pass.rows * choices;
+  const index listed = pass.rows * selected;
   const index most_tasks = block_lists::most_tasks(blocks, listed, most);
   constexpr index stretch = 64;  // rows sorted or merged at a time
   const index stretches = ceil_div(pass.rows, stretch);
@@ -198,14 +198,14 @@ void run_selected_blocks(E& exec, const Call& call, const view<const I, 4>& sele
       const index here = ceil_div(call.source.length(b), block);
       const range r = rows_of(t % stretches);
       for (index i = r.begin; i < r.end; ++i) {
-        listed_token* const to = lists[t / stretches].place + (i - rows.begin) * choices;
+        listed_token* const to = lists[t / stretches].place + (i - rows.begin) * selected;
         const index n =
             sort_choices(selection, b, selection_head(selection, e, head % e.heads), i, here, to);
-        std::fill(to + n, to + choices, listed_token{-1});
+        std::fill(to + n, to + selected, listed_token{-1});
       }
     });
     for_each_task(exec, workers, n_heads,
-                  [&](index, index n) noexcept { lists[n].invert(rows, choices, blocks, most); });
+                  [&](index, index n) noexcept { lists[n].invert(rows, selected, blocks, most); });
     for_each_task(exec, workers, n_heads * most_tasks, [&](index worker, index t) noexcept {
       const block_lists& l = lists[t / most_tasks];
       if (t % most_tasks >= l.task_count) return;
@@ -228,12 +228,12 @@ void run_selected_blocks(E& exec, const Call& call, const view<const I, 4>& sele
       A* const parts = out + n * listed * d.value_dim;
       const range r = rows_of(t % stretches);
       for (index i = r.begin; i < r.end; ++i) {
-        const listed_token* const place = lists[n].place + (i - rows.begin) * choices;
-        for (index c = choices; i + 1 < r.end && c < 2 * choices && place[c] >= 0; ++c) {
+        const listed_token* const place = lists[n].place + (i - rows.begin) * selected;
+        for (index c = selected; i + 1 < r.end && c < 2 * selected && place[c] >= 0; ++c) {
           prefetch_row<1>(parts + place[c] * d.value_dim, d.value_dim);
         }
         index count = 0;
-        while (count < choices && place[count] >= 0) ++count;
+        while (count < selected && place[count] >= 0) ++count;
         A* const row = count > 0 ? parts + place[0] * d.value_dim : nullptr;
         const A scale = part_sums<A>::scale_for(count);
         const auto state =

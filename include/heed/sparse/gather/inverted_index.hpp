@@ -20,11 +20,11 @@ struct block_pass {
   index rows;
 
   /// `row_bytes`: of the parts of a row.
-  constexpr block_pass(index all_heads, index all_rows, index blocks, index choices,
+  constexpr block_pass(index all_heads, index all_rows, index blocks, index selected,
                        index row_bytes) noexcept
       : heads(1), rows(all_rows) {
     const index bytes = std::max<index>(1, row_bytes);
-    const index wanted = ceil_div(blocks * plan::rows_a_block, std::max<index>(1, choices));
+    const index wanted = ceil_div(blocks * plan::rows_a_block, std::max<index>(1, selected));
     const index most = std::max<index>(
         1, (std::min)((std::max)(wanted, plan::cached_bytes / bytes), plan::most_bytes / bytes));
     if (all_rows > most) {
@@ -40,10 +40,10 @@ template <class Call, class I>
                                                      const view<const I, 4>& selection,
                                                      index block) noexcept {
   const score_extents e = call.extents;
-  const index choices = selection.extent(3);
+  const index selected = selection.extent(3);
   constexpr auto size = static_cast<index>(sizeof(typename Call::A));
-  return {e.batch * e.heads, e.queries, ceil_div(e.keys, block), choices,
-          choices * (call.out.extent(3) + 3) * size};
+  return {e.batch * e.heads, e.queries, ceil_div(e.keys, block), selected,
+          selected * (call.out.extent(3) + 3) * size};
 }
 
 /// Which rows selected each block, of some rows of one head.
@@ -72,15 +72,15 @@ struct block_lists {
   }
 
   /// `place` holds the indices of rows `r`, the first at place 0; tasks have `most` rows.
-  void invert(range r, index choices, index blocks, index most) noexcept {
+  void invert(range r, index selected, index blocks, index most) noexcept {
     std::fill_n(begin, blocks + 1, index{0});
-    for (index n = 0; n < r.size() * choices; ++n) {
+    for (index n = 0; n < r.size() * selected; ++n) {
       if (place[n] >= 0) ++begin[place[n] + 1];
     }
     for (index n = 0; n < blocks; ++n) begin[n + 1] += begin[n];
     for (index i = r.begin; i < r.end; ++i) {
-      listed_token* const of_row = place + (i - r.begin) * choices;
-      for (index c = 0; c < choices && of_row[c] >= 0; ++c) {
+      listed_token* const of_row = place + (i - r.begin) * selected;
+      for (index c = 0; c < selected && of_row[c] >= 0; ++c) {
         const index at = begin[of_row[c]]++;
         rows[at] = static_cast<listed_token>(i);
         of_row[c] = static_cast<listed_token>(at);

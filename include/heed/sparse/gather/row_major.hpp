@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT
-// Attention to selected blocks, row by row: keys and values of a row's choices are read where they
+// Attention to selected blocks, row by row: keys and values of a row's blocks are read where they
 // lie, once for all heads that share them.
 //
 //   query block   some hundred rows: their selected indices, ascending, their queries, their states
@@ -23,8 +23,8 @@
 
 namespace heed::inline HEED_TARGET::detail {
 
-/// The chosen blocks of one row, ascending, laid end to end as keys 0, 1, 2, ...
-struct chosen_blocks {
+/// The selected blocks of one row, ascending, laid end to end as keys 0, 1, 2, ...
+struct selected_tokens {
   const listed_token* block = nullptr;
   index count = 0;
   index size = 1;
@@ -33,13 +33,13 @@ struct chosen_blocks {
   [[nodiscard]] index keys() const noexcept {
     return count == 0 ? 0 : (count - 1) * size + (std::min)(size, tokens - block[count - 1] * size);
   }
-  /// Where key j stands: in which block, and at which of its keys. Single keys, which ask most
-  /// often, need no division.
+  /// In which block key j lies, and at which of its keys. Single keys, for which this is called
+  /// most often, need no division.
   [[nodiscard]] std::pair<index, index> place(index j) const noexcept {
     if (size == 1) return {j, 0};
     return {j / size, j % size};
   }
-  /// The token that stands at key j.
+  /// The token of key j.
   [[nodiscard]] index token(index j) const noexcept {
     const auto [n, at] = place(j);
     return block[n] * size + at;
@@ -49,7 +49,7 @@ struct chosen_blocks {
     p.key = token(p.key);
     return p;
   }
-  [[nodiscard]] HEED_INLINE const chosen_blocks& positions() const noexcept { return *this; }
+  [[nodiscard]] HEED_INLINE const selected_tokens& positions() const noexcept { return *this; }
   template <class Program>
   [[nodiscard]] static range visible_keys(const Program&, const tile& t) noexcept {
     return t.keys;
@@ -77,20 +77,21 @@ struct chosen_blocks {
   }
 };
 
-/// Reads the chosen blocks of a source.
+/// Reads the selected blocks of a source.
 template <class Source>
-class chosen_source {
+class selected_source {
  public:
   using key_scalar = typename Source::key_scalar;
   using value_scalar = typename Source::value_scalar;
-  chosen_source(const Source& s, const chosen_blocks& c) noexcept : source_(&s), chosen_(&c) {}
+  selected_source(const Source& s, const selected_tokens& c) noexcept
+      : source_(&s), selected_(&c) {}
   [[nodiscard]] row_run<key_scalar> keys(index b, index h, index j) const noexcept {
-    const auto [n, at] = chosen_->place(j);
-    return within(source_->keys(b, h, chosen_->block[n] * chosen_->size + at), at);
+    const auto [n, at] = selected_->place(j);
+    return within(source_->keys(b, h, selected_->block[n] * selected_->size + at), at);
   }
   [[nodiscard]] row_run<value_scalar> values(index b, index h, index j) const noexcept {
-    const auto [n, at] = chosen_->place(j);
-    return within(source_->values(b, h, chosen_->block[n] * chosen_->size + at), at);
+    const auto [n, at] = selected_->place(j);
+    return within(source_->values(b, h, selected_->block[n] * selected_->size + at), at);
   }
   [[nodiscard]] bool list_keys(index b, index h, range of, const void** to) const noexcept {
     return list(source_->keys(b, h, 0), of, to);
@@ -107,19 +108,19 @@ class chosen_source {
   /// A run from key `at` of a block on ends where the block does.
   template <class T>
   [[nodiscard]] row_run<T> within(row_run<T> r, index at) const noexcept {
-    r.count = (std::min)(r.count, chosen_->size - at);
+    r.count = (std::min)(r.count, selected_->size - at);
     return r;
   }
   /// Single keys of a source that is one run need not be looked for one by one.
   template <class T>
   [[nodiscard]] bool list(const row_run<T>& all, range of, const void** to) const noexcept {
-    if (chosen_->size != 1 || all.count < chosen_->tokens) return false;
+    if (selected_->size != 1 || all.count < selected_->tokens) return false;
     for (index j = of.begin; j < of.end; ++j)
-      to[j - of.begin] = all.data + chosen_->block[j] * all.stride;
+      to[j - of.begin] = all.data + selected_->block[j] * all.stride;
     return true;
   }
   const Source* source_;
-  const chosen_blocks* chosen_;
+  const selected_tokens* selected_;
 };
 
 /// Heads whose rows share their keys: a whole group, unless each of its heads chooses for itself.
@@ -136,11 +137,11 @@ struct row_major_cut {
   index rows = 1;        // of a query block
   index key_blocks = 1;  // of a key range
 
-  row_major_cut(index keys, index block, index choices, index token_bytes, index row_bytes,
+  row_major_cut(index keys, index block, index selected, index token_bytes, index row_bytes,
                 index queries, index shares, index workers) noexcept {
     const index blocks = ceil_div(keys, block);
     const index nearest = plan::key_bytes / (std::max<index>(token_bytes, 1) * block);
-    const index often = ceil_div(plan::fewest_keys * blocks, std::max<index>(choices * block, 1));
+    const index often = ceil_div(plan::fewest_keys * blocks, std::max<index>(selected * block, 1));
     key_blocks = std::clamp<index>((std::max)(nearest, often), 1, std::max<index>(blocks, 1));
     const index fit = plan::row_bytes / std::max<index>(row_bytes, 1);
     const index even = queries * shares / (8 * workers);
@@ -159,16 +160,16 @@ void run_selected_rows(E& exec, const Call& call, const view<const I, 4>& select
   const index shares = group > 0 ? e.heads / group : 0;
   if (e.batch * shares * e.queries == 0) return;
 
-  const index choices = selection.extent(3);
+  const index selected = selection.extent(3);
   const index q_size = plan::padded(group) * d.head_dim;
   const index out_stride = round_up(d.value_dim, plan::lanes);
   const index out_size = plan::padded(group) * out_stride;
   constexpr auto size = static_cast<index>(sizeof(A));
   const row_major_cut<A> cut(
-      e.keys, block, choices,
+      e.keys, block, selected,
       d.head_dim * static_cast<index>(sizeof(typename Call::source_type::key_scalar)) +
           d.value_dim * static_cast<index>(sizeof(typename Call::source_type::value_scalar)),
-      choices * static_cast<index>(sizeof(listed_token)) + (q_size + 2 * out_size) * size,
+      selected * static_cast<index>(sizeof(listed_token)) + (q_size + 2 * out_size) * size,
       e.queries, e.batch * shares, worker_count(exec, e.batch * shares * e.queries));
   const index query_blocks = ceil_div(e.queries, cut.rows);
   const index tasks = e.batch * shares * query_blocks;
@@ -179,8 +180,8 @@ void run_selected_rows(E& exec, const Call& call, const view<const I, 4>& select
     A* out = nullptr;                   // [rows][group, padded][value dim, whole packets]
     A* lost = nullptr;                  // as `out`: what rounding has taken from it
     softmax_state<A>* state = nullptr;  // [rows][group, padded]
-    listed_token* choices = nullptr;    // [rows][choices], ascending
-    range* left = nullptr;              // [rows]: the choices a row has not yet met
+    listed_token* selected = nullptr;   // [rows][selected], ascending
+    range* left = nullptr;              // [rows]: what of these a row has not yet met
     choice_marks marks;
   };
   const auto allocate = [&](arena& c) {
@@ -190,9 +191,9 @@ void run_selected_rows(E& exec, const Call& call, const view<const I, 4>& select
     s.out = c.allocate<A>(cut.rows * out_size);
     s.lost = c.allocate<A>(cut.rows * out_size);
     s.state = c.allocate<softmax_state<A>>(cut.rows * plan::padded(group));
-    s.choices = c.allocate<listed_token>(cut.rows * choices);
+    s.selected = c.allocate<listed_token>(cut.rows * selected);
     s.left = c.allocate<range>(cut.rows);
-    s.marks.allocate(c, ceil_div(e.keys, block), choices);
+    s.marks.allocate(c, ceil_div(e.keys, block), selected);
     return s;
   };
   const index workers = worker_count(exec, tasks);
@@ -223,8 +224,8 @@ void run_selected_rows(E& exec, const Call& call, const view<const I, 4>& select
       return seen;
     };
     for (index i = 0; i < count; ++i) {
-      s.left[i] = {i * choices, i * choices + s.marks.sort(selection, b, s_head, first + i, blocks,
-                                                           s.choices + i * choices)};
+      s.left[i] = {i * selected, i * selected + s.marks.sort(selection, b, s_head, first + i,
+                                                             blocks, s.selected + i * selected)};
       pack_queries(call, rows_of(i), s.q + i * q_size);
       split_scratch<A> seen = seen_of(i);
       start_split(seen, group, d.value_dim);
@@ -233,13 +234,13 @@ void run_selected_rows(E& exec, const Call& call, const view<const I, 4>& select
       for (index i = 0; i < count; ++i) {
         range& left = s.left[i];
         index end = left.begin;
-        while (end < left.end && s.choices[end] < next) ++end;
+        while (end < left.end && s.selected[end] < next) ++end;
         if (end == left.begin) continue;
-        const chosen_blocks chosen{s.choices + left.begin, end - left.begin, block, tokens};
+        const selected_tokens of_row{s.selected + left.begin, end - left.begin, block, tokens};
         left.begin = end;
         split_scratch<A> seen = seen_of(i);
-        split_keys(remapped_program(call.program, chosen), chosen_source(call.source, chosen),
-                   rows_of(i), d, s.q + i * q_size, d.head_dim, {0, chosen.keys()}, seen);
+        split_keys(remapped_program(call.program, of_row), selected_source(call.source, of_row),
+                   rows_of(i), d, s.q + i * q_size, d.head_dim, {0, of_row.keys()}, seen);
       }
     }
     for (index i = 0; i < count; ++i) {
@@ -249,11 +250,11 @@ void run_selected_rows(E& exec, const Call& call, const view<const I, 4>& select
       }
       finish_rows(call, rows_of(i), seen.state, seen.out, out_stride, s.split,
                   [&](split_scratch<A>& again) noexcept {
-                    const chosen_blocks chosen{s.choices + i * choices,
-                                               s.left[i].begin - i * choices, block, tokens};
-                    split_keys(remapped_program(call.program, chosen),
-                               chosen_source(call.source, chosen), rows_of(i), d, s.q + i * q_size,
-                               d.head_dim, {0, chosen.keys()}, again);
+                    const selected_tokens of_row{s.selected + i * selected,
+                                                 s.left[i].begin - i * selected, block, tokens};
+                    split_keys(remapped_program(call.program, of_row),
+                               selected_source(call.source, of_row), rows_of(i), d,
+                               s.q + i * q_size, d.head_dim, {0, of_row.keys()}, again);
                   });
     }
   };

@@ -35,7 +35,7 @@ void check_selection(const view<const I, 4>& s, index block, const score_extents
   if ((s.extent(0) != 1 && s.extent(0) != e.batch) || !heads || s.extent(2) != e.queries) {
     const index call[] = {e.batch, e.heads, e.queries};
     fail<shape_error>("selection has extents " + format_extents(s.extents()) +
-                      " (batch, heads, queries, choices), the call has " + format_extents(call) +
+                      " (batch, heads, queries, selected), the call has " + format_extents(call) +
                       " and " + std::to_string(e.kv_heads) + " kv heads");
   }
   const index blocks = ceil_div(e.keys, block);
@@ -122,12 +122,12 @@ class choice_marks {
   static constexpr index bits = 64;
 
   /// Where reading the marks of all blocks costs less than sorting.
-  [[nodiscard]] static constexpr index words(index blocks, index choices) noexcept {
+  [[nodiscard]] static constexpr index words(index blocks, index selected) noexcept {
     const index all = ceil_div(blocks, bits);
-    return choices >= 16 && all <= 8 * choices ? all : 0;
+    return selected >= 16 && all <= 8 * selected ? all : 0;
   }
-  void allocate(arena& c, index blocks, index choices) noexcept {
-    words_ = words(blocks, choices);
+  void allocate(arena& c, index blocks, index selected) noexcept {
+    words_ = words(blocks, selected);
     marks_ = c.allocate<word>(words_);
   }
   template <class I, class To>

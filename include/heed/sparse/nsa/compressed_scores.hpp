@@ -106,7 +106,7 @@ class compressed_scores {
       for (index h = 0; h < heads; ++h) {
         simd::packet<A> top[std::size_t{Packets}];
         for (int p = 0; p < Packets; ++p) top[p] = simd::zero<A>();
-        read_ahead none;
+        prefetch_stream none;
         score_tile<A, Packets>(scratch_->q + h * head_dim_ * plan::group, k, stride, head_dim_,
                                keys.size(), scratch_->scores, top, none);
         use(keys, h, std::integral_constant<int, Packets>{});

@@ -139,10 +139,10 @@ template <class E, class TQ, class TK, class A>
   check_listed("the blocks", blocks);
   const double root = std::sqrt(static_cast<double>(std::max<index>(d, 1)));
   const A scale = checked_finite<A>("scale", o.scale.value_or(1 / root));
-  tensor<index, 4> chosen({q.extent(0), kv_heads, n, o.count});
+  tensor<index, 4> selection({q.extent(0), kv_heads, n, o.count});
   const index tiles = ceil_div(n, plan::group);
   const index tasks = q.extent(0) * kv_heads * tiles;
-  if (tasks == 0) return chosen;
+  if (tasks == 0) return selection;
 
   workspace memory;
   struct scratch_type : importance_scratch<A> {
@@ -186,10 +186,10 @@ template <class E, class TQ, class TK, class A>
     copy_tile<A, A>({s.importance, 1, plan::group}, {s.rows, blocks, 1}, rows, most);
     for (index r = 0; r < rows; ++r) {
       choose_blocks(o, candidates(r), s.rows + r * blocks, s.list,
-                    chosen.data() + ((b * kv_heads + kv) * n + begin + r) * o.count);
+                    selection.data() + ((b * kv_heads + kv) * n + begin + r) * o.count);
     }
   });
-  return chosen;
+  return selection;
 }
 
 }  // namespace detail

@@ -57,7 +57,7 @@ struct branch_tokens {
 template <class S>
 struct row_choices {
   static constexpr role part = role::selection;
-  S choices;
+  S indices;
 };
 /// One factor for each row, head and branch.
 template <class G>

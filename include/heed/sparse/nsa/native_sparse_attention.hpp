@@ -218,21 +218,21 @@ tensor<index, 4> native_sparse(E& exec, Out&& out, const Q& q, const K& k, const
 
   const attention_options of{.scale = o.scale, .offset = o.offset, .scratch = o.scratch};
   tensor<A, 4> branches[3] = {tensor<A, 4>(extents), tensor<A, 4>(extents), tensor<A, 4>(extents)};
-  tensor<index, 4> chosen;
+  tensor<index, 4> selection;
   const index whole = o.compression.whole(k4.extent(2));
   const auto attend = [&](const auto& kc, const auto& vc) {
     if constexpr (given<role::selection, Arguments...> == 0) {
       tensor<A, 3> lse({extents[0], extents[1], extents[2]});
       attention_into(exec, into(branches[0], lse), q4, kc, vc, of, o.compression);
-      chosen = compressed_block_selection(exec, q4, kc, k4.extent(2),
-                                          {.count = o.count,
-                                           .block = o.block,
-                                           .initial = o.initial,
-                                           .local = o.local,
-                                           .compression = o.compression,
-                                           .scale = o.scale,
-                                           .offset = o.offset},
-                                          lse);
+      selection = compressed_block_selection(exec, q4, kc, k4.extent(2),
+                                             {.count = o.count,
+                                              .block = o.block,
+                                              .initial = o.initial,
+                                              .local = o.local,
+                                              .compression = o.compression,
+                                              .scale = o.scale,
+                                              .offset = o.offset},
+                                             lse);
     } else {
       attention_into(exec, branches[0], q4, kc, vc, of, o.compression);
     }
@@ -255,17 +255,17 @@ tensor<index, 4> native_sparse(E& exec, Out&& out, const Q& q, const K& k, const
     attend(block_compression(exec, kt, o.compression), block_compression(exec, vt, o.compression));
   }
   if constexpr (given<role::selection, Arguments...> == 0) {
-    selected_attention_into(exec, branches[1], q4, selected_k, selected_v, chosen, o.block, of,
+    selected_attention_into(exec, branches[1], q4, selected_k, selected_v, selection, o.block, of,
                             causal());
   } else {
     selected_attention_into(exec, branches[1], q4, selected_k, selected_v,
-                            argument_of<role::selection>(common, arguments...).choices, o.block, of,
+                            argument_of<role::selection>(common, arguments...).indices, o.block, of,
                             causal());
   }
   attention_into(exec, branches[2], q4, window_k, window_v, of, window{.left = o.window - 1},
                  causal());
   sum_branches(exec, out4, branches, branch_gates);
-  return chosen;
+  return selection;
 }
 
 struct native_sparse_method : api::method<native_sparse_options> {
@@ -290,8 +290,8 @@ struct native_sparse_selection_call : native_sparse_method {
     static_assert(given<nsa::role::selection, Arguments...> == 0,
                   "heed: the selection was given, none is made");
     auto out = result(q, k, v);
-    auto chosen = native_sparse(exec, out, q, k, v, gates, options, arguments...);
-    return native_sparse_result<decltype(out)>{std::move(out), std::move(chosen)};
+    auto selection = native_sparse(exec, out, q, k, v, gates, options, arguments...);
+    return native_sparse_result<decltype(out)>{std::move(out), std::move(selection)};
   }
 };
 

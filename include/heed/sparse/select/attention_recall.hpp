@@ -170,8 +170,9 @@ struct selection_recall_method : api::method<recall_options> {
     if ((s4.extent(0) != 1 && s4.extent(0) != q4.extent(0)) || !heads ||
         s4.extent(2) != q4.extent(2)) {
       fail<shape_error>("selection has extents " + format_extents(s4.extents()) +
-                        " (batch, heads, queries, choices), q has " + format_extents(q4.extents()) +
-                        " and k " + std::to_string(k4.extent(1)) + " heads");
+                        " (batch, heads, queries, selected), q has " +
+                        format_extents(q4.extents()) + " and k " + std::to_string(k4.extent(1)) +
+                        " heads");
     }
     block = (std::min)(block, std::max<index>(k4.extent(2), 1));
     using A = accumulate_t<scalar_of<const Q&>>;

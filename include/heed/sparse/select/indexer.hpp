@@ -51,7 +51,7 @@ struct indexer_method : api::method<selection_options> {
     return new_selection(of_one_head, o);
   }
   template <class E, tensor_like C, tensor_like Q, tensor_like K, tensor_like W>
-  static void write(E& exec, C&& chosen, const Q& qi, const K& ki, const W& w,
+  static void write(E& exec, C&& selection, const Q& qi, const K& ki, const W& w,
                     const selection_options& o) {
     const auto q4 = detail::selection_input(qi);
     const auto k4 = detail::selection_input(ki);
@@ -70,7 +70,7 @@ struct indexer_method : api::method<selection_options> {
     const index n = q4.extent(2);
     const index heads = q4.extent(1);
     const index d = q4.extent(3);
-    const auto to = detail::selection_output(chosen, q4.extents(), 1, o);
+    const auto to = detail::selection_output(selection, q4.extents(), 1, o);
     if (q4.extent(0) * n == 0) return;
 
     // All heads of some queries meet the keys together.
@@ -126,14 +126,14 @@ struct indexer_method : api::method<selection_options> {
                       }
                     });
               },
-              [&](index row) { return detail::choices_of(to, b, 0, row); });
+              [&](index row) { return detail::selected_of(to, b, 0, row); });
         });
   }
 };
 
 }  // namespace detail
 
-/// indexer_keys_into([executor,] chosen, qi, ki, w, options): the `count` keys of largest I_ij in
+/// indexer_keys_into([executor,] selection, qi, ki, w, options): the `count` keys of largest I_ij in
 /// their order, -1 where there are fewer, [batch, 1, queries, count]: one selection, which
 /// `selected_attention` with block 1 takes for all heads. qi [batch, index heads, queries, Di], ki
 /// [batch, 1, keys, Di], w [batch, index heads, queries].

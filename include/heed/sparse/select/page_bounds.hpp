@@ -5,8 +5,8 @@
 //
 //   page_bounds<float> bounds({.kv_heads = 8, .capacity = 4096, .head_dim = 128}, 16);
 //   bounds.update(exec, cache);                             reads the tokens it does not know yet
-//   auto chosen = select_pages(exec, q, bounds, {.count = 64});         (sparse/select/quest.hpp)
-//   auto out = selected_decode(exec, q, cache, chosen, bounds.page());     (heed/attention.hpp)
+//   auto selection = select_pages(exec, q, bounds, {.count = 64});         (sparse/select/quest.hpp)
+//   auto out = selected_decode(exec, q, cache, selection, bounds.page());     (heed/attention.hpp)
 //
 // A page is `page` keys in a row: what `selected_attention` calls a block. Tang et al. 2024, arXiv
 // 2406.10774 (Quest), section 3.3.

@@ -25,7 +25,7 @@ enum class group_choice { each, sum, largest };
 struct page_options {
   index count = 16;  ///< pages a row; 0 selects nothing
   group_choice group = group_choice::each;
-  bool newest = true;   ///< the newest page a row sees is chosen, whatever its bound, and first
+  bool newest = true;   ///< the newest page a row sees is selected, whatever its bound, and first
   bool causal = false;  ///< select among pages that hold a key up to the row's own position alone
   /// Position of row 0; where absent the queries are the newest tokens, as in `decode`.
   std::optional<index> offset = std::nullopt;
@@ -96,12 +96,12 @@ struct select_pages_method : api::method<page_options> {
     const index kv_heads = bounds.kv_heads();
     const index group = kv_heads > 0 ? q4.extent(1) / kv_heads : 1;
     const bool together = o.group != group_choice::each;
-    tensor<index, 4> chosen({q4.extent(0), together ? kv_heads : q4.extent(1), n, o.count});
+    tensor<index, 4> selection({q4.extent(0), together ? kv_heads : q4.extent(1), n, o.count});
     if (group == 0 || n == 0) {
-      std::fill_n(chosen.data(), chosen.size(), index{-1});
-      return chosen;
+      std::fill_n(selection.data(), selection.size(), index{-1});
+      return selection;
     }
-    const auto places = as_view(chosen);
+    const auto places = as_view(selection);
     // The newest page is selected without a look at its bound.
     const index newest = o.newest && o.count > 0 ? 1 : 0;
     // All heads of a KV head, and some of their rows, while its bounds pass by.
@@ -159,13 +159,13 @@ struct select_pages_method : api::method<page_options> {
           }
           for (index row = 0; row < i.size(); ++row) {
             for (index g = 0; g < lists; ++g) {
-              index* const to = detail::choices_of(places, b, h * lists + g, i.begin + row);
+              index* const to = detail::selected_of(places, b, h * lists + g, i.begin + row);
               if (newest > 0) to[0] = pages(i.begin + row) - 1;
               s.largest.descending(row * lists + g, to + newest);
             }
           }
         });
-    return chosen;
+    return selection;
   }
 };
 

@@ -42,7 +42,7 @@ struct selection_options {
   index block = 1;      ///< keys a block, where blocks are selected
   bool causal = false;  ///< select among keys up to the row's own position alone
   index offset = 0;     ///< position of row 0
-  choice_order order = choice_order::best_first;  ///< of a row's indices
+  index_order order = index_order::best_first;  ///< of a row's indices
 };
 
 namespace detail {
@@ -92,20 +92,20 @@ inline void check_selection_call(const std::array<index, 4>& q, const std::array
 
 /// Where the indices of `heads` heads go, [batch, heads, queries, count], a row's next to each
 /// other.
-template <class Chosen>
-[[nodiscard]] auto selection_output(Chosen& chosen, const std::array<index, 4>& q, index heads,
-                                    const selection_options& o) {
-  const auto view4 = as_rank4(as_view(chosen));
+template <class Selection>
+[[nodiscard]] auto selection_output(Selection& selection, const std::array<index, 4>& q,
+                                    index heads, const selection_options& o) {
+  const auto view4 = as_rank4(as_view(selection));
   using I = typename decltype(view4)::scalar;
   static_assert(std::is_same_v<I, std::int32_t> || std::is_same_v<I, std::int64_t>,
-                "heed: choices are written to a tensor of 32- or 64-bit signed integers");
+                "heed: selected indices are written to a tensor of 32- or 64-bit signed integers");
   const std::array<index, 4> expected{q[0], heads, q[2], o.count};
   if (view4.extents() != expected) {
-    fail<shape_error>("chosen has extents " + format_extents(view4.extents()) +
-                      ", the choices have " + format_extents(expected));
+    fail<shape_error>("selection has extents " + format_extents(view4.extents()) +
+                      ", the selected indices have " + format_extents(expected));
   }
   if (view4.stride(3) != 1 && o.count > 1) {
-    fail<shape_error>("chosen has a row's choices " + std::to_string(view4.stride(3)) +
+    fail<shape_error>("selection has the indices of a row " + std::to_string(view4.stride(3)) +
                       " numbers apart, must have them next to each other");
   }
   return view4;
@@ -113,8 +113,9 @@ template <class Chosen>
 
 /// Where a row's indices go.
 template <class I>
-[[nodiscard]] I* choices_of(const view<I, 4>& chosen, index b, index h, index i) noexcept {
-  return chosen.data() + b * chosen.stride(0) + h * chosen.stride(1) + i * chosen.stride(2);
+[[nodiscard]] I* selected_of(const view<I, 4>& selection, index b, index h, index i) noexcept {
+  return selection.data() + b * selection.stride(0) + h * selection.stride(1) +
+         i * selection.stride(2);
 }
 
 }  // namespace detail
@@ -127,21 +128,21 @@ struct top_k_method : api::method<selection_options> {
     return new_selection(selection_input(q).extents(), o);
   }
   template <class E, tensor_like C, tensor_like Q, tensor_like K>
-  static void write(E& exec, C&& chosen, const Q& q, const K& k, const selection_options& o) {
+  static void write(E& exec, C&& selection, const Q& q, const K& k, const selection_options& o) {
     const auto q4 = detail::selection_input(q);
     const auto k4 = detail::selection_input(k);
     detail::check_selection_call(q4.extents(), k4.extents(), o);
-    const auto to = detail::selection_output(chosen, q4.extents(), q4.extent(1), o);
+    const auto to = detail::selection_output(selection, q4.extents(), q4.extent(1), o);
     kernel::largest_scores(
         exec, q4, k4, o.count, o.order,
         [&](index i) { return detail::choosable(o, i, k4.extent(2)); },
-        [&](index b, index h, index i) { return detail::choices_of(to, b, h, i); });
+        [&](index b, index h, index i) { return detail::selected_of(to, b, h, i); });
   }
 };
 
 }  // namespace detail
 
-/// top_k_keys_into([executor,] chosen, q, k, options): for `selected_attention` with block 1.
+/// top_k_keys_into([executor,] selection, q, k, options): for `selected_attention` with block 1.
 inline constexpr api::writing<detail::top_k_method, 2> top_k_keys_into{};
 /// top_k_keys([executor,] q, k, options)
 inline constexpr api::returning<detail::top_k_method, 2> top_k_keys{};
@@ -198,10 +199,10 @@ struct mixture_of_blocks_method : api::method<selection_options> {
     return new_selection(selection_input(q).extents(), o);
   }
   template <class E, tensor_like C, tensor_like Q, tensor_like K>
-  static void write(E& exec, C&& chosen, const Q& q, const K& k, const selection_options& o) {
+  static void write(E& exec, C&& selection, const Q& q, const K& k, const selection_options& o) {
     const auto q4 = detail::selection_input(q);
     detail::check_selection_call(q4.extents(), detail::selection_input(k).extents(), o);
-    const auto to = detail::selection_output(chosen, q4.extents(), q4.extent(1), o);
+    const auto to = detail::selection_output(selection, q4.extents(), q4.extent(1), o);
     if (o.count == 0) return;
     // A block of more keys than there are is one of all.
     const index block =
@@ -212,16 +213,16 @@ struct mixture_of_blocks_method : api::method<selection_options> {
     const auto own = [&](index i) { return (std::min)((o.offset + i) / block, m.extent(2) - 1); };
     // Each row's own block, and the best before it.
     kernel::largest_scores(exec, q4, m, o.count - 1, o.order, own, [&](index b, index h, index i) {
-      auto* const row = detail::choices_of(to, b, h, i);
+      auto* const row = detail::selected_of(to, b, h, i);
       *row = static_cast<std::remove_reference_t<decltype(*row)>>(own(i));
       return row + 1;
     });
-    if (o.order == choice_order::best_first) return;
+    if (o.order == index_order::best_first) return;
     // Its own is the last of them.
     for (index row = 0; row < q4.extent(0) * q4.extent(1) * q4.extent(2); ++row) {
       const index head = row / q4.extent(2);
       auto* const first =
-          detail::choices_of(to, head / q4.extent(1), head % q4.extent(1), row % q4.extent(2));
+          detail::selected_of(to, head / q4.extent(1), head % q4.extent(1), row % q4.extent(2));
       const index earlier = std::min<index>(o.count - 1, std::max<index>(*first, 0));
       std::rotate(first, first + 1, first + 1 + earlier);
     }
@@ -230,7 +231,7 @@ struct mixture_of_blocks_method : api::method<selection_options> {
 
 }  // namespace detail
 
-/// mixture_of_blocks_into([executor,] chosen, q, k, options): for `selected_attention` with the
+/// mixture_of_blocks_into([executor,] selection, q, k, options): for `selected_attention` with the
 /// same block, and `causal()`. Causal by definition, whatever `options.causal`: a row selects among
 /// blocks that end before its own begins.
 inline constexpr api::writing<detail::mixture_of_blocks_method, 2> mixture_of_blocks_into{};
