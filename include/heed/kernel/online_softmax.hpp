@@ -11,7 +11,8 @@
 // does not accumulate: each r that is not 1 leaves the past e^8 times lighter.
 //
 // Digits. A block's sums begin at 0 and join the past with a compensation term (Kahan 1965; Dekker
-// 1971, fast two-sum), so that with n keys, chains of b <= 32 terms within a block, and u = eps / 2
+// 1971, fast two-sum), so that with n keys, chains of at most 32 terms within a block of at most 4,
+// b = 35, and u = eps / 2
 //
 //   |computed - exact| <= (b + 5 + c n u) u sum_j |p_j v_j|,   c of order 1
 //

@@ -170,9 +170,9 @@ class paired_block {
                                        index key_pairs, const P* rescale,
                                        const running_values<A>& out) const noexcept {
     using simd::unroll;
-    in_chains<keys_of_chain / 2>(
-        first_pair, key_pairs, [&](index begin, index end) HEED_INLINE_LAMBDA {
-          P sum[std::size_t{Channels}][std::size_t{Packets}];
+    join_chains<A, Channels, Packets, keys_of_chain / 2>(
+        first_pair, key_pairs, rescale, out,
+        [&](auto& sum, index begin, index end) HEED_INLINE_LAMBDA {
           unroll<Channels>([&](auto c) HEED_INLINE_LAMBDA {
             unroll<Packets>([&](auto r) HEED_INLINE_LAMBDA { sum[c][r] = simd::zero<A>(); });
           });
@@ -189,12 +189,6 @@ class paired_block {
               });
             });
           }
-          const P one = simd::broadcast(A(1));
-          unroll<Channels>([&](auto c) HEED_INLINE_LAMBDA {
-            unroll<Packets>([&](auto r) HEED_INLINE_LAMBDA {
-              out.add(c * plan::group + r * plan::lanes, begin == 0 ? rescale[r] : one, sum[c][r]);
-            });
-          });
         });
   }
 

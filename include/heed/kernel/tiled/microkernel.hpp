@@ -7,7 +7,7 @@
 // q, s, p and o are held transposed, queries consecutive, `tile_plan::group` apart; k and v are
 // read as they lie, one broadcast number at a time, so that neither is ever packed. 2 FLOPs a term.
 // Sums are in the accumulator type: a score's over its channels in their order, those over keys in
-// chains of `keys_of_chain` keys from 0, each chain added to the past with a compensation term.
+// chains of `keys_of_chain` keys from 0, a block's chains added to the past with a compensation term.
 #pragma once
 
 #include <type_traits>
@@ -98,6 +98,36 @@ HEED_INLINE void in_chains(index first, index keys, F&& f) noexcept {
   }
 }
 
+/// Chains of keys, each summed from 0, join each other, and at the block's end the past:
+/// `chain(sum, begin, end)` sums one.
+template <class A, int Channels, int Packets, index Size, class Values, class Chain>
+HEED_INLINE void join_chains(index first, index keys, const simd::packet<A>* rescale,
+                             const Values& out, Chain&& chain) noexcept {
+  using simd::unroll;
+  using P = simd::packet<A>;
+  P part[std::size_t{Channels}][std::size_t{Packets}];
+  const auto each = [](auto&& f) HEED_INLINE_LAMBDA {
+    unroll<Channels>([&](auto c) HEED_INLINE_LAMBDA {
+      unroll<Packets>([&](auto r) HEED_INLINE_LAMBDA { f(c, r); });
+    });
+  };
+  in_chains<Size>(first, keys, [&](index begin, index end) HEED_INLINE_LAMBDA {
+    P sum[std::size_t{Channels}][std::size_t{Packets}];
+    chain(sum, begin, end);
+    if (begin > 0) {
+      each([&](auto c, auto r)
+               HEED_INLINE_LAMBDA { sum[c][r] = simd::add(part[c][r], sum[c][r]); });
+    }
+    if (end < keys) {
+      each([&](auto c, auto r) HEED_INLINE_LAMBDA { part[c][r] = sum[c][r]; });
+    } else {
+      each([&](auto c, auto r) HEED_INLINE_LAMBDA {
+        out.add(c * tile_plan<A>::group + r * tile_plan<A>::lanes, rescale[r], sum[c][r]);
+      });
+    }
+  });
+}
+
 /// `Channels` channels of the output.
 template <class A, int Channels, int Packets, class Values>
 HEED_INLINE void value_register_tile(const A* p, const A* v, index v_stride, index first,
@@ -107,31 +137,25 @@ HEED_INLINE void value_register_tile(const A* p, const A* v, index v_stride, ind
   using P = simd::packet<A>;
   constexpr index lanes = tile_plan<A>::lanes;
   constexpr index group = tile_plan<A>::group;
-  in_chains<keys_of_chain>(first, keys, [&](index begin, index end) HEED_INLINE_LAMBDA {
-    P sum[std::size_t{Channels}][std::size_t{Packets}];
-    unroll<Channels>([&](auto c) HEED_INLINE_LAMBDA {
-      unroll<Packets>([&](auto r) HEED_INLINE_LAMBDA { sum[c][r] = simd::zero<A>(); });
-    });
-    for (index j = begin; j < end; ++j) {
-      P weight[std::size_t{Packets}];
-      unroll<Packets>([&](auto r) HEED_INLINE_LAMBDA {
-        weight[r] = simd::load_once(p + j * group + r * lanes);
+  join_chains<A, Channels, Packets, keys_of_chain>(
+      first, keys, rescale, out, [&](auto& sum, index begin, index end) HEED_INLINE_LAMBDA {
+        const auto key = [&](index j, auto&& term) HEED_INLINE_LAMBDA {
+          P weight[std::size_t{Packets}];
+          unroll<Packets>([&](auto r) HEED_INLINE_LAMBDA {
+            weight[r] = simd::load_once(p + j * group + r * lanes);
+          });
+          const A* row = v + j * v_stride;
+          unroll<Channels>([&](auto c) HEED_INLINE_LAMBDA {
+            const P value = simd::broadcast(row[c]);
+            unroll<Packets>([&](auto r) HEED_INLINE_LAMBDA { term(sum[c][r], value, weight[r]); });
+          });
+        };
+        key(begin, [](P& to, const P& x, const P& y) HEED_INLINE_LAMBDA { to = simd::mul(x, y); });
+        for (index j = begin + 1; j < end; ++j) {
+          key(j,
+              [](P& to, const P& x, const P& y) HEED_INLINE_LAMBDA { to = simd::fmadd(x, y, to); });
+        }
       });
-      const A* row = v + j * v_stride;
-      unroll<Channels>([&](auto c) HEED_INLINE_LAMBDA {
-        const P value = simd::broadcast(row[c]);
-        unroll<Packets>([&](auto r) HEED_INLINE_LAMBDA {
-          sum[c][r] = simd::fmadd(value, weight[r], sum[c][r]);
-        });
-      });
-    }
-    const P one = simd::broadcast(A(1));
-    unroll<Channels>([&](auto c) HEED_INLINE_LAMBDA {
-      unroll<Packets>([&](auto r) HEED_INLINE_LAMBDA {
-        out.add(c * group + r * lanes, begin == 0 ? rescale[r] : one, sum[c][r]);
-      });
-    });
-  });
 }
 
 /// Calls f(integral_constant step, at) over [0, count) in the widest steps of Step, Step/2, ... 1.

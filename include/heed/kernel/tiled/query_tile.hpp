@@ -131,13 +131,15 @@ HEED_NOINLINE void visible_values(const query_tile<A>& g, const tile& t,
   for (index i = 0; i < t.queries.size(); ++i) {
     for (index c = 0; c < value_dim; ++c) {
       const index at = c * group + i;
+      A part = A(0);  // chains join each other as those of `value_tile` do
       in_chains<keys_of_chain>(t.keys.begin, t.keys.size(), [&](index begin, index end) noexcept {
         A sum = A(0);
         for (index j = begin; j < end; ++j) {
           if (hidden.pair[j * group + i] == 0) sum += p[j * group + i] * block.value(j, c);
         }
-        add_to_past(g.out[at], g.lost[at], begin == 0 ? factor[i] : A(1), sum);
+        part = begin == 0 ? sum : part + sum;
       });
+      add_to_past(g.out[at], g.lost[at], factor[i], part);
     }
   }
 }
