@@ -70,8 +70,8 @@ struct token_input {
 
   void prefetch_rows(prefetch_stream& stream, index b, index head, index of_heads,
                      range t) const noexcept {
-    prefetch_rows(stream, data, offset(b, head, of_heads, t.begin), strides, channels(), bytes,
-                  t.size());
+    detail::prefetch_rows(stream, data, offset(b, head, of_heads, t.begin), strides, channels(),
+                          bytes, t.size());
   }
 
   /// The same rows where they lie, or copied to `to`.
@@ -101,7 +101,8 @@ struct token_output {
     return b * strides[0] + head * strides[1] + token * strides[2];
   }
   void prefetch_rows(prefetch_stream& stream, index b, index head, range t) const noexcept {
-    prefetch_rows(stream, data, offset(b, head, t.begin), strides, extents[3], bytes, t.size());
+    detail::prefetch_rows(stream, data, offset(b, head, t.begin), strides, extents[3], bytes,
+                          t.size());
   }
   void store(index b, index head, range t, matrix_rows<const A> from) const noexcept {
     copy(from, data, offset(b, head, t.begin), strides[2], strides[3], t.size(), extents[3]);
