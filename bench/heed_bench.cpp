@@ -38,6 +38,7 @@ int main(int argc, char** argv) {
   if (benchmark::ReportUnrecognizedArguments(count, arguments.data())) return 1;
   bench::register_forward();
   bench::register_backward();
+  bench::register_linear_backward();
   bench::register_narrow();
   bench::register_modified();
   bench::register_traps();

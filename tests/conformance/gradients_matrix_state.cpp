@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Gradients of the recurrences with a matrix state, tensors batch x tokens x heads x channels.
 #include <cmath>
+#include <heed/linear/matrix_state/backward/matrix_state_backward.hpp>
 #include <heed/linear/matrix_state/backward/naive_matrix_state_backward.hpp>
 #include <string>
 #include <vector>
@@ -59,8 +60,12 @@ void matrix_state_gradients(const test_case& c, const std::string& scalar, doubl
   if (d_out.size() > 0) cotangents.out = tokens(d_out);
   if (d_state.size() > 0) cotangents.final_state = heed::as_view(d_state);
 
-  for (const index chunk : {1, 16, 64}) {
-    in.chunk = chunk;
+  struct run {
+    index chunk;
+    bool by_chunks;
+  };
+  for (const run r : {run{1, false}, run{16, false}, run{64, false}, run{5, true}, run{64, true}}) {
+    in.chunk = r.chunk;
     heed::tensor<T, 4> dq(q.extents());
     heed::tensor<T, 4> dk(k.extents());
     heed::tensor<T, 4> dv(v.extents());
@@ -72,7 +77,11 @@ void matrix_state_gradients(const test_case& c, const std::string& scalar, doubl
     if (g.size() > 0) gradients.gate = to(dg);
     if (beta.size() > 0) gradients.beta = to(d_beta);
     if (initial.size() > 0) gradients.initial_state = heed::as_view(d_initial);
-    heed::naive_matrix_state_backward(in, cotangents, gradients);
+    if (r.by_chunks) {
+      heed::matrix_state_backward(in, cotangents, gradients);
+    } else {
+      heed::naive_matrix_state_backward(in, cotangents, gradients);
+    }
     const auto compare = [&](const char* name, const heed::tensor<T, 4>& got) {
       if (!c.meta().at("gradients").contains(name)) return;
       results.add_relative(std::string("gradient of ") + name + " in " + scalar,

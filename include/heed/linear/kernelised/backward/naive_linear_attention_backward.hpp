@@ -9,8 +9,7 @@
 // phi acts on each channel; its derivative is found by calling it with a dual number (heed::dual),
 // so that it is a generic callable.
 //
-// The same gradients in time linear in tokens: naive_matrix_state_backward of phi(q), phi(k) and
-// [v, 1], with the cotangent [e_i, -e_i.out_i] and scale 1, causal.
+// The same gradients in time linear in tokens: linear_attention_backward.hpp, whose oracle this is.
 //
 // q, dq [batch, heads, N, D]; d_out [batch, heads, N, Dv]; k, v and their gradients
 // [batch, kv heads, M, D or Dv], sums over the heads of a group. Accumulates in A. Cost a head:
@@ -20,13 +19,12 @@
 #pragma once
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <vector>
 
 #include "heed/core/target.hpp"
 #include "heed/linear/gradient_views.hpp"
-#include "heed/linear/kernelised/linear_attention.hpp"
+#include "heed/linear/kernelised/backward/feature_gradient.hpp"
 #include "heed/score/dual.hpp"
 
 namespace heed::inline HEED_TARGET {
@@ -38,23 +36,6 @@ struct generic_elu_plus_one {
     using std::exp;
     return x > T(0) ? x + T(1) : exp(x);
   }
-};
-
-/// What the forward pass read, and the gradient of what it wrote.
-template <class A>
-struct linear_attention_backward_inputs {
-  view<const A, 4> q;
-  view<const A, 4> k;
-  view<const A, 4> v;
-  view<const A, 4> d_out;
-};
-
-/// Where gradients go; all are wanted.
-template <class A>
-struct linear_attention_gradients {
-  view<A, 4> q;
-  view<A, 4> k;
-  view<A, 4> v;
 };
 
 namespace detail {
@@ -137,11 +118,7 @@ void naive_linear_attention_backward(const linear_attention_backward_inputs<A>& 
                                      const linear_options& o = {}, const Map& phi = {}) {
   const auto q = in.q.extents();
   const auto k = in.k.extents();
-  detail::check_linear_shapes(q, k, in.v.extents(), o.causal);
-  detail::check_extents("d_out", in.d_out, std::array<index, 4>{q[0], q[1], q[2], in.v.extent(3)});
-  detail::check_extents("dq", to.q, q);
-  detail::check_extents("dk", to.k, k);
-  detail::check_extents("dv", to.v, in.v.extents());
+  detail::check_linear_gradients(in, to, o.causal);
   const index d = q[3];
   const auto scale =
       static_cast<A>(o.scale.value_or(d > 0 ? 1 / std::sqrt(static_cast<double>(d)) : 1.0));

@@ -13,73 +13,23 @@
 // unnormalised linear attention, scalar-gated, gated, retention (g that does not change), delta,
 // gated delta and per-channel gated delta; SSD with v = x dt and g = A dt.
 //
-// | tensor           | axes                                              |
-// |------------------|---------------------------------------------------|
-// | q                | [batch, heads, tokens, Dk], heads a multiple of H |
-// | k, v             | [batch, H, tokens, Dk], [batch, H, tokens, Dv]    |
-// | gate             | [batch, H, tokens, 1] or [batch, H, tokens, Dk]   |
-// | beta             | [batch, H, tokens, 1]                             |
-// | states           | [batch, H, Dk, Dv]                                |
-//
-// Accumulates in A. Gates of -inf have gradient 0. Keeps a state every `chunk` tokens and computes
-// those between again: (tokens / chunk + chunk) Dk Dv numbers. Cost about 14 tokens Dk Dv FLOPs a
-// head, 20 by the delta rule. Serial. Throws shape_error, option_error, std::bad_alloc, before
-// anything is written. Yang et al. 2023, arXiv 2312.06635, section 4; 2024, arXiv 2406.06484.
+// Axes: arguments.hpp. Accumulates in A. Gates of -inf have gradient 0. Keeps a state every `chunk`
+// tokens and computes those between again: (tokens / chunk + chunk) Dk Dv numbers. Cost about 14
+// tokens Dk Dv FLOPs a head, 20 by the delta rule. Serial: the oracle of matrix_state_backward.
+// Throws shape_error, option_error, std::bad_alloc, before anything is written.
+// Yang et al. 2023, arXiv 2312.06635, section 4; 2024, arXiv 2406.06484.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
-#include <optional>
-#include <string>
 #include <vector>
 
-#include "heed/core/errors.hpp"
 #include "heed/core/target.hpp"
-#include "heed/tensor/view.hpp"
+#include "heed/linear/matrix_state/backward/arguments.hpp"
 
 namespace heed::inline HEED_TARGET {
 
-/// What the forward pass read. A view without data is absent: gate, beta, initial_state.
-template <class A>
-struct matrix_state_inputs {
-  view<const A, 4> q;
-  view<const A, 4> k;
-  view<const A, 4> v;
-  view<const A, 4> gate{};
-  view<const A, 4> beta{};  ///< given, the delta rule
-  view<const A, 4> initial_state{};
-  std::optional<double> scale = std::nullopt;  ///< 1 / sqrt(Dk) where absent
-  index chunk = 64;                            ///< tokens from one kept state to the next
-};
-
-/// The gradients of what the forward pass wrote. A view without data is zeros.
-template <class A>
-struct matrix_state_cotangents {
-  view<const A, 4> out{};
-  view<const A, 4> final_state{};
-};
-
-/// Where gradients go. One without data is not wanted.
-template <class A>
-struct matrix_state_gradients {
-  view<A, 4> q{};
-  view<A, 4> k{};
-  view<A, 4> v{};
-  view<A, 4> gate{};
-  view<A, 4> beta{};
-  view<A, 4> initial_state{};
-};
-
 namespace detail {
-
-template <class T>
-void check_gradient_extents(const char* name, const view<T, 4>& x,
-                            const std::array<index, 4>& expected) {
-  if (x.data() != nullptr && x.extents() != expected) {
-    fail<shape_error>(std::string(name) + " has extents " + format_extents(x.extents()) +
-                      ", the call needs " + format_extents(expected));
-  }
-}
 
 /// One state head of one batch.
 template <class A>
@@ -255,41 +205,10 @@ template <class A>
 void naive_matrix_state_backward(const matrix_state_inputs<A>& in,
                                  const matrix_state_cotangents<A>& given,
                                  const matrix_state_gradients<A>& to) {
-  const std::array<index, 4> q = in.q.extents();
-  const std::array<index, 4> k = in.k.extents();
-  const std::array<index, 4> v{k[0], k[1], k[2], in.v.extent(3)};
-  const std::array<index, 4> state{k[0], k[1], k[3], v[3]};
-  const index rows = in.gate.extent(3) == 1 ? 1 : k[3];
-  if (in.chunk < 1) {
-    fail<option_error>("chunk is " + std::to_string(in.chunk) + ", must be at least 1");
-  }
-  require_equal("k", "batch", k[0], "q", q[0]);
-  require_equal("k", "tokens", k[2], "q", q[2]);
-  require_equal("k", "head dim", k[3], "q", q[3]);
-  if (k[1] == 0 ? q[1] != 0 : q[1] % k[1] != 0) {
-    fail<shape_error>("q has " + std::to_string(q[1]) + " heads, not a multiple of k's " +
-                      std::to_string(k[1]));
-  }
-  if (in.v.extents() != v) {
-    fail<shape_error>("v has extents " + format_extents(in.v.extents()) + ", the call needs " +
-                      format_extents(v));
-  }
-  detail::check_gradient_extents("gate", in.gate, {k[0], k[1], k[2], rows});
-  detail::check_gradient_extents("beta", in.beta, {k[0], k[1], k[2], 1});
-  detail::check_gradient_extents("initial_state", in.initial_state, state);
-  detail::check_gradient_extents("d_out", given.out, {q[0], q[1], q[2], v[3]});
-  detail::check_gradient_extents("d_state", given.final_state, state);
-  detail::check_gradient_extents("dq", to.q, q);
-  detail::check_gradient_extents("dk", to.k, k);
-  detail::check_gradient_extents("dv", to.v, v);
-  detail::check_gradient_extents("d_gate", to.gate, in.gate.extents());
-  detail::check_gradient_extents("d_beta", to.beta, in.beta.extents());
-  detail::check_gradient_extents("d_initial_state", to.initial_state, state);
-
-  const double scale = in.scale.value_or(k[3] > 0 ? 1 / std::sqrt(static_cast<double>(k[3])) : 1.0);
-  detail::naive_matrix_state<A> head(in, given, to, checked_finite<A>("scale", scale));
-  for (index b = 0; b < k[0]; ++b) {
-    for (index h = 0; h < k[1]; ++h) head.run(b, h);
+  const A scale = detail::check_matrix_gradients(in, given, to);
+  detail::naive_matrix_state<A> head(in, given, to, scale);
+  for (index b = 0; b < in.k.extent(0); ++b) {
+    for (index h = 0; h < in.k.extent(1); ++h) head.run(b, h);
   }
 }
 

@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: MIT
+// Gradients of the recurrences with a matrix state, backward/METHOD/f32/d:D/n:N, beside the chunked
+// forward pass of the same shape, backward/METHOD_forward/...: GFLOPS of each on its own products, a
+// token of a head. Forward as in linear/METHOD; backward 10 D D (14 D D for a delta rule) and five
+// products of pairs (seven), without what is computed again.
+#include <cmath>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "bench/families.hpp"
+#include "bench/recurrences.hpp"
+#include "heed/linear.hpp"
+
+namespace bench {
+namespace {
+
+using inputs = heed::matrix_state_inputs<float>;
+
+struct gradient_data : recurrence_data {
+  explicit gradient_data(const forward_shape& s)
+      : recurrence_data(s),
+        d_out(random_tensor<float, 3>(out.extents(), 9)),
+        dq(q.extents()),
+        dk(k.extents()),
+        dv(v.extents()),
+        d_gate(channel_gate.extents()),
+        d_beta(beta.extents()) {}
+  heed::tensor<float, 3> d_out, dq, dk, dv, d_gate;
+  heed::tensor<float, 2> d_beta;
+};
+
+template <class T>
+heed::view<T, 4> batched(const heed::view<T, 3>& x) {
+  return {x.data(),
+          {1, x.extent(0), x.extent(1), x.extent(2)},
+          {0, x.stride(0), x.stride(1), x.stride(2)}};
+}
+template <class T>
+heed::view<T, 4> a_token(const heed::view<T, 2>& x) {
+  return {x.data(), {1, x.extent(0), x.extent(1), 1}, {0, x.stride(0), x.stride(1), 0}};
+}
+
+enum class gates { none, token, channel };
+
+void run_backward(gradient_data& x, gates g, bool delta) {
+  const auto read = [](const heed::tensor<float, 3>& t) { return batched(heed::as_view(t)); };
+  const auto write = [](heed::tensor<float, 3>& t) { return batched(heed::as_view(t)); };
+  const auto numbers = [](const heed::tensor<float, 2>& t) { return a_token(heed::as_view(t)); };
+  inputs in{read(x.q), read(x.k), read(x.v)};
+  heed::matrix_state_gradients<float> to{write(x.dq), write(x.dk), write(x.dv)};
+  if (g == gates::channel) {
+    in.gate = read(x.channel_gate);
+    to.gate = write(x.d_gate);
+  } else if (g == gates::token) {
+    in.gate = numbers(x.gate);
+    to.gate = {x.d_gate.data(), in.gate.extents()};
+  }
+  if (delta) {
+    in.beta = numbers(x.beta);
+    to.beta = a_token(heed::as_view(x.d_beta));
+  }
+  heed::matrix_state_backward(pool_of(1), in, {read(x.d_out)}, to, &x.scratch);
+}
+
+struct method {
+  std::string name;  // of matrix_recurrences()
+  gates gate;
+  bool delta;
+  needs work;
+};
+
+}  // namespace
+
+void register_linear_backward() {
+  const std::vector<method> methods{
+      {"scalar_gated", gates::token, false, {.state = 10, .pairs = 3}},
+      {"gated", gates::channel, false, {.state = 10, .pairs = 3, .chunk = 16}},
+      {"delta", gates::none, true, {.state = 14, .pairs = 4}},
+      {"gated_delta", gates::token, true, {.state = 14, .pairs = 4}}};
+  for (const index d : {64, 128}) {
+    const forward_shape s = one_head(d, 2048, true);
+    const std::string size = "/f32/d:" + std::to_string(d) + "/n:" + std::to_string(s.n);
+    for (const method& m : methods) {
+      for (const recurrence& forward : matrix_recurrences()) {
+        if (forward.name != m.name) continue;
+        const std::string name = "backward/" + m.name + "_forward" + size;
+        benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) {
+          auto& x = data_of<gradient_data>(name, [&] { return gradient_data(s); });
+          measure_flops<float>(state, 1, forward.work.flops(s, true), x.scratch,
+                               [&] { forward.run(pool_of(1), x, heed::linear_form::chunked); });
+        })->Unit(benchmark::kMicrosecond);
+      }
+      const std::string name = "backward/" + m.name + size;
+      benchmark::RegisterBenchmark(name.c_str(), [=](benchmark::State& state) {
+        auto& x = data_of<gradient_data>(name, [&] { return gradient_data(s); });
+        measure_flops<float>(state, 1, m.work.flops(s, true), x.scratch,
+                             [&] { run_backward(x, m.gate, m.delta); });
+      })->Unit(benchmark::kMicrosecond);
+    }
+  }
+}
+
+}  // namespace bench

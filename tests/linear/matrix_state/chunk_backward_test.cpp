@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: MIT
+// Gradients by chunks against the textbook, token by token, in double: every kind of gate, with and
+// without the delta rule, of many sizes.
+#include <gtest/gtest.h>
+
+#include <array>
+#include <cmath>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "heed/linear/matrix_state/backward/matrix_state_backward.hpp"
+#include "heed/linear/matrix_state/backward/naive_matrix_state_backward.hpp"
+#include "heed/parallel.hpp"
+#include "heed/tensor.hpp"
+
+namespace {
+
+using heed::index;
+template <class A>
+using numbers = heed::tensor<A, 4>;
+
+struct shape {
+  index batch = 1, heads = 1, group = 1, tokens = 1, d = 1, dv = 1;
+  index gate_channels = 0;  // 0: no gates, 1, or d
+  bool delta = false;
+};
+
+template <class A>
+struct problem {
+  shape s;
+  numbers<A> q, k, v, gate, beta, initial, d_out, d_state;
+
+  explicit problem(const shape& x, double least_gate = -1)
+      : s(x),
+        q(random({x.batch, x.heads * x.group, x.tokens, x.d}, 1)),
+        k(random({x.batch, x.heads, x.tokens, x.d}, 2)),
+        v(random({x.batch, x.heads, x.tokens, x.dv}, 3)),
+        gate(random({x.batch, x.heads, x.tokens, x.gate_channels}, 4, least_gate, 0)),
+        beta(random({x.batch, x.heads, x.tokens, 1}, 5, 0, 1)),
+        initial(random({x.batch, x.heads, x.d, x.dv}, 6)),
+        d_out(random({x.batch, x.heads * x.group, x.tokens, x.dv}, 7)),
+        d_state(random({x.batch, x.heads, x.d, x.dv}, 8)) {
+    // Keys of length 1 keep the delta rule from growing.
+    for (index b = 0; b < x.batch; ++b) {
+      for (index h = 0; h < x.heads; ++h) {
+        for (index t = 0; t < x.tokens; ++t) {
+          double square = 0;
+          for (index f = 0; f < x.d; ++f) square += double(k(b, h, t, f)) * double(k(b, h, t, f));
+          for (index f = 0; f < x.d; ++f) {
+            k(b, h, t, f) = static_cast<A>(double(k(b, h, t, f)) / std::sqrt(square));
+          }
+        }
+      }
+    }
+  }
+  static numbers<A> random(const std::array<index, 4>& extents, unsigned seed, double least = -1,
+                           double most = 1) {
+    std::mt19937 generator(seed);
+    std::uniform_real_distribution<double> uniform(least, most);
+    numbers<A> x(extents);
+    for (index i = 0; i < x.size(); ++i) x.data()[i] = static_cast<A>(uniform(generator));
+    return x;
+  }
+};
+
+template <class A>
+struct results {
+  explicit results(const problem<A>& x)
+      : q(x.q.extents()),
+        k(x.k.extents()),
+        v(x.v.extents()),
+        gate(x.gate.extents()),
+        beta(x.beta.extents()),
+        initial(x.initial.extents()) {}
+  numbers<A> q, k, v, gate, beta, initial;
+};
+
+template <class A>
+heed::matrix_state_inputs<A> inputs(const problem<A>& x, index chunk) {
+  heed::matrix_state_inputs<A> in{heed::as_view(x.q), heed::as_view(x.k), heed::as_view(x.v)};
+  if (x.s.gate_channels > 0) in.gate = heed::as_view(x.gate);
+  if (x.s.delta) in.beta = heed::as_view(x.beta);
+  in.initial_state = heed::as_view(x.initial);
+  in.chunk = chunk;
+  return in;
+}
+template <class A>
+heed::matrix_state_gradients<A> outputs(const problem<A>& x, results<A>& g) {
+  heed::matrix_state_gradients<A> to{heed::as_view(g.q), heed::as_view(g.k), heed::as_view(g.v)};
+  if (x.s.gate_channels > 0) to.gate = heed::as_view(g.gate);
+  if (x.s.delta) to.beta = heed::as_view(g.beta);
+  to.initial_state = heed::as_view(g.initial);
+  return to;
+}
+template <class A>
+results<A> by_chunks(const problem<A>& x, index chunk, index threads = 1) {
+  results<A> g(x);
+  heed::thread_pool pool(threads);
+  const heed::matrix_state_cotangents<A> given{heed::as_view(x.d_out), heed::as_view(x.d_state)};
+  heed::matrix_state_backward(pool, inputs(x, chunk), given, outputs(x, g));
+  return g;
+}
+template <class A>
+results<A> by_tokens(const problem<A>& x) {
+  results<A> g(x);
+  const heed::matrix_state_cotangents<A> given{heed::as_view(x.d_out), heed::as_view(x.d_state)};
+  heed::naive_matrix_state_backward(inputs(x, 64), given, outputs(x, g));
+  return g;
+}
+
+/// The largest error, relative to the largest number expected.
+template <class A, class B>
+double error(const numbers<A>& got, const numbers<B>& want) {
+  double size = 1e-30;
+  double worst = 0;
+  for (index i = 0; i < want.size(); ++i) {
+    const double e = std::abs(double(got.data()[i]) - double(want.data()[i]));
+    if (!std::isfinite(e)) return INFINITY;
+    size = std::max(size, std::abs(double(want.data()[i])));
+    worst = std::max(worst, e);
+  }
+  return worst / size;
+}
+template <class A, class B>
+void expect_close(const results<A>& got, const results<B>& want, double tolerance) {
+  EXPECT_LE(error(got.q, want.q), tolerance);
+  EXPECT_LE(error(got.k, want.k), tolerance);
+  EXPECT_LE(error(got.v, want.v), tolerance);
+  EXPECT_LE(error(got.gate, want.gate), tolerance);
+  EXPECT_LE(error(got.beta, want.beta), tolerance);
+  EXPECT_LE(error(got.initial, want.initial), tolerance);
+}
+
+std::vector<shape> all_kinds(index batch, index heads, index group, index tokens, index d,
+                             index dv) {
+  std::vector<shape> kinds;
+  for (const index gates : {index{0}, index{1}, d}) {
+    for (const bool delta : {false, true}) {
+      kinds.push_back({batch, heads, group, tokens, d, dv, gates, delta});
+    }
+  }
+  return kinds;
+}
+
+// Sums of up to 200 x 20 terms near 1: a thousand eps or so.
+TEST(ChunkBackward, AgreesWithTheTextbookInDouble) {
+  for (const index tokens : {1, 7, 16, 65, 200}) {
+    for (const shape& s : all_kinds(2, 2, tokens % 2 + 1, tokens, 5, 9)) {
+      const problem<double> x(s);
+      const results<double> want = by_tokens(x);
+      for (const index chunk : {1, 6, 40, 64, 150}) {
+        SCOPED_TRACE(testing::Message() << tokens << " tokens, gates " << s.gate_channels
+                                        << " delta " << s.delta << " chunk " << chunk);
+        expect_close(by_chunks(x, chunk), want, 1e-12);
+      }
+    }
+  }
+}
+
+TEST(ChunkBackward, AgreesWithTheTextbookInFloat) {
+  for (const shape& s : all_kinds(1, 2, 2, 300, 32, 16)) {
+    SCOPED_TRACE(testing::Message() << "gates " << s.gate_channels << " delta " << s.delta);
+    const problem<float> x(s, -0.1);
+    const problem<double> wide(s, -0.1);  // the same numbers but for their rounding
+    expect_close(by_chunks(x, 64), by_tokens(wide), 2e-5);
+  }
+}
+
+// Gates of 0, of -60 and of -inf, side by side.
+TEST(ChunkBackward, GatesOfAnySizeAreFinite) {
+  const double inf = std::numeric_limits<double>::infinity();
+  for (const shape& s : all_kinds(1, 2, 1, 90, 4, 8)) {
+    if (s.gate_channels == 0) continue;
+    problem<double> x(s);
+    for (index i = 0; i < x.gate.size(); ++i) {
+      const index kind = i * 7 % 11;
+      if (kind < 4) x.gate.data()[i] = kind < 2 ? 0 : kind == 2 ? -60 : -inf;
+    }
+    const results<double> got = by_chunks(x, 64);
+    expect_close(got, by_tokens(x), 1e-12);
+    for (index i = 0; i < x.gate.size(); ++i) {
+      if (x.gate.data()[i] != -inf) continue;
+      EXPECT_EQ(got.gate.data()[i], 0) << i;
+    }
+  }
+}
+
+TEST(ChunkBackward, ParallelSameBits) {
+  for (const shape& s : all_kinds(2, 3, 1, 150, 8, 8)) {
+    const problem<float> x(s);
+    const results<float> want = by_chunks(x, 64);
+    for (const index threads : {2, 5}) {
+      const results<float> got = by_chunks(x, 64, threads);
+      for (index i = 0; i < want.k.size(); ++i) ASSERT_EQ(got.k.data()[i], want.k.data()[i]);
+      for (index i = 0; i < want.gate.size(); ++i) {
+        ASSERT_EQ(got.gate.data()[i], want.gate.data()[i]);
+      }
+    }
+  }
+}
+
+// What is not given is zeros, what is not wanted is not written; tensors of any strides.
+TEST(ChunkBackward, PartsAndStrides) {
+  // Few tokens: many would correct the state's gradient to almost nothing, and its rounding remains.
+  const problem<double> x(shape{2, 2, 1, 20, 3, 5, 1, true}, -0.1);
+  const heed::view<const double, 4> no_cotangent;
+  results<double> want(x), got(x);
+  for (const bool of_state : {false, true}) {
+    heed::matrix_state_cotangents<double> given{heed::as_view(x.d_out)};
+    if (of_state) given = {no_cotangent, heed::as_view(x.d_state)};
+    heed::naive_matrix_state_backward(inputs(x, 16), given, outputs(x, want));
+    heed::matrix_state_backward(inputs(x, 16), given, outputs(x, got));
+    expect_close(got, want, 1e-12);
+  }
+  // Tokens before heads, as many models keep them.
+  const auto turned = [](const numbers<double>& a) {
+    numbers<double> b({a.extent(0), a.extent(2), a.extent(1), a.extent(3)});
+    for (index i = 0; i < a.extent(0); ++i) {
+      for (index h = 0; h < a.extent(1); ++h) {
+        for (index t = 0; t < a.extent(2); ++t) {
+          for (index c = 0; c < a.extent(3); ++c) b(i, t, h, c) = a(i, h, t, c);
+        }
+      }
+    }
+    return b;
+  };
+  const numbers<double> q = turned(x.q), k = turned(x.k);
+  const auto by_heads = [](const numbers<double>& a) {
+    return heed::view<const double, 4>(heed::as_view(a)).swap_axes(1, 2);
+  };
+  auto in = inputs(x, 16);
+  in.q = by_heads(q);
+  in.k = by_heads(k);
+  numbers<double> dk(k.extents());
+  heed::matrix_state_gradients<double> to;
+  to.k = heed::as_view(dk).swap_axes(1, 2);
+  heed::matrix_state_backward(in, {no_cotangent, heed::as_view(x.d_state)}, to);
+  EXPECT_LE(error(dk, turned(want.k)), 1e-12);
+}
+
+TEST(ChunkBackward, EmptyAndRefused) {
+  const problem<double> none(shape{1, 2, 1, 0, 3, 5, 1, true});
+  const results<double> g = by_chunks(none, 64);
+  for (index i = 0; i < g.initial.size(); ++i) {  // the final state is the initial one
+    EXPECT_EQ(g.initial.data()[i], none.d_state.data()[i]);
+  }
+  problem<double> x(shape{1, 2, 1, 4, 3, 5, 1, true});
+  x.beta = numbers<double>({1, 2, 5, 1});
+  EXPECT_THROW(by_chunks(x, 64), heed::shape_error);
+  EXPECT_THROW(by_chunks(problem<double>(shape{1, 2, 1, 4, 3, 5, 1, false}), 0),
+               heed::option_error);
+}
+
+}  // namespace
