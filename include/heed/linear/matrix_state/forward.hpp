@@ -39,7 +39,7 @@ struct matrix_recurrence : matrix_tokens<A> {
   using base::gates, base::writes, base::read_before, base::chunk_tokens;
   using base::k, base::v, base::out, base::bonus, base::scale;
   using base::load, base::load_query, base::finish, base::add_multiple;
-  using base::lost_of_decay, base::log_of, base::finite_multiple;
+  using base::lost_of_decay, base::log_of, base::finite_multiple, base::low_parts;
   using typename base::scratch_type;
 
   /// One token, by the formulas on top.
@@ -63,7 +63,10 @@ struct matrix_recurrence : matrix_tokens<A> {
     }
     const A* value = writes == write_kind::delta ? s.x[0] : s.values[0];
     each_row([&](index r) {
-      if (s.low.data != nullptr) return add_token(r, value, columns, s);
+      if (s.low.data != nullptr) {
+        s.low_is_zero = false;
+        return add_token(r, value, columns, s);
+      }
       multiply_by(s.sum[r], s.decay[0][r], columns);
       add_multiple(s.keys[0][r], value, s.sum[r], columns);
       if (writes == write_kind::low_rank) add_multiple(s.b[0][r], s.x[0], s.sum[r], columns);
@@ -103,13 +106,13 @@ struct matrix_recurrence : matrix_tokens<A> {
       }
       finish(head, h, t, o, s);
     }
-    keep_slow_decays(s);
+    const matrix_rows<A> lost = low_parts(s);
     if (low) {
-      decay_and_write<A>(in(s.written_b), in(s.x), s.prefix, n, d, v.channels(), s.sum, s.low,
+      decay_and_write<A>(in(s.written_b), in(s.x), s.prefix, n, d, v.channels(), s.sum, lost,
                          stream);
       std::fill_n(s.prefix, padded(d), A(1));
     }
-    decay_and_write<A>(in(s.written_k), values, s.prefix, n, d, v.channels(), s.sum, s.low, stream);
+    decay_and_write<A>(in(s.written_k), values, s.prefix, n, d, v.channels(), s.sum, lost, stream);
   }
 
  private:
@@ -142,20 +145,6 @@ struct matrix_recurrence : matrix_tokens<A> {
       out.prefetch_rows(stream, bt, h * group() + g, t);
     }
     return stream;
-  }
-
-  /// Low parts take what rounding the chunk's decays will lose. A gate of -1e-6 is 17 units of the
-  /// last place of its exponential, which rounds by up to half a unit: 3 % of it, each time.
-  void keep_slow_decays(const scratch_type& s) const noexcept {
-    if (s.low.data == nullptr) return;
-    for (index r = 0; r < k.channels(); ++r) {
-      const A lost = lost_of_decay(log_of(r, s), s.prefix[r]);
-      if (lost == A(0)) continue;
-      for (index c = 0; c < padded(v.channels()); c += lanes) {
-        simd::store(s.low[r] + c,
-                    simd::add(simd::load<A>(s.low[r] + c), finite_multiple(lost, s.sum[r] + c)));
-      }
-    }
   }
 
   /// One token's decay of and write to row r of S, compensated.

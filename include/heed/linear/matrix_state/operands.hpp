@@ -43,6 +43,7 @@ struct matrix_tokens {
   struct scratch_type {
     matrix_rows<A> sum;  // S
     matrix_rows<A> low;  // what the roundings of S have lost; null data where nothing is kept
+    bool low_is_zero;    // true where it is known to be
     matrix_rows<A> k, kt, a, b, bt, q, v, x, out, raw;  // kt, bt: keys as columns
     matrix_rows<A> written_k, written_b;                // those decayed to the chunk's end
     matrix_rows<A> w, w2, m, n;  // weights of pairs: q k', q b', and those of x
@@ -192,8 +193,11 @@ struct matrix_tokens {
     } else if (gates == gate_kind::per_channel) {
       const auto logs = gate.rows(bt, h, of, t, s.decay);
       if (s.low.data != nullptr) {
-        std::fill_n(s.logs, padded(k.channels()), A(0));
-        for (index i = 0; i < n; ++i) add_multiple(A(1), logs[i], s.logs, padded(k.channels()));
+        for (index f = 0; f < padded(k.channels()); f += lanes) {
+          auto sum = simd::zero<A>();
+          for (index i = 0; i < n; ++i) sum = simd::add(sum, simd::load<A>(logs[i] + f));
+          simd::store(s.logs + f, sum);
+        }
       }
       for (index i = 0; i < n; ++i) exponentials(logs[i], k.channels(), s.decay[i]);
     }
@@ -218,6 +222,30 @@ struct matrix_tokens {
     const auto value = simd::load<A>(x);
     const auto largest = simd::broadcast((std::numeric_limits<A>::max)());
     return simd::mul(simd::broadcast(by), simd::both(simd::less(simd::abs(value), largest), value));
+  }
+
+  /// The low parts that a chunk's writes go to: none where every row forgets soon enough and has no
+  /// low part from before.
+  [[nodiscard]] matrix_rows<A> low_parts(scratch_type& s) const noexcept {
+    if (s.low.data == nullptr) return {};
+    bool slow = writes == write_kind::low_rank;  // writes twice, and the second time nothing decays
+    for (index r = 0; r < k.channels(); ++r) slow = slow || s.prefix[r] >= adds_up_from<A>;
+    if (slow) keep_slow_decays(s);
+    const bool none = !slow && s.low_is_zero;
+    s.low_is_zero = !slow;
+    return none ? matrix_rows<A>{} : s.low;
+  }
+  /// Low parts take what rounding the chunk's decays will lose. A gate of -1e-6 is 17 units of the
+  /// last place of its exponential, which rounds by up to half a unit: 3 % of it, each time.
+  void keep_slow_decays(const scratch_type& s) const noexcept {
+    for (index r = 0; r < k.channels(); ++r) {
+      const A lost = lost_of_decay(log_of(r, s), s.prefix[r]);
+      if (lost == A(0)) continue;
+      for (index c = 0; c < padded(v.channels()); c += lanes) {
+        simd::store(s.low[r] + c,
+                    simd::add(simd::load<A>(s.low[r] + c), finite_multiple(lost, s.sum[r] + c)));
+      }
+    }
   }
 
   /// The output's last additions, and its store where the rows are scratch.
