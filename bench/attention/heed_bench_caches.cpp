@@ -102,6 +102,12 @@ void register_caches() {
                    [](const setting& x) { return heed::int8_cache(extents(x)); });
     register_cache("contiguous", "int4", s, 2.0 * (channels / 2.0 + 8),
                    [](const setting& x) { return heed::int4_cache(extents(x)); });
+    // Of keys 8 bytes a channel and 32 tokens, of values 8 a row.
+    register_cache(
+        "kivi", "int4", s, 2.0 * channels / 2.0 + 8.0 * channels / 32 + 8, [](const setting& x) {
+          return heed::kivi_cache<4>(
+              {.batch = x.batch, .kv_heads = kv_heads, .capacity = x.n, .head_dim = channels});
+        });
   }
 }
 

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "heed/attention.hpp"
@@ -86,6 +87,31 @@ TEST(CascadeDecode, IsDecodeOfEachSequence) {
                   return s - 0.001F * static_cast<float>(at.query - at.key) +
                          0.01F * static_cast<float>(at.batch + at.head);
                 });
+}
+
+TEST(CascadeDecode, IsTheTextbookOfEachSequence) {
+  const shared_problem p(2, {30, 0, 9}, {1, 3, 2}, 2200);
+  heed::tensor<float, 3> out({4, 6, 12});
+  heed::cascade_decode_into(out, p.q, p.cache, p.starts, 2048, {}, heed::causal());
+  for (index s = 0; s < 3; ++s) {
+    const index begin = p.starts[static_cast<std::size_t>(s)];
+    const index end = p.starts[static_cast<std::size_t>(s) + 1];
+    const index n = p.cache.length(s);
+    heed::tensor<float, 3> k({2, n, 16});
+    heed::tensor<float, 3> v({2, n, 12});
+    for (index h = 0; h < 2; ++h) {
+      for (index j = 0; j < n; ++j) {
+        std::copy_n(p.cache.keys(s, h, j).data, 16, &k(h, j, 0));
+        std::copy_n(p.cache.values(s, h, j).data, 12, &v(h, j, 0));
+      }
+    }
+    const auto want = oracle::expected(heed::as_view(p.q).slice(1, begin, end), k, v,
+                                       {.offset = n - (end - begin)}, heed::causal());
+    EXPECT_EQ(
+        oracle::difference<float>(heed::as_view(out).slice(1, begin, end), want.output, want.sizes),
+        "")
+        << s;
+  }
 }
 
 TEST(CascadeDecode, OfManyRowsAndOfOneHeadEach) {
