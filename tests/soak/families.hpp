@@ -16,6 +16,14 @@ void decode(trial&);
 void merge(trial&);
 void forgetting(trial&);
 void linformer(trial&);
+// caches.cpp
+void paged_cache(trial&);
+void slot_cache(trial&);
+void quantised_cache(trial&);
+void rolling_cache(trial&);
+void latent(trial&);
+// gradients.cpp
+void gradients(trial&);
 // sparse.cpp
 void selected(trial&);
 void selected_decode(trial&);
@@ -23,7 +31,11 @@ void lsh(trial&);
 void routing(trial&);
 void native_sparse(trial&);
 void pattern(trial&);
+// selections.cpp
 void top_k(trial&);
+void mixture(trial&);
+void indexer(trial&);
+void pages(trial&);
 // recurrence.cpp
 void recurrence(trial&);
 // kernelised.cpp

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Attention to selected, hashed and routed tokens and block patterns: attention under the mask that
-// each of them is; and selections of keys.
+// each of them is.
 #include "heed/sparse.hpp"
 
 #include <set>
@@ -261,60 +261,6 @@ void pattern(trial& t) {
   x.expect(same_score, [&](const heed::position& at) {
     return seen.contains({at.query / block_q, at.key / block_k});
   });
-}
-
-/// No key that was left out has a larger score than one that was taken, but for rounding.
-void top_k(trial& t) {
-  attention_case<float> x(t, listed_shape(t));
-  heed::selection_options o;
-  o.count = t.between("count", 0, 40);
-  o.causal = t.one_in("causal", 2);
-  o.offset = t.between("offset", 0, x.s.keys);
-  o.order = t.one_in("ascending", 2) ? heed::index_order::ascending : heed::index_order::best_first;
-  const auto chosen = heed::top_k_keys(t.exec, x.q->cview(), x.k->cview(), o);
-  const auto q = x.q->view();
-  const auto k = x.k->view();
-  for (index b = 0; b < x.s.batch; ++b) {
-    for (index h = 0; h < x.s.heads(); ++h) {
-      for (index i = 0; i < x.s.queries; ++i) {
-        const index keys = o.causal ? std::min(x.s.keys, o.offset + i + 1) : x.s.keys;
-        std::vector<double> score;
-        double size = 0;
-        for (index j = 0; j < keys; ++j) {
-          double sum = 0, all = 0;
-          for (index c = 0; c < x.s.dim; ++c) {
-            const double term = double(q(b, h, i, c)) * double(k(b, h / x.s.group, j, c));
-            sum += term;
-            all += std::abs(term);
-          }
-          score.push_back(sum);
-          size = std::max(size, all);
-        }
-        const double slack = 2 * double(x.s.dim) * std::numeric_limits<float>::epsilon() * size;
-        std::set<index> taken;
-        double worst = oracle::infinity, last = oracle::infinity;
-        index last_key = -1;
-        for (index c = 0; c < o.count; ++c) {
-          const index j = chosen(b, h, i, c);
-          if (j < 0) continue;
-          if (j >= keys || !taken.insert(j).second) throw wrong("a key that is not to be chosen");
-          const double s = score[std::size_t(j)];
-          if (o.order == heed::index_order::ascending ? j < last_key : s > last + slack) {
-            throw wrong("choices out of order");
-          }
-          last_key = j;
-          last = s;
-          worst = std::min(worst, s);
-        }
-        if (index(taken.size()) != std::min(o.count, keys)) throw wrong("too few keys chosen");
-        for (index j = 0; j < keys; ++j) {
-          if (!taken.contains(j) && !taken.empty() && score[std::size_t(j)] > worst + slack) {
-            throw wrong("key " + std::to_string(j) + " is larger than one chosen");
-          }
-        }
-      }
-    }
-  }
 }
 
 }  // namespace soak
