@@ -116,7 +116,7 @@ class matrix_gradient : public gradient_chunks<A> {
   void reverse_stream(matrix_rows<A> x, A scale, bool strict, index n, const A* decay, bool gated,
                       scratch_type& s) const noexcept {
     const index d = in_.k.extent(3), c = in_.v.extent(3);
-    read_ahead none;
+    prefetch_stream none;
     pair_weights(in(x), scale, strict, n, s.w, s);
     causal_weights<A>(in(s.e), in(s.xt), c, n, s.b, none);
     product<A>(in(s.e), in(s.turned), c, n, d, s.dq);

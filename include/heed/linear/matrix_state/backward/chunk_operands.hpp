@@ -127,7 +127,7 @@ class gradient_chunks {
     pair_weights(in(s.k), A(1), true, n, s.m, s);
     for (index i = 0; i < n; ++i) std::copy_n(s.k[i], d_, s.a[i]);
     s.prefix.apply(s.a, n, d_);
-    read_ahead none;
+    prefetch_stream none;
     solve_rows<A, false>(in(s.a), in(s.state), in_.k.extent(3), in(s.m), {}, {}, n, c_, s.x, none,
                          [&](index i, index c, const simd::packet<A>& u) HEED_INLINE_LAMBDA {
                            const auto rest = simd::sub(simd::load<A>(s.r[i] + c), u);
@@ -170,7 +170,7 @@ class gradient_chunks {
   /// w_ij = scale x_i.(P_ij k_j) for j <= i, j < i where `strict`; 0 elsewhere.
   void pair_weights(matrix_rows<const A> x, A scale, bool strict, index n, matrix_rows<A> w,
                     scratch_type& s) const noexcept {
-    read_ahead none;
+    prefetch_stream none;
     if (by_channel_) {
       const std::array<meeting_rows<A>, 1> meet{meeting_rows<A>{x, w}};
       decayed_pairs<A, false, 1>(meet, in(s.k), in(s.decay), d_, n, s.dq, s.parts);
@@ -198,7 +198,7 @@ class gradient_chunks {
   }
   void write_state(matrix_rows<A> k, matrix_rows<A> x, const A* decay, index n,
                    matrix_rows<A> state) const noexcept {
-    read_ahead none;
+    prefetch_stream none;
     decay_and_write<A>(in(k), in(x), decay, n, in_.k.extent(3), in_.v.extent(3), state, {}, none);
   }
 
