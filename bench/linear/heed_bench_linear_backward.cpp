@@ -1,8 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Gradients of the recurrences with a matrix state, backward/METHOD/f32/d:D/n:N, beside the chunked
 // forward pass of the same shape, backward/METHOD_forward/...: GFLOPS of each on its own products, a
-// token of a head. Forward as in linear/METHOD; backward 10 D D (14 D D for a delta rule) and five
-// products of pairs (seven), without what is computed again.
+// token of a head. Forward as in linear/METHOD; backward five products with a state and five of pairs
+// (eight and twelve for a delta rule), states and writes computed again once.
 #include <cmath>
 #include <functional>
 #include <string>
@@ -74,10 +74,10 @@ struct method {
 
 void register_linear_backward() {
   const std::vector<method> methods{
-      {"scalar_gated", gates::token, false, {.state = 10, .pairs = 3}},
-      {"gated", gates::channel, false, {.state = 10, .pairs = 3, .chunk = 16}},
-      {"delta", gates::none, true, {.state = 14, .pairs = 4}},
-      {"gated_delta", gates::token, true, {.state = 14, .pairs = 4}}};
+      {"scalar_gated", gates::token, false, {.state = 10, .pairs = 2.5}},
+      {"gated", gates::channel, false, {.state = 10, .pairs = 2.5, .chunk = 16}},
+      {"delta", gates::none, true, {.state = 16, .pairs = 6}},
+      {"gated_delta", gates::token, true, {.state = 16, .pairs = 6}}};
   for (const index d : {64, 128}) {
     const forward_shape s = one_head(d, 2048, true);
     const std::string size = "/f32/d:" + std::to_string(d) + "/n:" + std::to_string(s.n);

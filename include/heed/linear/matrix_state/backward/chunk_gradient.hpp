@@ -213,7 +213,10 @@ class matrix_gradient : public gradient_chunks<A> {
     }
     for (index f = 0; f < width; ++f) {
       A sum = s.through[f];
-      for (index i = n; i-- > 0;) to[i][f] += sum += s.past[i][f];
+      for (index i = n; i-- > 0;) {
+        sum += s.past[i][f];
+        to[i][f] += sum;
+      }
       sum = A(0);
       for (index i = 0; i < n; ++i) {
         to[i][f] += sum;

@@ -13,10 +13,11 @@
 //
 // States are kept every `chunk` tokens (those between, every 64 or, by channel, 16 tokens, computed
 // again): (tokens / chunk + chunk / 16) Dk Dv numbers a worker, beside some 12 x 64 (Dk + Dv).
-// FLOPs a head and token, C tokens a chunk: 10 Dk Dv + 3 C (Dk + Dv), by the delta rule 20 Dk Dv and
-// twice the rest; states computed again 2 Dk Dv each. Accumulates in A. Parallel over batch x state
-// heads; the same bits for any number of threads. Throws shape_error, option_error, std::bad_alloc,
-// before anything is written. Yang et al. 2023, arXiv 2312.06635; 2024, arXiv 2406.06484.
+// FLOPs a head and token, C tokens a chunk: 10 Dk Dv + 2.5 (C + 1) (Dk + Dv), by the delta rule
+// 16 Dk Dv + 6 (C + 1) (Dk + Dv), what is computed again once in them. Accumulates in A. Parallel over
+// batch x state heads; the same bits for any number of threads. Throws shape_error, option_error,
+// std::bad_alloc, before anything is written.
+// Yang et al. 2023, arXiv 2312.06635; 2024, arXiv 2406.06484.
 #pragma once
 
 #include "heed/core/target.hpp"
