@@ -22,6 +22,8 @@ namespace caches {  // tensors of one sequence
 inline heed::tensor<float, 3> q, k, v, out, g;
 inline std::vector<index_t> starts;
 inline std::vector<int> prompt;
+inline heed::paged_cache<float> cache({.sequences = 2, .kv_heads = 8, .pages = 8, .head_dim = 64});
+inline std::vector<index_t> path;
 }  // namespace caches
 
 namespace sparse {
@@ -34,6 +36,7 @@ inline heed::tensor<index_t, 4> chosen;
 namespace training {  // gradients, also of the caller's own parameters
 inline heed::tensor<float, 4> d_out, dq, dk, dv;
 inline heed::tensor<float, 3> lse, d_lse, values, d_values;
+inline const index_t buckets = 32;
 inline index_t bucket(const heed::position& p) { return p.query - p.key; }
 inline std::vector<float> table, d_table, d_slope, logits, d_logit;
 inline std::vector<double> slope;
