@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
-// What once was slow or inexact by surprise: denormal weights, modifiers that hold a table by
-// value, one long sequence among short ones, patterns built from a mask, and the error over n.
+// What once was slow or inexact by surprise: denormal weights, states that fade, modifiers that hold
+// a table by value, one long sequence among short ones, patterns built from a mask, and the error
+// over n.
 //
 //   heed_bench --benchmark_filter=traps                  compare rows of one name but for the case
 //   heed_bench --benchmark_filter=traps/error            counters out, lse: relative errors
@@ -13,6 +14,7 @@
 #include "bench/families.hpp"
 #include "bench/harness.hpp"
 #include "heed/attention.hpp"
+#include "heed/linear.hpp"
 #include "heed/score.hpp"
 #include "heed/sparse.hpp"
 
@@ -60,6 +62,41 @@ void denormal_weights() {
           head x(512, 2048, 64);
           x.measure(state, flops, {.scale = spread / 8.0});
         });
+  }
+}
+
+/// Recurrences of gate -0.1 over tokens of keys and values that are 0 but for the first 64, as
+/// padding is: the state passes below the least normal number some 900 tokens later.
+void fading_states() {
+  const index n = 8192, dim = 64;
+  const double flops = 4.0 * double(n) * double(dim) * double(dim);
+  for (const bool padded : {false, true}) {
+    const auto row = [=](const char* method, const auto& call) {
+      add(std::string("fading/") + method + "/padded:" + (padded ? "1" : "0"), flops,
+          [=](benchmark::State& state, double all) {
+            head x(n, n, dim);
+            for (tensor3* t : {&x.k, &x.v}) {
+              if (padded) std::fill_n(t->data() + 64 * dim, t->size() - 64 * dim, 0.0F);
+            }
+            measure_flops<float>(state, 1, all, x.scratch, [&] { call(x); });
+          });
+    };
+    heed::tensor<float, 2> of_token({1, n});
+    std::fill_n(of_token.data(), of_token.size(), -0.1F);
+    tensor3 of_channel({1, n, dim});
+    std::fill_n(of_channel.data(), of_channel.size(), -0.1F);
+    row("scalar_gated", [=](head& x) {
+      heed::scalar_gated_attention_into(pool_of(1), x.out, x.q, x.k, x.v, of_token,
+                                        heed::recurrence_options{.scratch = &x.scratch});
+    });
+    row("gated", [=](head& x) {
+      heed::gated_attention_into(pool_of(1), x.out, x.q, x.k, x.v, of_channel,
+                                 heed::recurrence_options{.scratch = &x.scratch});
+    });
+    row("hgrn", [=](head& x) {
+      heed::hgrn_into(pool_of(1), x.out, x.v, of_channel,
+                      heed::scan_options{.scratch = &x.scratch});
+    });
   }
 }
 
@@ -194,6 +231,7 @@ void errors_over_n() {
 
 void register_traps() {
   denormal_weights();
+  fading_states();
   capturing_lambdas();
   one_long_sequence();
   pattern_of_a_mask();
