@@ -40,7 +40,7 @@ def check_refused(call, error, *words):
     except error as e:
         said = str(e)
         assert all(w in said for w in words), said
-        print("refused:", said)
+        print("refused:", said.splitlines()[0])
     else:
         raise AssertionError("not refused")
 
