@@ -77,12 +77,13 @@ HEED_INLINE void apply_scales(float* s, const float* more, const code_run& run, 
 }
 
 /// Scores of `rows` query rows (padded) against the tokens of `block`, to s[row][token]. `scratch`
-/// has room for (split_plan::keys + channels) numbers a padded row.
-template <class Source>
-void split_code_scores(const Source& source, index batch, index kv_head, range block,
-                       const float* q, index q_stride, index rows, index channels, float* s,
-                       float* scratch) noexcept {
-  using plan = split_plan<float>;
+/// has room for (split_plan::keys + channels) numbers a padded row. A is float: it is a parameter so
+/// that a program may override the plan's sizes after it has included this header.
+template <class Source, class A>
+void split_code_scores(const Source& source, index batch, index kv_head, range block, const A* q,
+                       index q_stride, index rows, index channels, A* s, A* scratch) noexcept {
+  static_assert(std::is_same_v<A, float>);
+  using plan = split_plan<A>;
   constexpr int bits = Source::code_bits;
   const index padded = plan::padded(rows);
   float* const more = bits == 4 ? scratch : nullptr;
@@ -134,9 +135,9 @@ void split_code_scores(const Source& source, index batch, index kv_head, range b
 
 /// p[r][j] scale[j] in place of p[r][j], for `rows` rows and `keys` tokens of a run; of_zeros[r] takes
 /// in their sum times zero[j].
-inline void scale_weights(float* p, index rows, const code_run& run, index keys,
-                          float* of_zeros) noexcept {
-  using plan = split_plan<float>;
+template <class A>
+void scale_weights(A* p, index rows, const code_run& run, index keys, A* of_zeros) noexcept {
+  using plan = split_plan<A>;
   for (index r = 0; r < rows; ++r, p += plan::keys) {
     auto sums = simd::zero<float>();
     index j = 0;
@@ -199,10 +200,10 @@ class coded_values {
 
   /// o = p v, of which `weights` makes the weights p, as for split_values. `of_zeros` has room for a
   /// number a row.
-  template <class Weights>
-  void multiply(float* p, index rows, float* o, index o_stride, float* of_zeros,
+  template <class A, class Weights>
+  void multiply(A* p, index rows, A* o, index o_stride, A* of_zeros,
                 const Weights& weights) const noexcept {
-    using plan = split_plan<float>;
+    using plan = split_plan<A>;
     constexpr int bits = Source::code_bits;
     in_rows<plan::tile_rows>(rows, [&](auto of_tile) HEED_INLINE_LAMBDA {
       for (index r = 0; r < rows; r += of_tile()) {
