@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: MIT
 // Gradients of attention by tiles against the textbook in double.
+#include <limits>
+
 #include "heed/attention.hpp"
 #include "heed/score.hpp"
 #include "soak/attention_case.hpp"
@@ -77,18 +79,25 @@ void gradients(trial& t) {
                            const auto& within) {
     heed::tensor<double, 4> allowed(should.extents());
     oracle::each_index(allowed.extents(), [&](index n, index h, index i, index c) {
-      allowed(n, h, i, c) = within(n, h, i) + 4 * u * std::abs(should(n, h, i, c)) + 1e-36;
+      allowed(n, h, i, c) = within(n, h, i) + 4 * u * std::abs(should(n, h, i, c));
     });
     trial::require(what, difference(is, should, allowed));
   };
+  // A weight, or a product with it, below the least normal may be 0: so much a term, and the result.
+  const double least = 4 * std::numeric_limits<float>::min();
+  const double lost = least * std::max(1.0, 2 * b);
   compare("dq", got.query, want.query, [&](index, index, index) {
-    return scale * (pair + sum(keys) * 2 * b) * oracle::largest(k);
+    return scale * (pair + sum(keys) * 2 * b + keys * lost) * oracle::largest(k) + least;
   });
   compare("dk", got.key, want.key, [&](index n, index h, index j) {
-    return scale * (pair + sum(rows) * 2 * b) * oracle::largest(q) * weight(n, h, j);
+    return scale * ((pair + sum(rows) * 2 * b) * weight(n, h, j) + rows * lost) *
+               oracle::largest(q) +
+           least;
   });
   compare("dv", got.value, want.value, [&](index n, index h, index j) {
-    return (2 * e + 8 * u + sum(rows)) * oracle::largest(d_out64) / kept * weight(n, h, j);
+    return ((2 * e + 8 * u + sum(rows)) * weight(n, h, j) + rows * least) *
+               oracle::largest(d_out64) / kept +
+           least;
   });
 }
 
