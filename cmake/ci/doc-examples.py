@@ -62,11 +62,13 @@ def main():
     sources = [first + "\n".join(parts), *programs]
     if count == 0:
         raise SystemExit("no example found")
+    eigen = subprocess.run(["sh", "-c", ". cmake/ci/smoke.sh; eigen_headers"], cwd=root, check=True,
+                           capture_output=True, text=True).stdout.strip()
     for i, source in enumerate(sources):
         file = folder / f"examples_{i}.cpp"
         file.write_text(source)
         subprocess.run([*command, "-std=c++20", "-fsyntax-only", "-I", root / "include", "-I", root,
-                        "-isystem", "/usr/include/eigen3", file], check=True)
+                        "-isystem", eigen, file], check=True)
     print(f"{count} examples compile")
 
 

@@ -19,17 +19,15 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 INCLUDE = ROOT / "include"
 EIGEN = "heed/core/eigen.hpp"
-# heed's own warnings (CMakeLists.txt).
-FLAGS = ["-std=c++20", "-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Wconversion", "-Wsign-conversion",
-         "-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Werror", "-Winvalid-pch", "-I", str(INCLUDE)]
+# heed's own warnings, as CMakeLists.txt has them.
+WARNINGS = re.search(r"add_compile_options\((-Wall[^)]*)\)", (ROOT / "CMakeLists.txt").read_text())[1].split()
+FLAGS = ["-std=c++20", *WARNINGS, "-Wno-uninitialized", "-Wno-maybe-uninitialized", "-Werror", "-Winvalid-pch",
+         "-I", str(INCLUDE)]
 
 
 def eigen_folder():
-    for folder in ("/usr/include/eigen3", "/usr/local/include/eigen3", "/opt/homebrew/include/eigen3"):
-        if pathlib.Path(folder).is_dir():
-            return folder
-    command = ["pkg-config", "--variable=includedir", "eigen3"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+    command = ["sh", "-c", ". cmake/ci/smoke.sh; eigen_headers"]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
 
 
 def reaching_eigen(headers):

@@ -11,22 +11,14 @@
 #include "heed/score.hpp"
 #include "heed/tensor.hpp"
 #include "support/attention_oracle.hpp"
+#include "support/expect_error.hpp"
 #include "support/scalars.hpp"
 
 namespace {
 
 using heed::index;
 using oracle::extents4;
-
-template <class Error, class F>
-void expect_error(const std::string& message, F&& f) {
-  try {
-    f();
-    ADD_FAILURE() << "no exception, expected: " << message;
-  } catch (const Error& error) {
-    EXPECT_EQ(std::string(error.what()), message);
-  }
-}
+using support::expect_error;
 
 template <class T>
 heed::view<const T, 4> tokens(const heed::tensor<T, 4>& t, index begin, index end) {

@@ -5,7 +5,6 @@
 
 #include <array>
 #include <cmath>
-#include <functional>
 #include <limits>
 #include <vector>
 
@@ -16,28 +15,12 @@
 #include "heed/parallel.hpp"
 #include "heed/score.hpp"
 #include "support/attention_oracle.hpp"
+#include "support/differences.hpp"
 
 namespace {
 
 using heed::index;
-
-/// Central differences of `loss`: off by about step^2 and eps / step of a loss near 1.
-template <int R>
-void expect_differences(const char* name, heed::tensor<double, R>& x,
-                        const heed::tensor<double, R>& gradient,
-                        const std::function<double()>& loss) {
-  constexpr double step = 1e-5;
-  for (index i = 0; i < x.size(); ++i) {
-    const double before = x.data()[i];
-    if (std::isinf(before)) continue;
-    x.data()[i] = before + step;
-    const double up = loss();
-    x.data()[i] = before - step;
-    const double down = loss();
-    x.data()[i] = before;
-    EXPECT_NEAR(gradient.data()[i], (up - down) / (2 * step), 2e-8) << name << " at " << i;
-  }
-}
+using support::expect_differences;
 
 template <class X>
 double dot(const X& x, const X& y) {
@@ -79,10 +62,10 @@ TEST(ForgettingBackward, AgreesWithDifferences) {
       heed::forgetting_attention_into(heed::into(out, lse), q, k, v, g, options, more...);
       const auto got = heed::forgetting_attention_backward(
           q, k, v, g, heed::into(out, lse), heed::cotangents(d_out, d_lse), options, more...);
-      expect_differences("q", q, got.query, loss);
-      expect_differences("k", k, got.key, loss);
-      expect_differences("v", v, got.value, loss);
-      expect_differences("g", g, got.gate, loss);
+      expect_differences("q", q, got.query, loss, 2e-8);
+      expect_differences("k", k, got.key, loss, 2e-8);
+      expect_differences("v", v, got.value, loss, 2e-8);
+      expect_differences("g", g, got.gate, loss, 2e-8);
       EXPECT_EQ(got.gate(1, 0, 5), 0);
       EXPECT_EQ(got.gate(1, 2, 0), 0);
       EXPECT_EQ(got.gate(0, 0, 0), 0);
@@ -169,11 +152,11 @@ TEST(LinformerBackward, AgreesWithDifferences) {
     heed::thread_pool pool(3);
     const auto got = heed::linformer_attention_backward(pool, q, k, v, e, f, d_out, {.scale = 0.8},
                                                         heed::softcap(2));
-    expect_differences("q", q, got.query, loss);
-    expect_differences("k", k, got.key, loss);
-    expect_differences("v", v, got.value, loss);
-    expect_differences("e", e, got.key_projection, loss);
-    expect_differences("f", f, got.value_projection, loss);
+    expect_differences("q", q, got.query, loss, 2e-8);
+    expect_differences("k", k, got.key, loss, 2e-8);
+    expect_differences("v", v, got.value, loss, 2e-8);
+    expect_differences("e", e, got.key_projection, loss, 2e-8);
+    expect_differences("f", f, got.value_projection, loss, 2e-8);
   };
   check(oracle::random_tensor<double, 2>({4, 7}, 5),
         oracle::random_tensor<double, 3>({2, 4, 7}, 6));

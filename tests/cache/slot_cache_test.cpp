@@ -12,22 +12,14 @@
 #include "heed/parallel.hpp"
 #include "heed/score.hpp"
 #include "support/attention_oracle.hpp"
+#include "support/expect_error.hpp"
 
 namespace {
 
 using cache_model::sequence;
 using cache_model::tokens;
 using heed::index;
-
-template <class Error, class F>
-void expect_error(const std::string& message, F&& f) {
-  try {
-    f();
-    ADD_FAILURE() << "no exception, expected: " << message;
-  } catch (const Error& error) {
-    EXPECT_EQ(std::string(error.what()), message);
-  }
-}
+using support::expect_error;
 
 RC_GTEST_PROP(SlotCache, HoldsWhatVectorsOfVectorsHold, ()) {
   const cache_model::geometry g;

@@ -11,9 +11,13 @@
 #include <random>
 #include <vector>
 
+#include "support/differences.hpp"
+
 namespace {
 
 using heed::index;
+using support::dot;
+using support::expect_differences;
 
 template <int R>
 heed::tensor<double, R> random_tensor(const std::array<index, std::size_t{R}>& extents,
@@ -29,32 +33,6 @@ heed::tensor<double, R> random_tensor(const std::array<index, std::size_t{R}>& e
 template <int R>
 heed::view<const double, R> read(const heed::tensor<double, R>& t) {
   return heed::as_view(t);
-}
-
-template <class X, class Y>
-double dot(const X& x, const Y& y) {
-  double sum = 0;
-  for (index i = 0; i < x.size(); ++i) sum += x.data()[i] * y.data()[i];
-  return sum;
-}
-
-/// Central differences of `loss` by every number of `x`. The differences are off by step^2 of third
-/// derivatives and by eps / step of the loss: about 1e-9 of losses near 1.
-template <int R>
-void expect_differences(const char* name, heed::tensor<double, R>& x,
-                        const heed::tensor<double, R>& gradient,
-                        const std::function<double()>& loss) {
-  const double step = 1e-5;
-  for (index i = 0; i < x.size(); ++i) {
-    const double before = x.data()[i];
-    x.data()[i] = before + step;
-    const double up = loss();
-    x.data()[i] = before - step;
-    const double down = loss();
-    x.data()[i] = before;
-    const double want = (up - down) / (2 * step);
-    EXPECT_NEAR(gradient.data()[i], want, 2e-7 * (1 + std::abs(want))) << name << " at " << i;
-  }
 }
 
 TEST(GradientsOfRecurrences, HgrnAgreesWithDifferences) {

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "heed/tensor.hpp"
+#include "support/expect_error.hpp"
 #include "support/scalars.hpp"
 
 namespace {
@@ -21,6 +22,7 @@ namespace {
 using heed::index;
 using heed::rotary_embedding;
 using heed::rotary_layout;
+using support::expect_error;
 
 constexpr rotary_layout layouts[] = {rotary_layout::interleaved, rotary_layout::half_split};
 
@@ -461,16 +463,6 @@ TEST(RotaryScaling, FrequenciesOfOnesOwn) {
   EXPECT_NEAR(x(0, 1), 2 * std::sin(1.5), 1e-15);
   EXPECT_NEAR(x(0, 2), -2 * std::sin(0.75), 1e-15);
   EXPECT_NEAR(x(0, 3), 2 * std::cos(0.75), 1e-15);
-}
-
-template <class Error>
-void expect_error(const std::string& message, auto call) {
-  try {
-    call();
-    ADD_FAILURE() << "expected: " << message;
-  } catch (const Error& e) {
-    EXPECT_EQ(message, e.what());
-  }
 }
 
 TEST(RotaryErrors, Shapes) {

@@ -41,6 +41,21 @@
 
 namespace heed::inline HEED_TARGET {
 
+namespace detail {
+/// Gates [batch, heads, tokens], whose missing leading axes count as 1.
+template <class T, int R>
+[[nodiscard]] view<T, 3> gates_as_rank3(const view<T, R>& x) {
+  static_assert(R <= 3, "heed: gates are [batch, heads, tokens]");
+  std::array<index, 3> e{1, 1, 1};
+  std::array<index, 3> s{0, 0, 0};
+  for (int a = 0; a < R; ++a) {
+    e[static_cast<std::size_t>(3 - R + a)] = x.extent(a);
+    s[static_cast<std::size_t>(3 - R + a)] = x.stride(a);
+  }
+  return view<T, 3>(x.data(), e, s);
+}
+}  // namespace detail
+
 /// The score modifier s + G_i - G_j. Owns the sums; keep it alive during the call.
 class forget_gates {
  public:
@@ -50,17 +65,9 @@ class forget_gates {
   /// g is [batch, heads, tokens]; missing leading axes count as 1.
   template <tensor_like Gates>
   explicit forget_gates(const Gates& g) {
-    static_assert(rank_of<const Gates&> <= 3, "heed: gates are [batch, heads, tokens]");
-    const auto from = as_view(g);
-    std::array<index, 3> e{1, 1, 1};
-    std::array<index, 3> s{0, 0, 0};
-    constexpr int rank = rank_of<const Gates&>;
-    for (int a = 0; a < rank; ++a) {
-      e[static_cast<std::size_t>(3 - rank + a)] = from.extent(a);
-      s[static_cast<std::size_t>(3 - rank + a)] = from.stride(a);
-    }
+    const auto gates = detail::gates_as_rank3(as_view(g));
+    const auto e = gates.extents();
     sums_ = tensor<double, 4>({e[0], e[1], e[2], 2});
-    const view<std::remove_pointer_t<decltype(from.data())>, 3> gates(from.data(), e, s);
     for (index b = 0; b < e[0]; ++b) {
       for (index h = 0; h < e[1]; ++h) accumulate(gates, b, h);
     }

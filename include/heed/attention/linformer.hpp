@@ -13,8 +13,8 @@
 //
 // Every mixture holds every key: not causal, and masks by key have no meaning. E and F are learned
 // for one number of keys. Mixtures are summed in double and kept in the accumulator type, errors for
-// float at most an eps of their terms' absolute sum at any number of keys, then as heed::attention. FLOPs a head: 2 r M (D + Dv)
-// and 4 N r D; memory r (D + Dv) numbers a KV head. A NaN in k or v reaches every query of its
+// float at most an eps of their terms' absolute sum at any number of keys, then as heed::attention.
+// FLOPs a head: 2 r M (D + Dv) and 4 N r D; memory r (D + Dv) numbers a KV head. A NaN in k or v reaches every query of its
 // head. The same bits for any number of threads. Throws as heed::attention, before anything is
 // written. Source: Wang et al. 2020, arXiv 2006.04768, eq. 7.
 #pragma once
@@ -31,46 +31,57 @@ namespace heed::inline HEED_TARGET {
 
 namespace detail {
 
-/// Rows of `mix` times the tokens of x.
-template <class A, class E, class TP, class TX>
-[[nodiscard]] tensor<A, 4> mixed_tokens(E& exec, const view<const TP, 3>& mix,
-                                        const view<const TX, 4>& x) {
-  tensor<A, 4> out({x.extent(0), x.extent(1), mix.extent(1), x.extent(3)});
+/// to_i = sum_j mix_ij x_j of every batch and head. A task is a head.
+template <class E, class TP, class TX, class T>
+void mix_tokens(E& exec, const view<const TP, 3>& mix, const view<const TX, 4>& x,
+                const view<T, 4>& to) {
   const index tasks = x.extent(0) * x.extent(1);
   for_each_task(exec, worker_count(exec, tasks), tasks, [&](index, index task) noexcept {
     const index b = task / x.extent(1);
     const index h = task % x.extent(1);
     const index from = mix.extent(0) == 1 ? 0 : h;
     constexpr index together = 16;  // channels summed at a time
-    for (index r = 0; r < mix.extent(1); ++r) {
+    for (index i = 0; i < mix.extent(1); ++i) {
       for (index first = 0; first < x.extent(3); first += together) {
         const index count = (std::min)(together, x.extent(3) - first);
         double sum[std::size_t{together}] = {};
         for (index j = 0; j < x.extent(2); ++j) {
-          const auto weight = static_cast<double>(mix(from, r, j));
+          const auto weight = static_cast<double>(mix(from, i, j));
           for (index c = 0; c < count; ++c) {
             sum[c] += weight * static_cast<double>(x(b, h, j, first + c));
           }
         }
-        for (index c = 0; c < count; ++c) out(b, h, r, first + c) = static_cast<A>(sum[c]);
+        for (index c = 0; c < count; ++c) to(b, h, i, first + c) = static_cast<T>(sum[c]);
       }
     }
   });
+}
+
+/// The mixtures of the tokens of x.
+template <class A, class E, class TP, class TX>
+[[nodiscard]] tensor<A, 4> mixed_tokens(E& exec, const view<const TP, 3>& mix,
+                                        const view<const TX, 4>& x) {
+  tensor<A, 4> out({x.extent(0), x.extent(1), mix.extent(1), x.extent(3)});
+  mix_tokens(exec, mix, x, as_view(out));
   return out;
+}
+
+/// A projection, [r, keys] for all heads or [kv heads, r, keys], as the latter.
+template <class T, int R>
+[[nodiscard]] view<T, 3> as_projection(const view<T, R>& x) {
+  static_assert(R == 2 || R == 3, "heed: a projection is [r, keys] or [kv heads, r, keys]");
+  if constexpr (R == 3) {
+    return x;
+  } else {
+    return view<T, 3>(x.data(), {1, x.extent(0), x.extent(1)}, {0, x.stride(0), x.stride(1)});
+  }
 }
 
 template <class P>
 [[nodiscard]] auto open_projection(const char* name, const P& p, index kv_heads, index keys) {
-  static_assert(tensor_like<const P&> && (rank_of<const P&> == 2 || rank_of<const P&> == 3),
-                "heed: a projection is [r, keys] or [kv heads, r, keys]");
-  using T = scalar_of<const P&>;
-  const auto given = as_view(p);
-  view<const T, 3> v;
-  if constexpr (rank_of<const P&> == 2) {
-    v = view<const T, 3>(given.data(), {1, given.extent(0), given.extent(1)},
-                         {0, given.stride(0), given.stride(1)});
-  } else {
-    v = given;
+  static_assert(tensor_like<const P&>, "heed: a projection is a tensor");
+  const view<const scalar_of<const P&>, 3> v = as_projection(as_view(p));
+  if constexpr (rank_of<const P&> == 3) {
     require_equal(name, "heads", v.extent(0), "k", kv_heads);
   }
   require_equal(name, "keys", v.extent(2), "k", keys);

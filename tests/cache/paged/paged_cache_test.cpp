@@ -13,6 +13,7 @@
 #include "heed/parallel.hpp"
 #include "heed/score.hpp"
 #include "support/attention_oracle.hpp"
+#include "support/expect_error.hpp"
 
 namespace {
 
@@ -20,16 +21,7 @@ using cache_model::sequence;
 using cache_model::tokens;
 using heed::index;
 using heed::page_id;
-
-template <class Error, class F>
-void expect_error(const std::string& message, F&& f) {
-  try {
-    f();
-    ADD_FAILURE() << "no exception, expected: " << message;
-  } catch (const Error& error) {
-    EXPECT_EQ(std::string(error.what()), message);
-  }
-}
+using support::expect_error;
 
 /// Pages that the sequences and the held pages have between them, by counting.
 index pages_in_use(const heed::paged_cache<float>& cache, const std::vector<page_id>& held) {

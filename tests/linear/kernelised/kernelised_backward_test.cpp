@@ -5,16 +5,17 @@
 
 #include <array>
 #include <cmath>
-#include <functional>
 #include <random>
 
 #include "heed/linear/kernelised/backward/linear_attention_backward.hpp"
 #include "heed/parallel.hpp"
 #include "heed/tensor.hpp"
+#include "support/differences.hpp"
 
 namespace {
 
 using heed::index;
+using support::expect_differences;
 using numbers = heed::tensor<double, 4>;
 
 numbers random_numbers(const std::array<index, 4>& extents, unsigned seed, double scale = 1) {
@@ -78,27 +79,6 @@ TEST(KernelisedBackward, AgreesWithTheTextbook) {
   }
 }
 
-/// Central differences: off by step^2 of third derivatives and by eps / step, about 1e-9.
-void expect_differences(const char* name, numbers& x, const numbers& gradient,
-                        const std::function<double()>& loss) {
-  constexpr double step = 1e-5;
-  for (index i = 0; i < x.size(); ++i) {
-    const double before = x.data()[i];
-    x.data()[i] = before + step;
-    const double up = loss();
-    x.data()[i] = before - step;
-    const double down = loss();
-    x.data()[i] = before;
-    const double want = (up - down) / (2 * step);
-    EXPECT_NEAR(gradient.data()[i], want, 2e-7 * (1 + std::abs(want))) << name << " at " << i;
-  }
-}
-double loss_of(const numbers& out, const numbers& d_out) {
-  double sum = 0;
-  for (index i = 0; i < out.size(); ++i) sum += out.data()[i] * d_out.data()[i];
-  return sum;
-}
-
 TEST(CosformerBackward, AgreesWithDifferences) {
   for (const bool causal : {false, true}) {
     problem x(2, 1, 7, causal ? 7 : 9, 3, 2);
@@ -107,7 +87,7 @@ TEST(CosformerBackward, AgreesWithDifferences) {
     results g(x);
     heed::cosformer_attention_backward(x.inputs(), g.views(), options);
     const auto loss = [&] {
-      return loss_of(heed::cosformer_attention(x.q, x.k, x.v, options), x.d_out);
+      return support::dot(heed::cosformer_attention(x.q, x.k, x.v, options), x.d_out);
     };
     expect_differences("q", x.q, g.q, loss);
     expect_differences("k", x.k, g.k, loss);
@@ -139,7 +119,7 @@ TEST(PerformerBackward, AgreesWithDifferences) {
     heed::thread_pool pool(2);
     heed::performer_attention_backward(pool, x.inputs(), g.views(), w, options);
     const auto loss = [&] {
-      return loss_of(heed::performer_attention(x.q, x.k, x.v, w, options), x.d_out);
+      return support::dot(heed::performer_attention(x.q, x.k, x.v, w, options), x.d_out);
     };
     expect_differences("q", x.q, g.q, loss);
     expect_differences("k", x.k, g.k, loss);

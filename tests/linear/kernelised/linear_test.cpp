@@ -21,6 +21,7 @@
 
 #include "heed/parallel.hpp"
 #include "heed/tensor.hpp"
+#include "support/expect_error.hpp"
 #include "support/scalars.hpp"
 
 namespace {
@@ -28,6 +29,7 @@ namespace {
 using heed::index;
 using heed::linear_form;
 using heed::linear_options;
+using support::expect_error;
 
 constexpr linear_form forms[] = {linear_form::recurrent, linear_form::chunked,
                                  linear_form::parallel};
@@ -692,16 +694,6 @@ void expect_no_drift(index tokens, index piece) {
 }
 
 TEST(LongLinear, AMillionTokens) { expect_no_drift(1'000'000, 50'000); }
-
-template <class Error>
-void expect_error(const std::string& message, auto call) {
-  try {
-    call();
-    ADD_FAILURE() << "expected: " << message;
-  } catch (const Error& e) {
-    EXPECT_EQ(message, e.what());
-  }
-}
 
 TEST(LinearErrors, Shapes) {
   using heed::shape_error;

@@ -15,11 +15,13 @@
 #include "heed/parallel.hpp"
 #include "heed/sparse.hpp"
 #include "support/attention_oracle.hpp"
+#include "support/expect_error.hpp"
 #include "support/scalars.hpp"
 
 namespace {
 
 using heed::index;
+using support::expect_error;
 
 /// Small integers: sums of products are exact in float, and many bounds are equal.
 template <class T>
@@ -447,16 +449,6 @@ TEST(PageBoundsDecode, SequencesOfDifferentLengths) {
     };
     check(pages, got);
     check(shared, of_shared);
-  }
-}
-
-template <class Error, class F>
-void expect_error(const std::string& message, F&& f) {
-  try {
-    f();
-    ADD_FAILURE() << "no exception, expected: " << message;
-  } catch (const Error& error) {
-    EXPECT_EQ(std::string(error.what()), message);
   }
 }
 

@@ -64,19 +64,6 @@ struct gate_sum_gradient {
   }
 };
 
-/// x [batch, heads, tokens] of gates, whose missing leading axes count as 1.
-template <class T, int R>
-[[nodiscard]] view<T, 3> gates_as_rank3(const view<T, R>& x) {
-  static_assert(R <= 3, "heed: gates are [batch, heads, tokens]");
-  std::array<index, 3> e{1, 1, 1};
-  std::array<index, 3> s{0, 0, 0};
-  for (int a = 0; a < R; ++a) {
-    e[static_cast<std::size_t>(3 - R + a)] = x.extent(a);
-    s[static_cast<std::size_t>(3 - R + a)] = x.stride(a);
-  }
-  return view<T, 3>(x.data(), e, s);
-}
-
 /// dg of one head from the gradients of its running sums.
 template <class TG, class TD>
 void gate_gradients(const view<const TG, 3>& g, const tensor<double, 3>& sums,

@@ -16,10 +16,7 @@
 // Wang et al. 2020, arXiv 2006.04768, eq. 7; reverse accumulation.
 #pragma once
 
-#include <algorithm>
-#include <type_traits>
 #include <utility>
-#include <vector>
 
 #include "heed/attention/backward/attention_backward.hpp"
 #include "heed/attention/linformer.hpp"
@@ -38,33 +35,6 @@ struct linformer_gradients {
 };
 
 namespace detail {
-
-/// to = mix' d: what the tokens of a head receive from its mixtures' gradients.
-template <class A, class E, class TP, class TX>
-void unmix_tokens(E& exec, const view<const TP, 3>& mix, const tensor<A, 4>& d,
-                  const view<TX, 4>& to) {
-  const index heads = to.extent(1);
-  const index tasks = to.extent(0) * heads;
-  for_each_task(exec, worker_count(exec, tasks), tasks, [&](index, index task) noexcept {
-    const index b = task / heads;
-    const index h = task % heads;
-    const index from = mix.extent(0) == 1 ? 0 : h;
-    constexpr index together = 16;  // channels summed at a time
-    for (index j = 0; j < to.extent(2); ++j) {
-      for (index first = 0; first < to.extent(3); first += together) {
-        const index count = (std::min)(together, to.extent(3) - first);
-        double sum[std::size_t{together}] = {};
-        for (index r = 0; r < mix.extent(1); ++r) {
-          const auto weight = static_cast<double>(mix(from, r, j));
-          for (index c = 0; c < count; ++c) {
-            sum[c] += weight * static_cast<double>(d(b, h, r, first + c));
-          }
-        }
-        for (index c = 0; c < count; ++c) to(b, h, j, first + c) = static_cast<TX>(sum[c]);
-      }
-    }
-  });
-}
 
 /// to = d x', over channels, batch and the heads that share a projection. A task is a row of one.
 template <class A, class E, class TX, class TP>
@@ -124,23 +94,14 @@ struct linformer_backward_method : attention_method {
     tensor<A, 4> d_keys(keys.extents()), d_values(values.extents());
     attention_backward_into(exec, gradients(as_rank4(as_view(to.query)), d_keys, d_values), q4,
                             keys, values, into(out, lse), d4, options, modifiers...);
-    unmix_tokens(exec, pe, d_keys, as_rank4(as_view(to.key)));
-    unmix_tokens(exec, pf, d_values, as_rank4(as_view(to.value)));
-    // The same axes as the projections, whatever their rank.
-    const auto rows = [](auto& x) { return projection_rows(as_view(x)); };
-    projection_gradient(exec, d_keys, k4, rows(to.key_projection), rank_of<const PE&> == 2);
-    projection_gradient(exec, d_values, v4, rows(to.value_projection), rank_of<const PF&> == 2);
+    mix_tokens(exec, pe.swap_axes(1, 2), as_view(std::as_const(d_keys)), as_rank4(as_view(to.key)));
+    mix_tokens(exec, pf.swap_axes(1, 2), as_view(std::as_const(d_values)),
+               as_rank4(as_view(to.value)));
+    projection_gradient(exec, d_keys, k4, as_projection(as_view(to.key_projection)),
+                        rank_of<const PE&> == 2);
+    projection_gradient(exec, d_values, v4, as_projection(as_view(to.value_projection)),
+                        rank_of<const PF&> == 2);
     return to;
-  }
-
- private:
-  template <class T, int R>
-  [[nodiscard]] static view<T, 3> projection_rows(const view<T, R>& x) {
-    if constexpr (R == 3) {
-      return x;
-    } else {
-      return view<T, 3>(x.data(), {1, x.extent(0), x.extent(1)}, {0, x.stride(0), x.stride(1)});
-    }
   }
 };
 
