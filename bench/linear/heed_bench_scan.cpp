@@ -13,6 +13,13 @@
 //   hgrn                  1 and 1
 //   rwkv4                 4 and 4
 //   causal_convolution    1 (silu) and 4 taps
+//
+// and METHOD_backward, what is computed again once in it,
+//
+//   selective_scan        S exponentials, 8 S multiply-adds
+//   hgrn                  1 and 2
+//   rwkv4                 7 and 13
+//   causal_convolution    1 and 3 x 4 taps
 #include <functional>
 #include <string>
 
@@ -36,7 +43,15 @@ struct scan_data {
         read(random_tensor<float, 3>(write.extents(), 4)),
         rates({channels, states}),
         taps(random_tensor<float, 2>({channels, 4}, 5)),
-        by_channel(random_tensor<float, 1>({channels}, 6)) {
+        by_channel(random_tensor<float, 1>({channels}, 6)),
+        d_out(random_tensor<float, 3>(x.extents(), 7)),
+        dx(x.extents()),
+        d_gate(x.extents()),
+        d_write({1, n, 1, states}),
+        d_read(d_write.extents()),
+        d_rates(rates.extents()),
+        d_taps(taps.extents()),
+        d_by_channel(by_channel.extents()) {
     for (index i = 0; i < x.size(); ++i) {
       gate.data()[i] = -std::abs(gate.data()[i]);
       step.data()[i] = 0.01F * static_cast<float>(1 + i % 7);
@@ -48,8 +63,19 @@ struct scan_data {
   heed::tensor<float, 3> x, gate, step, out, write, read;
   heed::tensor<float, 2> rates, taps;
   heed::tensor<float, 1> by_channel;
+  heed::tensor<float, 3> d_out, dx, d_gate;
+  heed::tensor<float, 4> d_write, d_read;
+  heed::tensor<float, 2> d_rates, d_taps;
+  heed::tensor<float, 1> d_by_channel;
   heed::workspace scratch;
 };
+
+template <class T>
+[[nodiscard]] heed::view<T, 4> one_group(const heed::view<T, 3>& x) {
+  return {x.data(),
+          {x.extent(0), x.extent(1), 1, x.extent(2)},
+          {x.stride(0), x.stride(1), 0, x.stride(2)}};
+}
 
 /// Of one token and channel.
 struct arithmetic {
@@ -77,6 +103,44 @@ void register_method(const std::string& method, index channels, index n, const a
     state.counters["workspace"] = static_cast<double>(data.scratch.size());
     if (m.shared) state.counters["shared"] = 1;
   })->Unit(benchmark::kMicrosecond);
+}
+
+void register_backward(const std::string& shape, const std::string& with_states, index channels,
+                       index n) {
+  using heed::as_view;
+  constexpr double s = states;
+  register_method(
+      "selective_scan_backward" + with_states, channels, n, {s, 8 * s}, 7, [](scan_data& d) {
+        heed::selective_scan_backward_inputs<float> in{
+            as_view(d.x), as_view(d.step), as_view(d.rates),
+            one_group<const float>(as_view(d.write)), one_group<const float>(as_view(d.read))};
+        in.d_out = as_view(d.d_out);
+        heed::selective_scan_backward(pool_of(1), in,
+                                      {as_view(d.dx), as_view(d.d_gate), as_view(d.d_rates),
+                                       as_view(d.d_write), as_view(d.d_read)},
+                                      {.scratch = &d.scratch});
+      });
+  register_method("hgrn_backward" + shape, channels, n, {1, 2}, 7, [](scan_data& d) {
+    const heed::hgrn_backward_inputs<float> in{as_view(d.x), as_view(d.gate), {}, as_view(d.d_out)};
+    heed::hgrn_backward(pool_of(1), in, {as_view(d.dx), as_view(d.d_gate)},
+                        {.scratch = &d.scratch});
+  });
+  register_method("rwkv4_backward" + shape, channels, n, {7, 13}, 7, [](scan_data& d) {
+    const heed::rwkv4_backward_inputs<float> in{as_view(d.gate), as_view(d.x),
+                                                as_view(d.by_channel), as_view(d.by_channel),
+                                                as_view(d.d_out)};
+    heed::rwkv4_backward(pool_of(1), in,
+                         {as_view(d.d_gate), as_view(d.dx), as_view(d.d_by_channel)},
+                         {.scratch = &d.scratch});
+  });
+  register_method("causal_convolution_backward" + shape, channels, n, {1, 12}, 3, [](scan_data& d) {
+    const auto turned = [](auto& t) { return as_view(t).swap_axes(1, 2); };
+    heed::convolution_backward_inputs<float> in{turned(d.x), as_view(d.taps)};
+    in.silu = true;
+    in.d_out = turned(d.d_out);
+    heed::causal_convolution_backward(pool_of(1), in, {turned(d.dx), as_view(d.d_taps)},
+                                      {.scratch = &d.scratch});
+  });
 }
 
 void register_scans(index channels, index n) {
@@ -109,6 +173,7 @@ void register_scans(index channels, index n) {
                                   heed::as_view(d.x).swap_axes(1, 2), d.taps,
                                   {.silu = true, .scratch = &d.scratch});
   });
+  register_backward(shape, with_states, channels, n);
 }
 
 }  // namespace

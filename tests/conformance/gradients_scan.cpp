@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: MIT
 // Gradients of S6, HGRN and the convolution. S6 and the convolution are batch x channels x tokens
 // there, HGRN batch x tokens x channels.
-#include <heed/linear/convolution/naive_backward.hpp>
-#include <heed/linear/scan/naive_hgrn_backward.hpp>
-#include <heed/linear/scan/naive_s6_backward.hpp>
+#include <heed/linear/convolution/convolution_backward.hpp>
+#include <heed/linear/scan/backward/hgrn_backward.hpp>
+#include <heed/linear/scan/backward/selective_scan_backward.hpp>
 #include <string>
 
 #include "conformance/case.hpp"
@@ -82,8 +82,7 @@ void convolution(const test_case& c, const gradient_case<T>& data) {
   in.silu = c.attribute<bool>("silu", true);
   in.d_out = d_out.read();
   in.d_final_state = d_final.read();
-  heed::naive_causal_convolution_backward<T>(
-      in, {x.write(), weight.write(), bias.write(), past.write()});
+  heed::causal_convolution_backward<T>(in, {x.write(), weight.write(), bias.write(), past.write()});
   data.compare("x", x);
   data.compare("weight", weight);
   data.compare("bias", bias);
@@ -98,7 +97,7 @@ void hgrn(const gradient_case<T>& data) {
   const auto d_out = data.template cotangent<3>("o");
   const auto d_final = data.template cotangent<2>("h");
   for (const index chunk : {1, 7, 64}) {
-    heed::naive_hgrn_backward<T>(
+    heed::hgrn_backward<T>(
         {x.read(), g.read(), initial.read(), d_out.read(), d_final.read(), chunk},
         {x.write(), g.write(), initial.write()});
     data.compare("x", x);
@@ -154,7 +153,7 @@ void selective_scan(const test_case& c, const gradient_case<T>& data) {
     in.d_out = tokens_second(d_out.read());
     in.d_final_state = d_final.read();
     in.chunk = chunk;
-    heed::naive_selective_scan_backward<T>(
+    heed::selective_scan_backward<T>(
         in,
         {tokens_second(x.write()), tokens_second(dt.write()), a.write(), b.write(), weights.write(),
          skip.write(), tokens_second(gate.write()), bias.write(), initial.write()});

@@ -9,7 +9,7 @@
 // gradient [batch, channels, W-1]. The next state is the last W-1 of [past, x]: its gradient,
 // d_final_state, is added to those. Gradients of weight and bias are sums over batch and tokens.
 //
-// Accumulates in A: error at most (batch x tokens + W) eps of the terms' absolute sum. silu' is
+// In float or double: error at most (batch x tokens + W) eps of the terms' absolute sum. silu' is
 // sigmoid(s) (1 + s (1 - sigmoid(s))). Cost 6 W FLOPs an input; tokens + W numbers of scratch.
 // Serial. Throws shape_error, std::bad_alloc, before anything is written.
 // Source of the forward form: van den Oord et al. 2016, arXiv 1609.03499; reverse accumulation.
@@ -23,32 +23,53 @@
 #include "heed/core/errors.hpp"
 #include "heed/core/target.hpp"
 #include "heed/linear/gradient_views.hpp"
+#include "heed/tensor/scalar.hpp"
 
 namespace heed::inline HEED_TARGET {
 
 /// What the convolution read, and what is known of what it wrote. A view without data is absent, or
-/// zeros.
-template <class A>
+/// zeros. What has no tokens, and the past, is of the accumulator type of T.
+template <class T>
 struct convolution_backward_inputs {
-  view<const A, 3> x;
-  view<const A, 2> weight;
-  view<const A, 1> bias{};
-  view<const A, 3> past{};
+  view<const T, 3> x;
+  view<const accumulate_t<T>, 2> weight;
+  view<const accumulate_t<T>, 1> bias{};
+  view<const accumulate_t<T>, 3> past{};
   bool silu = false;
-  view<const A, 3> d_out{};
-  view<const A, 3> d_final_state{};
+  view<const T, 3> d_out{};
+  view<const accumulate_t<T>, 3> d_final_state{};
 };
 
 /// Where gradients go. One without data is not wanted.
-template <class A>
+template <class T>
 struct convolution_gradients {
-  view<A, 3> x{};
-  view<A, 2> weight{};
-  view<A, 1> bias{};
-  view<A, 3> past{};
+  view<T, 3> x{};
+  view<accumulate_t<T>, 2> weight{};
+  view<accumulate_t<T>, 1> bias{};
+  view<accumulate_t<T>, 3> past{};
 };
 
 namespace detail {
+
+template <class T>
+void check_convolution_backward(const convolution_backward_inputs<T>& in,
+                                const convolution_gradients<T>& to, index sequences) {
+  const auto e = in.x.extents();
+  const index taps = in.weight.extent(1);
+  if (taps < 1) fail<shape_error>("weight has taps 0, must be at least 1");
+  const std::array<index, 2> weight{e[1], taps};
+  const std::array<index, 1> channels{e[1]};
+  const std::array<index, 3> past{sequences, e[1], taps - 1};
+  check_extents("weight", in.weight, weight);
+  check_extents_if_given("bias", in.bias, channels);
+  check_extents_if_given("past", in.past, past);
+  check_extents_if_given("d_out", in.d_out, e);
+  check_extents_if_given("d_final_state", in.d_final_state, past);
+  check_extents_if_given("dx", to.x, e);
+  check_extents_if_given("d_weight", to.weight, weight);
+  check_extents_if_given("d_bias", to.bias, channels);
+  check_extents_if_given("d_past", to.past, past);
+}
 
 /// One channel of one sequence. `input` is [past, x] and `gradient` that of it.
 template <class A>
@@ -93,19 +114,7 @@ void naive_causal_convolution_backward(const convolution_backward_inputs<A>& in,
                                        const convolution_gradients<A>& to) {
   const auto e = in.x.extents();
   const index taps = in.weight.extent(1);
-  if (taps < 1) fail<shape_error>("weight has taps 0, must be at least 1");
-  const std::array<index, 2> weight{e[1], taps};
-  const std::array<index, 1> channels{e[1]};
-  const std::array<index, 3> past{e[0], e[1], taps - 1};
-  detail::check_extents("weight", in.weight, weight);
-  detail::check_extents_if_given("bias", in.bias, channels);
-  detail::check_extents_if_given("past", in.past, past);
-  detail::check_extents_if_given("d_out", in.d_out, e);
-  detail::check_extents_if_given("d_final_state", in.d_final_state, past);
-  detail::check_extents_if_given("dx", to.x, e);
-  detail::check_extents_if_given("d_weight", to.weight, weight);
-  detail::check_extents_if_given("d_bias", to.bias, channels);
-  detail::check_extents_if_given("d_past", to.past, past);
+  detail::check_convolution_backward(in, to, e[0]);
   std::vector<A> input(static_cast<std::size_t>(e[2] + taps - 1));
   std::vector<A> gradient(input.size());
   detail::clear_sum(to.weight);

@@ -11,7 +11,7 @@
 // Axes as selective_scan has them; b and c are [batch, tokens, groups, N]. Their gradients are sums
 // over the channels of a group, those of A, D and dt_bias sums over batch and tokens.
 //
-// Accumulates in A. A decay of 0 (dt' A of -inf) has gradient 0. Keeps a state every `chunk`
+// In float or double. A decay of 0 (dt' A of -inf) has gradient 0. Keeps a state every `chunk`
 // tokens and computes those between again: (tokens / chunk + chunk) states of N numbers a channel.
 // Serial. Throws shape_error, option_error, std::bad_alloc, before anything is written.
 // Source of the forward form: Gu, Dao 2023, arXiv 2312.00752; reverse accumulation.
@@ -26,42 +26,79 @@
 #include "heed/core/target.hpp"
 #include "heed/linear/gradient_views.hpp"
 #include "heed/linear/kept_states.hpp"
+#include "heed/tensor/scalar.hpp"
 
 namespace heed::inline HEED_TARGET {
 
-/// What the selective scan read, and what is known of what it wrote.
-template <class A>
+/// What the selective scan read, and what is known of what it wrote. What has no tokens is of the
+/// accumulator type of T.
+template <class T>
 struct selective_scan_backward_inputs {
-  view<const A, 3> x;
-  view<const A, 3> dt;
-  view<const A, 2> a;
-  view<const A, 4> b;
-  view<const A, 4> c;
-  view<const A, 1> skip{};
-  view<const A, 3> gate{};
-  view<const A, 1> dt_bias{};
-  view<const A, 3> initial_state{};
+  view<const T, 3> x;
+  view<const T, 3> dt;
+  view<const accumulate_t<T>, 2> a;
+  view<const T, 4> b;
+  view<const T, 4> c;
+  view<const accumulate_t<T>, 1> skip{};
+  view<const T, 3> gate{};
+  view<const accumulate_t<T>, 1> dt_bias{};
+  view<const accumulate_t<T>, 3> initial_state{};
   bool softplus = false;
-  view<const A, 3> d_out{};
-  view<const A, 3> d_final_state{};
-  index chunk = 64;
+  view<const T, 3> d_out{};
+  view<const accumulate_t<T>, 3> d_final_state{};
+  index chunk = 64;  ///< tokens from one kept state to the next
 };
 
 /// Where gradients go. One without data is not wanted.
-template <class A>
+template <class T>
 struct selective_scan_gradients {
-  view<A, 3> x{};
-  view<A, 3> dt{};
-  view<A, 2> a{};
-  view<A, 4> b{};
-  view<A, 4> c{};
-  view<A, 1> skip{};
-  view<A, 3> gate{};
-  view<A, 1> dt_bias{};
-  view<A, 3> initial_state{};
+  view<T, 3> x{};
+  view<T, 3> dt{};
+  view<accumulate_t<T>, 2> a{};
+  view<T, 4> b{};
+  view<T, 4> c{};
+  view<accumulate_t<T>, 1> skip{};
+  view<T, 3> gate{};
+  view<accumulate_t<T>, 1> dt_bias{};
+  view<accumulate_t<T>, 3> initial_state{};
 };
 
 namespace detail {
+
+template <class T>
+void check_selective_scan_backward(const selective_scan_backward_inputs<T>& in,
+                                   const selective_scan_gradients<T>& to, index sequences) {
+  const auto e = in.x.extents();
+  const index n = in.a.extent(1);
+  const std::array<index, 2> rates{e[2], n};
+  const std::array<index, 4> weights{e[0], e[1], in.b.extent(2), n};
+  const std::array<index, 3> state{sequences, e[2], n};
+  check_state_chunk(in.chunk);
+  check_extents("dt", in.dt, e);
+  check_extents("a", in.a, rates);
+  check_extents("b", in.b, weights);
+  check_extents("c", in.c, weights);
+  if (weights[2] < 1 || e[2] % weights[2] != 0) {
+    fail<shape_error>("x has " + std::to_string(e[2]) + " channels, not a multiple of b's " +
+                      std::to_string(weights[2]) + " groups");
+  }
+  const std::array<index, 1> channels{e[2]};
+  check_extents_if_given("skip", in.skip, channels);
+  check_extents_if_given("gate", in.gate, e);
+  check_extents_if_given("dt_bias", in.dt_bias, channels);
+  check_extents_if_given("initial_state", in.initial_state, state);
+  check_extents_if_given("d_out", in.d_out, e);
+  check_extents_if_given("d_final_state", in.d_final_state, state);
+  check_extents_if_given("dx", to.x, e);
+  check_extents_if_given("d_dt", to.dt, e);
+  check_extents_if_given("da", to.a, rates);
+  check_extents_if_given("db", to.b, weights);
+  check_extents_if_given("dc", to.c, weights);
+  check_extents_if_given("d_skip", to.skip, channels);
+  check_extents_if_given("d_gate", to.gate, e);
+  check_extents_if_given("d_dt_bias", to.dt_bias, channels);
+  check_extents_if_given("d_initial_state", to.initial_state, state);
+}
 
 /// One channel of one sequence of S6. H is the gradient of the state.
 template <class A>
@@ -165,35 +202,7 @@ template <class A>
 void naive_selective_scan_backward(const selective_scan_backward_inputs<A>& in,
                                    const selective_scan_gradients<A>& to) {
   const auto e = in.x.extents();
-  const index n = in.a.extent(1);
-  const std::array<index, 2> rates{e[2], n};
-  const std::array<index, 4> weights{e[0], e[1], in.b.extent(2), n};
-  const std::array<index, 3> state{e[0], e[2], n};
-  detail::check_state_chunk(in.chunk);
-  detail::check_extents("dt", in.dt, e);
-  detail::check_extents("a", in.a, rates);
-  detail::check_extents("b", in.b, weights);
-  detail::check_extents("c", in.c, weights);
-  if (weights[2] < 1 || e[2] % weights[2] != 0) {
-    fail<shape_error>("x has " + std::to_string(e[2]) + " channels, not a multiple of b's " +
-                      std::to_string(weights[2]) + " groups");
-  }
-  const std::array<index, 1> channels{e[2]};
-  detail::check_extents_if_given("skip", in.skip, channels);
-  detail::check_extents_if_given("gate", in.gate, e);
-  detail::check_extents_if_given("dt_bias", in.dt_bias, channels);
-  detail::check_extents_if_given("initial_state", in.initial_state, state);
-  detail::check_extents_if_given("d_out", in.d_out, e);
-  detail::check_extents_if_given("d_final_state", in.d_final_state, state);
-  detail::check_extents_if_given("dx", to.x, e);
-  detail::check_extents_if_given("d_dt", to.dt, e);
-  detail::check_extents_if_given("da", to.a, rates);
-  detail::check_extents_if_given("db", to.b, weights);
-  detail::check_extents_if_given("dc", to.c, weights);
-  detail::check_extents_if_given("d_skip", to.skip, channels);
-  detail::check_extents_if_given("d_gate", to.gate, e);
-  detail::check_extents_if_given("d_dt_bias", to.dt_bias, channels);
-  detail::check_extents_if_given("d_initial_state", to.initial_state, state);
+  detail::check_selective_scan_backward(in, to, e[0]);
   detail::naive_selective_channel<A> one(in, to);
   detail::clear_sum(to.a);
   detail::clear_sum(to.b);

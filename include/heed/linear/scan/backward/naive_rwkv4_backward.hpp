@@ -12,7 +12,7 @@
 //
 // k, v, d_out, dk, dv [batch, tokens, channels]; decay, bonus u [channels], their gradients are
 // sums over batch and tokens. The state begins empty. A key of -inf has no weight and gradient 0.
-// Accumulates in A; 2 tokens numbers of scratch. Serial. Throws shape_error, std::bad_alloc, before
+// In float or double; 2 tokens numbers of scratch. Serial. Throws shape_error, std::bad_alloc, before
 // anything is written.
 // Source of the forward form: Peng et al. 2023, arXiv 2305.13048, eq. 16; reverse accumulation.
 #pragma once
@@ -25,29 +25,48 @@
 
 #include "heed/core/target.hpp"
 #include "heed/linear/gradient_views.hpp"
+#include "heed/linear/kept_states.hpp"
+#include "heed/tensor/scalar.hpp"
 
 namespace heed::inline HEED_TARGET {
 
-/// What the forward pass read, and the gradient of what it wrote.
-template <class A>
+/// What the forward pass read, and the gradient of what it wrote. What has no tokens is of the
+/// accumulator type of T.
+template <class T>
 struct rwkv4_backward_inputs {
-  view<const A, 3> k;
-  view<const A, 3> v;
-  view<const A, 1> decay;
-  view<const A, 1> bonus;
-  view<const A, 3> d_out;
+  view<const T, 3> k;
+  view<const T, 3> v;
+  view<const accumulate_t<T>, 1> decay;
+  view<const accumulate_t<T>, 1> bonus;
+  view<const T, 3> d_out;
+  index chunk = 64;  ///< tokens from one kept state to the next; the textbook form keeps none
 };
 
 /// Where gradients go. One without data is not wanted.
-template <class A>
+template <class T>
 struct rwkv4_gradients {
-  view<A, 3> k{};
-  view<A, 3> v{};
-  view<A, 1> decay{};
-  view<A, 1> bonus{};
+  view<T, 3> k{};
+  view<T, 3> v{};
+  view<accumulate_t<T>, 1> decay{};
+  view<accumulate_t<T>, 1> bonus{};
 };
 
 namespace detail {
+
+template <class T>
+void check_rwkv4_backward(const rwkv4_backward_inputs<T>& in, const rwkv4_gradients<T>& to) {
+  const auto e = in.k.extents();
+  const std::array<index, 1> channels{e[2]};
+  check_state_chunk(in.chunk);
+  check_extents("v", in.v, e);
+  check_extents("decay", in.decay, channels);
+  check_extents("bonus", in.bonus, channels);
+  check_extents("d_out", in.d_out, e);
+  check_extents_if_given("dk", to.k, e);
+  check_extents_if_given("dv", to.v, e);
+  check_extents_if_given("d_decay", to.decay, channels);
+  check_extents_if_given("d_bonus", to.bonus, channels);
+}
 
 /// One channel of one sequence.
 template <class A>
@@ -137,15 +156,7 @@ class naive_rwkv4_channel {
 template <class A>
 void naive_rwkv4_backward(const rwkv4_backward_inputs<A>& in, const rwkv4_gradients<A>& to) {
   const auto e = in.k.extents();
-  const std::array<index, 1> channels{e[2]};
-  detail::check_extents("v", in.v, e);
-  detail::check_extents("decay", in.decay, channels);
-  detail::check_extents("bonus", in.bonus, channels);
-  detail::check_extents("d_out", in.d_out, e);
-  detail::check_extents_if_given("dk", to.k, e);
-  detail::check_extents_if_given("dv", to.v, e);
-  detail::check_extents_if_given("d_decay", to.decay, channels);
-  detail::check_extents_if_given("d_bonus", to.bonus, channels);
+  detail::check_rwkv4_backward(in, to);
   detail::naive_rwkv4_channel<A> one(in);
   detail::clear_sum(to.decay);
   detail::clear_sum(to.bonus);
