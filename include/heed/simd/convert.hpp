@@ -39,21 +39,19 @@ inline constexpr bool is_code = std::is_same_v<T, std::uint8_t> || std::is_same_
 
 #if defined(EIGEN_VECTORIZE_AVX2)
 namespace detail {
-/// float8_e4m3 codes, one in each 16 bits, as halves 2^8 times too small: the exponents' biases
-/// differ by 8, and a half's smallest numbers hold e4m3's.
+/// float8_e4m3 codes, one in each 16 bits with its sign in all of the upper ones, as halves 2^8 times
+/// too small: the exponents' biases differ by 8, and a half's smallest numbers hold e4m3's. One more
+/// than NaN's magnitude, 0x7F, carries into the exponent's highest bit, which is free.
 HEED_INLINE __m128i e4m3_to_half(__m128i code) noexcept {
-  const __m128i magnitude = _mm_and_si128(code, _mm_set1_epi16(0x7F));
-  const __m128i sign = _mm_slli_epi16(_mm_and_si128(code, _mm_set1_epi16(0x80)), 8);
-  const __m128i nan =
-      _mm_and_si128(_mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x7F)), _mm_set1_epi16(0x7E00));
-  return _mm_or_si128(_mm_or_si128(sign, nan), _mm_slli_epi16(magnitude, 7));
+  const __m128i half = _mm_and_si128(_mm_slli_epi16(code, 7), _mm_set1_epi16(short{-0x4080}));
+  const __m128i carry = _mm_add_epi16(half, _mm_set1_epi16(0x80));
+  return _mm_or_si128(half, _mm_and_si128(carry, _mm_set1_epi16(0x4000)));
 }
 HEED_INLINE __m256i e4m3_to_half(__m256i code) noexcept {
-  const __m256i magnitude = _mm256_and_si256(code, _mm256_set1_epi16(0x7F));
-  const __m256i sign = _mm256_slli_epi16(_mm256_and_si256(code, _mm256_set1_epi16(0x80)), 8);
-  const __m256i nan = _mm256_and_si256(_mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x7F)),
-                                       _mm256_set1_epi16(0x7E00));
-  return _mm256_or_si256(_mm256_or_si256(sign, nan), _mm256_slli_epi16(magnitude, 7));
+  const __m256i half =
+      _mm256_and_si256(_mm256_slli_epi16(code, 7), _mm256_set1_epi16(short{-0x4080}));
+  const __m256i carry = _mm256_add_epi16(half, _mm256_set1_epi16(0x80));
+  return _mm256_or_si256(half, _mm256_and_si256(carry, _mm256_set1_epi16(0x4000)));
 }
 }  // namespace detail
 #endif
@@ -76,7 +74,7 @@ HEED_INLINE packet<A> load_widened(const T* p) noexcept {
     if constexpr (std::is_same_v<T, float8_e5m2>) {
       return _mm512_cvtph_ps(_mm256_slli_epi16(_mm256_cvtepu8_epi16(bytes), 8));
     } else if constexpr (std::is_same_v<T, float8_e4m3>) {
-      return _mm512_mul_ps(_mm512_cvtph_ps(detail::e4m3_to_half(_mm256_cvtepu8_epi16(bytes))),
+      return _mm512_mul_ps(_mm512_cvtph_ps(detail::e4m3_to_half(_mm256_cvtepi8_epi16(bytes))),
                            _mm512_set1_ps(256.0F));
     } else {
       __m512i code = _mm512_cvtepu8_epi32(bytes);
@@ -99,7 +97,7 @@ HEED_INLINE packet<A> load_widened(const T* p) noexcept {
     return _mm256_cvtph_ps(_mm_slli_epi16(_mm_cvtepu8_epi16(bytes), 8));
   } else if constexpr (to_float && std::is_same_v<T, float8_e4m3>) {
     const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
-    return _mm256_mul_ps(_mm256_cvtph_ps(detail::e4m3_to_half(_mm_cvtepu8_epi16(bytes))),
+    return _mm256_mul_ps(_mm256_cvtph_ps(detail::e4m3_to_half(_mm_cvtepi8_epi16(bytes))),
                          _mm256_set1_ps(256.0F));
 #endif
   } else if constexpr (to_float && detail::is_code<T>) {
