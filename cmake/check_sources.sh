@@ -26,7 +26,7 @@ breaches=$(
       BEGIN {
         count = split("dispatch 0 core 0 tensor 1 simd 1 parallel 2 score 2 rotary 2 cost 2 " \
                       "kernel 3 kernel/tiled 4 kernel/backward 5 kernel/chunk 5 kernel/split_kv 5 kernel/top_k 6 " \
-                      "cache 7 cache/paged 8 cache/quantised 8 cache/file 9 api 8 attention 9 attention/backward 10 linear 9 linear/kernelised 10 linear/kernelised/backward 12 linear/matrix_state 10 linear/matrix_state/backward 11 " \
+                      "cache 7 cache/quantised 8 cache/paged 9 cache/file 10 api 8 attention 9 attention/backward 10 linear 9 linear/kernelised 10 linear/kernelised/backward 12 linear/matrix_state 10 linear/matrix_state/backward 11 " \
                       "linear/scan 10 linear/scan/backward 11 linear/convolution 11 sparse 10 sparse/select 10 " \
                       "sparse/pattern 11 sparse/gather 12 sparse/lsh 13 sparse/routing 13 sparse/nsa 13 " \
                       "draw 14", word, " ")

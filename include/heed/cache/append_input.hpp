@@ -125,6 +125,18 @@ inline void require_truncation(index kept, index length, const char* holder = "t
   }
 }
 
+/// For a cache with one length for all: write(tokens, count) where count >= 1 new tokens a batch entry
+/// fit. False where they do not. Throws shape_error, and what `write` throws.
+template <class Cache, class K, class V, class Write>
+[[nodiscard]] bool append_in_step(const Cache& cache, const K& k, const V& v, const Write& write) {
+  const auto tokens = check_new_tokens(
+      k, v, {cache.batch(), cache.kv_heads(), cache.head_dim(), cache.value_dim()}, cache.batch());
+  const index count = tokens.count(0);
+  if (count > cache.capacity() - cache.length()) return false;
+  if (count > 0) write(tokens, count);
+  return true;
+}
+
 /// Throws the capacity_error of a cache whose sequences all have `length` tokens.
 [[noreturn]] inline void fail_full(index length, index capacity, index tokens) {
   fail<capacity_error>("cache holds " + std::to_string(length) + " of " + std::to_string(capacity) +

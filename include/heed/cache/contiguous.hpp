@@ -57,18 +57,21 @@ class contiguous_cache {
   /// they do not fit, shape_error where they do not match.
   template <tensor_like K, tensor_like V>
   void append(const K& k, const V& v) {
-    const index tokens = check(k, v);
-    if (tokens > capacity() - length_) detail::fail_full(length_, capacity(), tokens);
-    write(k, v, tokens);
+    if (!try_append(k, v)) detail::fail_full(length_, capacity(), as_rank4(as_view(k)).extent(2));
   }
 
   /// The same, but false where the tokens do not fit.
   template <tensor_like K, tensor_like V>
   [[nodiscard]] bool try_append(const K& k, const V& v) {
-    const index tokens = check(k, v);
-    if (tokens > capacity() - length_) return false;
-    write(k, v, tokens);
-    return true;
+    return detail::append_in_step(*this, k, v, [&](const auto& tokens, index count) {
+      for (index b = 0; b < batch(); ++b) {
+        for (index h = 0; h < kv_heads(); ++h) {
+          copy(tokens.key_rows(b, h, 0), keys_, b, h, count);
+          copy(tokens.value_rows(b, h, 0), values_, b, h, count);
+        }
+      }
+      length_ += count;
+    });
   }
 
   /// Forgets all but the first `length` tokens. Throws shape_error where there are fewer.
@@ -107,37 +110,12 @@ class contiguous_cache {
     return (b * kv_heads() + h) * capacity() + j;
   }
 
-  template <class K, class V>
-  index check(const K& k, const V& v) const {
-    const auto k4 = as_rank4(as_view(k));
-    const auto v4 = as_rank4(as_view(v));
-    require_equal("k", "batch", k4.extent(0), "the cache", batch());
-    require_equal("k", "heads", k4.extent(1), "the cache", kv_heads());
-    require_equal("k", "head dim", k4.extent(3), "the cache", head_dim());
-    require_equal("v", "batch", v4.extent(0), "the cache", batch());
-    require_equal("v", "heads", v4.extent(1), "the cache", kv_heads());
-    require_equal("v", "tokens", v4.extent(2), "k", k4.extent(2));
-    require_equal("v", "value dim", v4.extent(3), "the cache", value_dim());
-    return k4.extent(2);
-  }
-
-  template <class K, class V>
-  void write(const K& k, const V& v, index tokens) noexcept {
-    copy_in(as_rank4(as_view(k)), keys_);
-    copy_in(as_rank4(as_view(v)), values_);
-    length_ += tokens;
-  }
-
   template <class S, class T>
-  void copy_in(const view<S, 4>& from, tensor<T, 4>& to) noexcept {
+  void copy(kernel::rectangle<const S> from, tensor<T, 4>& to, index b, index h,
+            index count) noexcept {
     const index channels = to.extent(3);
-    for (index b = 0; b < batch(); ++b) {
-      for (index h = 0; h < kv_heads(); ++h) {
-        kernel::copy_tile<std::remove_const_t<S>, T>(
-            {from.data() + b * from.stride(0) + h * from.stride(1), from.stride(2), from.stride(3)},
-            {to.data() + row(b, h, length_) * channels, channels, 1}, from.extent(2), channels);
-      }
-    }
+    kernel::copy_tile<S, T>(from, {to.data() + row(b, h, length_) * channels, channels, 1}, count,
+                            channels);
   }
 
   tensor<TK, 4> keys_;

@@ -50,15 +50,17 @@ concept widening_source =
     };
 
 /// `count` tokens of codes of 8 or 4 bits: x = scale (code - zero). Scales and zeros are one for each
-/// token, or where `by_channel`, one for each channel. 4 bits: byte i of a row holds channel i in
-/// its low half, channel i + ceil(n / 2) in its high half. Tokens kept in full have no codes, and
-/// their rows at `full`.
+/// token, one for each token and `group` channels, or where `by_channel`, one for each channel. 4
+/// bits: byte i of a row holds channel i in its low half, channel i + ceil(n / 2) in its high half.
+/// Tokens kept in full have no codes, and their rows at `full`.
 struct code_run {
   const std::uint8_t* codes = nullptr;
   index stride = 0;  // bytes from row to row
   index left = 0;    // rows of codes from here on, which may be prefetched
   const float* scale = nullptr;
   const float* zero = nullptr;
+  index group = 0;          // channels that share a scale; 0: all of a row
+  index group_step = 0;     // from the scales of one group to those of the next
   bool by_channel = false;  // keys alone
   const float* full = nullptr;
   index count = 0;

@@ -11,17 +11,21 @@
 #include <unistd.h>
 
 #include <csignal>
+#include <cstdint>
 #include <cstdio>
+#include <cstring>
 #include <fstream>
 #include <optional>
 #include <sstream>
 #include <string>
+#include <thread>
 #include <utility>
 #include <vector>
 
 #include "cache/cache_model.hpp"
 #include "heed/attention.hpp"
 #include "heed/cache.hpp"
+#include "heed/cache/file/save_offloaded.hpp"
 #include "heed/parallel.hpp"
 #include "heed/score.hpp"
 #include "support/attention_oracle.hpp"
@@ -178,6 +182,131 @@ TEST(OffloadedCache, SurvivesAKill) {
   cache_model::sequence want;
   for (int t = 1; t <= 13; ++t) want.push_back(t);
   EXPECT_EQ(cache_model::difference(cache, {want}), "");
+}
+
+/// Three threads read what no one writes, each all of it.
+template <class Cache>
+void check_readers(const Cache& cache) {
+  const auto sum = [&] {
+    double all = 0;
+    std::vector<float> wide(static_cast<std::size_t>(cache.head_dim() + cache.value_dim()));
+    for (index b = 0; b < cache.batch(); ++b) {
+      for (index h = 0; h < cache.kv_heads(); ++h) {
+        for (index j = 0; j < cache.length(b); ++j) {
+          if constexpr (heed::widening_source<Cache>) {
+            cache.widen_keys(b, h, {j, j + 1}, wide.data());
+            cache.widen_values(b, h, {j, j + 1}, wide.data() + cache.head_dim());
+          } else {
+            const auto k = cache.keys(b, h, j);
+            const auto v = cache.values(b, h, j);
+            for (index c = 0; c < cache.head_dim(); ++c) {
+              wide[static_cast<std::size_t>(c)] = static_cast<float>(k.data[c]);
+            }
+            for (index c = 0; c < cache.value_dim(); ++c) {
+              wide[static_cast<std::size_t>(cache.head_dim() + c)] = static_cast<float>(v.data[c]);
+            }
+          }
+          for (std::size_t i = 0; i < wide.size(); ++i) {
+            all += static_cast<double>(wide[i]) * static_cast<double>(i + 1);
+          }
+        }
+      }
+    }
+    return all;
+  };
+  const double want = sum();
+  double got[3] = {};
+  std::vector<std::thread> threads;
+  for (double& x : got) threads.emplace_back([&] { x = sum(); });
+  for (std::thread& t : threads) t.join();
+  for (const double x : got) EXPECT_EQ(x, want);
+  EXPECT_NE(want, 0);
+}
+TEST(ParallelReaders, OfOneCacheSeeTheSame) {
+  const temporary file;
+  const auto k = oracle::random_tensor<float, 4>({2, 2, 29, 9}, 1);
+  const auto v = oracle::random_tensor<float, 4>({2, 2, 29, 4}, 2);
+  const auto filled = [&](auto cache) {
+    cache.append(k, v);
+    return cache;
+  };
+  const heed::cache_extents e{
+      .batch = 2, .kv_heads = 2, .capacity = 29, .head_dim = 9, .value_dim = 4};
+  const heed::paged_extents pages{
+      .sequences = 2, .kv_heads = 2, .pages = 16, .page_size = 4, .head_dim = 9, .value_dim = 4};
+  check_readers(filled(heed::contiguous_cache<heed::half>(e)));
+  check_readers(filled(heed::slot_cache<float>(e)));
+  check_readers(filled(heed::paged_cache<float>(pages)));
+  check_readers(filled(heed::paged_int4_cache(pages)));
+  check_readers(filled(heed::int8_cache(e, 4)));
+  check_readers(filled(heed::kivi_cache<4>(
+      {.batch = 2, .kv_heads = 2, .capacity = 29, .head_dim = 9, .value_dim = 4, .group = 8})));
+  check_readers(filled(heed::rolling_cache<float>(
+      {.batch = 2, .kv_heads = 2, .sinks = 2, .window = 9, .head_dim = 9, .value_dim = 4})));
+  const heed::offload_extents on_disk{
+      .batch = 2, .kv_heads = 2, .capacity = 29, .head_dim = 9, .value_dim = 4, .page_size = 4};
+  check_readers(filled(heed::offloaded_cache<float>::create(file.name, on_disk, 1)));
+  check_readers(filled(
+      heed::offloaded_cache<float, float, heed::offload::read>::create(file.name, on_disk, 1)));
+}
+
+// To a stream and back to a file or to memory, and from memory to a file.
+template <class T, heed::offload Mode>
+void check_saved() {
+  using cache_type = heed::offloaded_cache<T, T, Mode>;
+  const temporary file;
+  const std::string other = file.name + ".restored";
+  heed::contiguous_cache<T> same(
+      {.batch = 2, .kv_heads = 2, .capacity = 90, .head_dim = 9, .value_dim = 4});
+  auto cache = cache_type::create(
+      file.name,
+      {.batch = 2, .kv_heads = 2, .capacity = 90, .head_dim = 9, .value_dim = 4, .page_size = 16});
+  for (const index count : {2, 38, 24, 26}) {
+    const auto k = oracle::random_tensor<float, 4>({2, 2, count, 9}, 1);
+    const auto v = oracle::random_tensor<float, 4>({2, 2, count, 4}, 2);
+    cache.append(k, v);
+    same.append(k, v);
+    std::stringstream saved;
+    std::stringstream saved_same;
+    heed::save_cache(saved, cache);
+    heed::save_cache(saved_same, same);
+    EXPECT_EQ(saved.str(), saved_same.str());
+    const auto q = oracle::random_tensor<float, 4>({2, 4, 2, 9}, 3);
+    {
+      auto again = heed::load_cache<cache_type>(saved, other, 7);
+      EXPECT_EQ(again.synced(), same.length());
+      EXPECT_TRUE(oracle::same_bits(heed::decode(q, again), heed::decode(q, same)));
+    }
+    EXPECT_TRUE(oracle::same_bits(heed::decode(q, cache_type::open(other)), heed::decode(q, same)));
+    std::string cut = saved_same.str();
+    cut.resize(cut.size() - 20);
+    std::istringstream from(cut);
+    EXPECT_THROW((void)heed::load_cache<cache_type>(from, other), heed::file_error);
+  }
+  std::remove(other.c_str());
+}
+TEST(OffloadedCache, IsSavedAsAContiguousOneAndRestored) {
+  check_saved<heed::half, heed::offload::mapped>();
+  check_saved<float, heed::offload::read>();
+}
+
+// Right checksums over extents that the file is not large enough for.
+TEST(OffloadedCache, ExtentsAreComparedWithTheFile) {
+  const temporary file;
+  {
+    auto cache = cache_of_tokens::create(file.name, small());
+  }
+  const std::string good = contents(file.name);
+  for (std::size_t i = 2; i < 8; ++i) {  // batch, kv heads, capacity, dims, page size
+    for (const std::int64_t n : {std::int64_t{1} << 20, std::int64_t{1} << 40}) {
+      std::string bytes = good;
+      std::memcpy(bytes.data() + 64 + 8 * i, &n, 8);
+      const std::uint64_t sum = heed::detail::checksum(bytes.data() + 64, 64);
+      std::memcpy(bytes.data() + 128, &sum, 8);
+      put(file.name, bytes);
+      EXPECT_ANY_THROW((void)cache_of_tokens::open(file.name)) << i;
+    }
+  }
 }
 
 TEST(OffloadedCache, OtherFilesAreRefused) {

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
+#include <initializer_list>
 #include <sstream>
 #include <string>
 #include <vector>
@@ -72,6 +73,25 @@ TEST(SaveCache, GivesBackTheBits) {
   heed::int4_cache int4(extents);
   fill(int4, 11);
   check_round_trip(int4);
+  heed::int4_cache grouped(extents, 5);
+  fill(grouped, 11);
+  check_round_trip(grouped);
+  // Whole groups, tokens in full beside them, and neither.
+  for (const index count : {23, 16, 5, 1}) {
+    heed::kivi_cache<4> kivi(
+        {.batch = 2, .kv_heads = 2, .capacity = 30, .head_dim = 12, .value_dim = 7, .group = 8});
+    fill(kivi, count);
+    check_round_trip(kivi);
+  }
+  heed::paged_int8_cache pages({.sequences = 2,
+                                .kv_heads = 2,
+                                .pages = 20,
+                                .page_size = 3,
+                                .head_dim = 12,
+                                .value_dim = 7,
+                                .group = 4});
+  fill(pages, 11);
+  check_round_trip(pages);
   const heed::rolling_extents r{
       .batch = 2, .kv_heads = 2, .sinks = 2, .window = 9, .head_dim = 12, .value_dim = 7};
   heed::rolling_cache<float> rolling(r);
@@ -157,6 +177,83 @@ TEST(SaveCache, OtherFilesAreRefused) {
   std::ostringstream closed;
   closed.setstate(std::ios::failbit);
   EXPECT_THROW(heed::save_cache(closed, c), heed::file_error);
+}
+
+/// A file with right checksums that holds these numbers.
+template <class Cache>
+std::string forged(std::initializer_list<index> numbers) {
+  std::ostringstream to;
+  heed::detail::cache_writer w(to, heed::detail::stored_cache<Cache>::kind);
+  for (const index n : numbers) w.number(n);
+  w.finish();
+  return to.str();
+}
+template <class Cache>
+void expect_refusal(std::initializer_list<index> numbers, const char* word) {
+  try {
+    (void)restored<Cache>(forged<Cache>(numbers));
+    ADD_FAILURE() << "a file is taken that has " << word;
+  } catch (const heed::file_error& e) {
+    EXPECT_NE(std::string(e.what()).find(word), std::string::npos) << e.what();
+  }
+}
+
+// Sound files of huge or inconsistent extents are refused before memory is taken for them, by name.
+TEST(SaveCache, ExtentsAreComparedWithTheFile) {
+  constexpr index huge = index{1} << 40;
+  using floats = heed::contiguous_cache<float>;
+  using slots = heed::slot_cache<float>;
+  using pages = heed::paged_cache<float>;
+  using rolling = heed::rolling_cache<float>;
+  using kivi = heed::kivi_cache<8>;
+  using latent = heed::latent_cache<float>;
+  using hybrid = heed::hybrid_memory<floats>;
+  // Scalars, batch, kv heads, head dim, value dim, capacity, length.
+  expect_refusal<floats>({1, 1, huge, huge, huge, huge, huge, 0}, "batch 1099511627776");
+  expect_refusal<floats>({1, 1, 1, 2, 8, 8, huge, 0}, "capacity 1099511627776");
+  expect_refusal<floats>({1, 1, huge, 0, 8, 8, 0, 0}, "batch 1099511627776");
+  expect_refusal<floats>({1, 1, 1, 2, 8, 8, 100, 60}, "length 60 need 7680 bytes, ");
+  expect_refusal<floats>({1, 1, 1, 2, 8, 8, 100, 101}, "length 101, needs 0 to 100");
+  expect_refusal<floats>({1, 1, 1, 2, 8, -1, 100, 0}, "value dim -1");
+  expect_refusal<slots>({1, 1, 50, 1, 1, 1, 1, 0}, "batch 50");
+  expect_refusal<heed::int8_cache>({0, 0, 1, huge, 8, 8, 9, 0, 0}, "kv heads 1099511627776");
+  expect_refusal<heed::int4_cache>({0, 0, 1, 1, 8, 8, 9, 5, 0}, "length 5, group 0 need 120");
+  expect_refusal<kivi>({0, 0, 1, 1, huge, 8, 9, 0, 4}, "head dim 1099511627776");
+  expect_refusal<kivi>({0, 0, 1, 1, 8, 8, 9, 8, 4}, "need");
+  expect_refusal<kivi>({0, 0, 1, 1, 8, 8, 9, 8, 0}, "group 0");
+  expect_refusal<latent>({1, 1, 1, 1, 8, 9, 1, 0, 1, 9}, "latent dim 9");
+  expect_refusal<latent>({1, 1, 1, 1, huge, 8, huge, 0, 1, 8}, "head dim 1099511627776");
+  // ... page size, tokens a sequence, group.
+  expect_refusal<pages>({1, 1, 1, 1, 8, 8, huge, 0, 16, 100, 0}, "pages 1099511627776");
+  expect_refusal<pages>({1, 1, 1, 1, 8, 8, 4, 0, 1 << 29, 100, 0}, "page size 536870912");
+  expect_refusal<pages>({1, 1, 1, 1, 8, 8, 4, 0, 16, huge, 0}, "tokens a sequence 1099511627776");
+  expect_refusal<pages>({1, 1, 9, 1, 8, 8, 4, 0, 16, 64, 0}, "batch 9");
+  // ... sinks, tokens seen, pairs and 1, layout.
+  expect_refusal<rolling>({1, 1, 1, 1, 8, 8, huge, 0, 4, 0, 0, 0}, "capacity 1099511627776");
+  expect_refusal<rolling>({1, 1, 1, 1, 8, 8, 9, 3, 9, 3, 0, 0}, "sinks 9");
+  expect_refusal<rolling>({1, 1, 1, 1, 8, 8, 9, 0, 4, 3, 0, 0}, "length 0 of 3 tokens seen");
+  // History, length, caches, states; then a state's axes and four extents.
+  expect_refusal<hybrid>({1, 1 << 20, 0, 0, 1, 1, huge, 1, 1, 1},
+                         "extent of a state 1099511627776");
+  expect_refusal<hybrid>({1, 1, 0, 0, 1000}, "states 1000");
+  expect_refusal<hybrid>({1, 1, 0, 1000, 0}, "caches 1000");
+  expect_refusal<hybrid>({1, 1, 0, 0, 1, 1, 100, 1, 1, 1}, "need 448 bytes");
+
+  // A stream that does not tell its size has the limit alone; and a limit may be raised.
+  struct pipe : std::stringbuf {
+    using std::stringbuf::stringbuf;
+    pos_type seekoff(off_type, std::ios::seekdir, std::ios::openmode) override { return -1; }
+  };
+  floats c({.capacity = 1000, .head_dim = 8});
+  c.append(oracle::random_tensor<float, 3>({1, 9, 8}, 1),
+           oracle::random_tensor<float, 3>({1, 9, 8}, 2));
+  pipe told_nothing(saved(c));
+  std::istream from(&told_nothing);
+  EXPECT_EQ(saved(heed::load_cache<floats>(from)), saved(c));
+  std::istringstream file(saved(c));
+  EXPECT_THROW((void)heed::load_cache<floats>(file, {.most_bytes = 60'000}), heed::file_error);
+  file.seekg(0);
+  EXPECT_EQ(saved(heed::load_cache<floats>(file, {.most_bytes = 64'000})), saved(c));
 }
 
 // More than a page of the file, whatever the sizes of its pieces.

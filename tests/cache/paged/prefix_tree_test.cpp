@@ -1,15 +1,22 @@
 // SPDX-License-Identifier: MIT
 // The prefix tree: random inserts, lookups and evictions against a set of prefixes, the order of
-// eviction, and every allocation of an insert made to fail once.
+// eviction. And every allocation made to fail once: of an insert, of hybrid memories, of saving and
+// loading any cache.
 #include "heed/cache/paged/prefix_tree.hpp"
 
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
 #include <cstdlib>
+#include <exception>
 #include <new>
 #include <set>
+#include <sstream>
+#include <string>
 #include <vector>
+
+#include "heed/cache.hpp"
+#include "heed/rotary.hpp"
 
 namespace {
 
@@ -230,6 +237,109 @@ TEST(PrefixTree, WhatDoesNotFitIsRefused) {
   EXPECT_THROW((void)tree.adopt(ids{1, 2}, 0), heed::shape_error);
   EXPECT_EQ(tree.adopt(ids{1, 2}, 1), 2);
   EXPECT_EQ(cache.references(cache.page_table(1)[0]), 3);
+}
+
+/// Runs `use` with the n-th allocation failing, n = 1, 2, ..., until none fails; `check` after each
+/// failure. How many failed.
+template <class Use, class Check>
+int each_failure(const Use& use, const Check& check) {
+  for (int n = 0;; ++n) {
+    bool failed = false;
+    allocations_left = n;
+    try {
+      use();
+    } catch (const std::exception&) {
+      failed = true;
+    }
+    allocations_left = -1;
+    if (!failed) return n;
+    check(n);
+  }
+}
+
+template <class Cache>
+std::string saved(const Cache& cache) {
+  std::ostringstream to;
+  heed::save_cache(to, cache);
+  return to.str();
+}
+
+/// No append needs memory; a save or a load for want of it leaves the cache as it was.
+template <class Cache>
+void check_without_memory(Cache cache) {
+  const heed::tensor<float, 4> k({cache.batch(), cache.kv_heads(), 5, cache.head_dim()});
+  const heed::tensor<float, 4> v({cache.batch(), cache.kv_heads(), 5, cache.value_dim()});
+  allocations_left = 0;
+  cache.append(k, v);
+  cache.append(k, v);
+  allocations_left = -1;
+  const std::string before = saved(cache);
+  std::string file;
+  EXPECT_GE(each_failure([&] { file = saved(cache); },
+                         [&](int n) { EXPECT_EQ(saved(cache), before) << n; }),
+            2);
+  EXPECT_EQ(file, before);
+  EXPECT_GE(each_failure(
+                [&] {
+                  std::istringstream from(before);
+                  cache = heed::load_cache<Cache>(from);
+                },
+                [&](int n) { EXPECT_EQ(saved(cache), before) << n; }),
+            2);
+  EXPECT_EQ(saved(cache), before);
+}
+
+TEST(EveryCache, IsAsItWasWhereMemoryRunsOut) {
+  constexpr heed::cache_extents e{.batch = 2, .kv_heads = 2, .capacity = 12, .head_dim = 4};
+  const heed::paged_extents pages{
+      .sequences = 2, .kv_heads = 2, .pages = 20, .page_size = 2, .head_dim = 4};
+  check_without_memory(heed::contiguous_cache<float>(e));
+  check_without_memory(heed::slot_cache<heed::half>(e));
+  check_without_memory(heed::paged_cache<float>(pages));
+  check_without_memory(heed::paged_int8_cache(pages));
+  check_without_memory(heed::int4_cache(e, 2));
+  check_without_memory(
+      heed::kivi_cache<8>({.batch = 2, .capacity = 12, .head_dim = 4, .group = 4}));
+  check_without_memory(
+      heed::rolling_cache<float>({.sinks = 1, .window = 6, .head_dim = 4},
+                                 heed::rotary_embedding(heed::rotary_layout::interleaved, 4)));
+}
+
+TEST(EveryCache, HybridMemoriesAreAsTheyWereWhereMemoryRunsOut) {
+  using memory_type = heed::hybrid_memory<heed::contiguous_cache<float>>;
+  memory_type memory(3);
+  const heed::cache_extents e{.capacity = 12, .head_dim = 4};
+  const heed::tensor<float, 4> k({1, 1, 1, 4});
+  memory.add_cache(heed::contiguous_cache<float>(e));
+  memory.add_state({2, 3});
+  std::string before = saved(memory);
+  const auto unchanged = [&](int n) { EXPECT_EQ(saved(memory), before) << n; };
+  EXPECT_GE(each_failure([&] { memory.add_state({5}); }, unchanged), 1);
+  before = saved(memory);
+  EXPECT_GE(each_failure([&] { memory.add_cache(heed::contiguous_cache<float>(e)); }, unchanged),
+            1);
+  // Steps and rollbacks need none.
+  allocations_left = 0;
+  for (int t = 0; t < 5; ++t) {
+    auto step = memory.step(1);
+    step.cache(0).append(k, k);
+    step.cache(1).append(k, k);
+    step.state<1>(1)(0) += 1;
+    step.commit();
+  }
+  memory.rollback(2);
+  allocations_left = -1;
+  EXPECT_EQ(memory.state<1>(1)(0), 3);
+  before = saved(memory);
+  EXPECT_GE(each_failure([&] { (void)memory.fork(); }, unchanged), 2);
+  EXPECT_GE(each_failure(
+                [&] {
+                  std::istringstream from(before);
+                  memory = heed::load_cache<memory_type>(from);
+                },
+                unchanged),
+            2);
+  EXPECT_EQ(saved(memory), before);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <utility>
@@ -81,7 +82,7 @@ TEST(QuantisedRow, OddRowsComeBackAsStated) {
 /// The widened rows of a cache.
 template <class Cache>
 std::pair<heed::tensor<float, 4>, heed::tensor<float, 4>> widened_rows(const Cache& cache) {
-  const index n = cache.length();
+  const index n = cache.length(0);
   heed::tensor<float, 4> k({cache.batch(), cache.kv_heads(), n, cache.head_dim()});
   heed::tensor<float, 4> v({cache.batch(), cache.kv_heads(), n, cache.value_dim()});
   for (index b = 0; b < cache.batch(); ++b) {
@@ -99,7 +100,7 @@ template <class Cache, class... M>
 void check_few(const Cache& cache, index n, const M&... modifiers) {
   const auto [k, v] = widened_rows(cache);
   const auto q = oracle::random_tensor<float, 4>({2, 4, n, cache.head_dim()}, 3);
-  auto want = oracle::expected(q, k, v, {.offset = cache.length() - n}, modifiers...);
+  auto want = oracle::expected(q, k, v, {.offset = cache.length(0) - n}, modifiers...);
   want.sizes.product *= 1 + 2 * std::sqrt(static_cast<double>(cache.head_dim()));
   want.sizes.value *= 3;
   const auto got = heed::decode(q, cache, {}, modifiers...);
@@ -139,6 +140,95 @@ void check_attention() {
 }
 TEST(QuantisedCache, OfEightBitsIsAttendedToAsItsWidenedRows) { check_attention<8>(); }
 TEST(QuantisedCache, OfFourBitsIsAttendedToAsItsWidenedRows) { check_attention<4>(); }
+
+/// Each group of channels errs by its own range, in one piece and in pages; pages widen to the same
+/// rows, and both are attended to as those are.
+template <int Bits>
+void check_groups(index group, index page_size) {
+  const index tokens = 300;
+  heed::quantised_cache<Bits> cache(
+      {.batch = 2, .kv_heads = 2, .capacity = tokens, .head_dim = 44, .value_dim = 19}, group);
+  heed::paged_cache<heed::quantised_code<Bits>> pages({.sequences = 2,
+                                                       .kv_heads = 2,
+                                                       .pages = 2 * tokens,
+                                                       .page_size = page_size,
+                                                       .head_dim = 44,
+                                                       .value_dim = 19,
+                                                       .group = group});
+  auto k = oracle::random_tensor<float, 4>({2, 2, tokens, 44}, 1);
+  const auto v = oracle::random_tensor<float, 4>({2, 2, tokens, 19}, 2);
+  for (index i = 0; i < k.size(); i += 44) k.data()[i + 3] *= 100;  // the first group's alone
+  cache.append(k, v);
+  pages.append(k, v);
+  const auto [wide_k, wide_v] = widened_rows(cache);
+  const auto [page_k, page_v] = widened_rows(pages);
+  EXPECT_TRUE(oracle::same_bits(page_k, wide_k));
+  EXPECT_TRUE(oracle::same_bits(page_v, wide_v));
+  const double levels = (1 << Bits) - 1;
+  const auto check_bound = [&](const auto& wide, const auto& x) {
+    const index n = x.extent(3);
+    for (index i = 0; i < x.size(); ++i) {
+      const index first = i / n * n + i % n / group * group;
+      const index end = std::min(first + group, i / n * n + n);
+      const auto [low, high] = std::minmax_element(x.data() + first, x.data() + end);
+      const double step = (static_cast<double>(*high) - *low) / levels;
+      const double most = std::max(std::abs(*low), std::abs(*high));
+      ASSERT_LE(std::abs(static_cast<double>(wide.data()[i]) - x.data()[i]),
+                step / 2 + std::ldexp(most, -22))
+          << i;
+    }
+  };
+  check_bound(wide_k, k);
+  check_bound(wide_v, v);
+  heed::contiguous_cache<float> wide(
+      {.batch = 2, .kv_heads = 2, .capacity = tokens, .head_dim = 44, .value_dim = 19});
+  wide.append(wide_k, wide_v);
+  const auto q = oracle::random_tensor<float, 4>({2, 4, 40, 44}, 3);
+  const auto want = heed::decode(q, wide, {}, heed::causal());
+  EXPECT_TRUE(oracle::same_bits(heed::decode(q, cache, {}, heed::causal()), want));
+  EXPECT_TRUE(oracle::same_bits(heed::decode(q, pages, {}, heed::causal()), want));
+  check_few(cache, 1);
+  check_few(cache, 3, heed::causal() && heed::window{.left = 201});
+  check_few(pages, 1);
+  check_few(pages, 2, heed::causal() && heed::window{.left = 201});
+}
+TEST(QuantisedCache, GroupsOfChannelsHaveScalesOfTheirOwn) {
+  check_groups<8>(16, 16);
+  check_groups<4>(16, 7);  // the second group has channels in both halves of the bytes
+  check_groups<4>(100, 16);
+  EXPECT_THROW(heed::int8_cache({.capacity = 2, .head_dim = 2}, 0), heed::shape_error);
+  EXPECT_THROW(heed::paged_cache<float>({.head_dim = 2, .group = 1}), heed::shape_error);
+}
+
+// Pages of codes are shared, copied on a write and taken back as those of numbers are.
+TEST(QuantisedCache, ForksOfPagesOfCodesGoOnAlone) {
+  heed::paged_int4_cache cache(
+      {.sequences = 3, .kv_heads = 2, .pages = 9, .page_size = 4, .head_dim = 6, .group = 3});
+  EXPECT_EQ(cache.page_bytes(), 2 * 4 * 2 * (3 + 16));
+  const auto k = oracle::random_tensor<float, 3>({2, 11, 6}, 1);
+  const auto rows = [&](index first, index count) {
+    return heed::as_view(k).slice(1, first, first + count);
+  };
+  cache.append(0, rows(0, 6), rows(0, 6));
+  cache.fork(0, 1);
+  EXPECT_EQ(cache.free_pages(), 7);
+  cache.append(1, rows(6, 5), rows(6, 5));
+  cache.append(0, rows(2, 1), rows(2, 1));
+  cache.append(2, k, k);
+  cache.validate();
+  EXPECT_EQ(cache.free_pages(), 9 - 3 - 2 - 3 + 1);
+  heed::tensor<float, 2> forked({11, 6});
+  heed::tensor<float, 2> whole({11, 6});
+  heed::tensor<float, 2> first({7, 6});
+  for (index h = 0; h < 2; ++h) {
+    cache.widen_values(1, h, {0, 11}, forked.data());
+    cache.widen_values(2, h, {0, 11}, whole.data());
+    cache.widen_keys(0, h, {0, 7}, first.data());
+    EXPECT_TRUE(oracle::same_bits(forked, whole));
+    for (index c = 0; c < 36; ++c) EXPECT_EQ(first.data()[c], whole.data()[c]);
+    for (index c = 0; c < 6; ++c) EXPECT_EQ(first(6, c), whole(2, c));
+  }
+}
 
 // What a hidden row holds does not matter, what a visible one holds does; rows of the largest
 // floats, whose codes times scales have no room, come back as they are.

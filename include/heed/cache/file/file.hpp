@@ -15,12 +15,15 @@
 // | 8     | checksum of the 8 bytes before and the n bytes                      |
 // | n     | a piece of the content; n = 0 marks the last page                   |
 //
-// What the content means is the cache's own. A file is refused with file_error where it is cut
+// What the content means is the cache's own. Extents in it are believed only as far as the file goes:
+// what they would take of memory, and what of the content, is compared with the file's size before
+// anything is allocated. A file is refused with file_error where it is cut
 // short, where a checksum differs, where it is none of heed's, of another version, of another order
 // of bytes or of another kind of cache. A checksum of 64 bits finds damage; it does not keep out
 // who forges it.
 #pragma once
 
+#include <algorithm>
 #include <array>
 #include <cstddef>
 #include <cstdint>
@@ -28,11 +31,13 @@
 #include <istream>
 #include <ostream>
 #include <stdexcept>
+#include <streambuf>
 #include <string>
 #include <string_view>
 #include <type_traits>
 #include <vector>
 
+#include "heed/core/checked.hpp"
 #include "heed/core/errors.hpp"
 #include "heed/core/float8.hpp"
 #include "heed/core/target.hpp"
@@ -83,7 +88,7 @@ template <class T>
   if constexpr (std::is_same_v<T, bfloat16>) return 4;
   if constexpr (std::is_same_v<T, float8_e4m3>) return 5;
   if constexpr (std::is_same_v<T, float8_e5m2>) return 6;
-  return 0;
+  return 0;  // codes, whose bits the kind of cache says
 }
 
 struct file_header {
@@ -133,6 +138,8 @@ struct file_page {
 
 class cache_writer {
  public:
+  static constexpr bool reads = false;
+
   /// Throws file_error where the stream cannot be written.
   cache_writer(std::ostream& to, std::string_view kind) : to_(&to), page_(file_page::most) {
     const file_header header(kind);
@@ -158,6 +165,10 @@ class cache_writer {
     const auto wide = static_cast<std::int64_t>(n);
     numbers(&wide, 1);
   }
+  /// A number that the reader finds between the two others.
+  void number(const char*, const index& n, index, index) { number(n); }
+  void extent(const char*, const index& n) { number(n); }
+  void require(const char*, index n) { number(n); }
   /// The content is complete.
   void finish() {
     if (used_ > 0) flush();
@@ -190,8 +201,13 @@ class cache_writer {
 
 class cache_reader {
  public:
+  static constexpr bool reads = true;
+
+  /// The cache may take `most` bytes of memory more than four times what is left of the stream.
   /// Throws file_error unless the stream holds a cache of this kind.
-  cache_reader(std::istream& from, std::string_view kind) : from_(&from), page_(file_page::most) {
+  cache_reader(std::istream& from, std::string_view kind, index most)
+      : from_(&from), left_(bytes_left(from)), page_(file_page::most) {
+    allowed_ = saturating_sum(most, left_ < 0 ? 0 : saturating_product(4, left_));
     file_header found(kind);
     get_raw(&found, sizeof(found));
     file_header(kind).check(found);
@@ -215,17 +231,38 @@ class cache_reader {
     bytes(data, static_cast<std::size_t>(count) * sizeof(T));
   }
   /// A number from `low` to `high`; file_error names `what` where it is another.
-  [[nodiscard]] index number(const char* what, index low, index high) {
+  void number(const char* what, index& n, index low, index high) {
     std::int64_t wide = 0;
     numbers(&wide, 1);
     if (wide < low || wide > high) {
       fail<file_error>(std::string("the file has ") + what + " " + std::to_string(wide) +
                        ", needs " + std::to_string(low) + " to " + std::to_string(high));
     }
-    return static_cast<index>(wide);
+    n = static_cast<index>(wide);
+    if (read_.size() > 400) return;
+    read_ += (read_.empty() ? "" : ", ") + std::string(what) + " " + std::to_string(wide);
   }
-  [[nodiscard]] index extent(const char* what) { return number(what, 0, largest_extent); }
-  void require(const char* what, index expected) { (void)number(what, expected, expected); }
+  void extent(const char* what, index& n) { number(what, n, 0, largest_extent); }
+  void require(const char* what, index expected) {
+    index n = 0;
+    number(what, n, expected, expected);
+  }
+  /// What was read since the last call makes `memory` bytes, and `content` bytes follow of it.
+  /// Throws file_error, which names all of that, where the file has less or so much is not allowed.
+  void believe(index memory, index content) {
+    const index left = saturating_sum(left_, static_cast<index>(held_.bytes) - at());
+    if (left_ >= 0 && content > left) {
+      fail<file_error>("the file is cut short: " + read_ + " need " + std::to_string(content) +
+                       " bytes, " + std::to_string(left) + " are left");
+    }
+    if (memory > allowed_) {
+      fail<file_error>("the file has " + read_ + ", which take " + std::to_string(memory) +
+                       " bytes of memory; most_bytes and the file's size allow " +
+                       std::to_string(allowed_));
+    }
+    allowed_ -= memory;
+    read_.clear();
+  }
   /// Throws file_error unless the content has been read to its end.
   void finish() {
     if (at_ == held_.bytes) next_page();
@@ -249,7 +286,18 @@ class cache_reader {
     at_ = 0;
     ended_ = held_.bytes == 0;
   }
+  [[nodiscard]] index at() const noexcept { return static_cast<index>(at_); }
+  /// Of the stream; -1 where it does not tell.
+  static index bytes_left(std::istream& from) {
+    std::streambuf& s = *from.rdbuf();
+    const std::streamoff at = s.pubseekoff(0, std::ios::cur, std::ios::in);
+    if (at < 0) return -1;
+    const std::streamoff end = s.pubseekoff(0, std::ios::end, std::ios::in);
+    s.pubseekpos(at, std::ios::in);
+    return end < at ? -1 : static_cast<index>(end - at);
+  }
   void get_raw(void* data, std::size_t count) {
+    if (left_ >= 0) left_ = (std::max)(index{0}, left_ - static_cast<index>(count));
     from_->read(static_cast<char*>(data), static_cast<std::streamsize>(count));
     if (static_cast<std::size_t>(from_->gcount()) != count) {
       fail<file_error>("the file is cut short, in page " + std::to_string(next_));
@@ -257,6 +305,9 @@ class cache_reader {
   }
 
   std::istream* from_;
+  index left_;  // bytes of the stream; -1 where it does not tell
+  index allowed_ = 0;
+  std::string read_;  // extents and their names, for messages
   std::vector<std::byte> page_;
   file_page held_;
   std::size_t at_ = 0;

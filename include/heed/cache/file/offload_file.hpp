@@ -230,12 +230,16 @@ class offload_book {
     for (std::size_t i = 0; i < n.size(); ++i) *to[i] = static_cast<index>(n[i]);
     return l;
   }
+  /// Refuses a file that has not the size of its layout, before anything is allocated for it.
+  static void require_size(const offload_file& file, const offload_layout& layout) {
+    if (file.size() == layout.file_bytes()) return;
+    std::string extents;
+    for (const std::int64_t n : layout.numbers()) extents += " " + std::to_string(n);
+    file.refuse("the file has " + std::to_string(file.size()) + " bytes, its extents" + extents +
+                " make " + std::to_string(layout.file_bytes()));
+  }
   /// Verifies all that is synced. Tokens synced, and tokens that had been appended.
   [[nodiscard]] std::pair<index, index> verify() {
-    if (file_.size() != layout_.file_bytes()) {
-      file_.refuse("the file has " + std::to_string(file_.size()) + " bytes, its header says " +
-                   std::to_string(layout_.file_bytes()));
-    }
     std::array<std::int64_t, 2> tokens{};
     std::uint64_t sum = 0;
     file_.read(512, tokens.data(), 16);

@@ -18,7 +18,8 @@
 //   once for all query rows of a task; nothing is resident. For float, half, bfloat16 and 8-bit
 //   floats. Kernels do not throw: what cannot be read is NaN, and `read_failed()` says so.
 //
-// Both give the bits of a contiguous cache of the same tokens. The format is in offload_file.hpp.
+// The first gives the bits of a contiguous cache of the same tokens, the second those of a contiguous
+// cache of them in float. The format is in offload_file.hpp.
 // What is appended is safe from a crash of the process after `sync`, which the destructor calls too.
 // Opening verifies every synced page; `lost()` tells how many tokens were appended but never synced,
 // as by a process that was killed. Damaged, cut and foreign files are refused.
@@ -105,6 +106,7 @@ class offloaded_cache {
       file.refuse("the file holds numbers of other types");
     }
     set_bytes(l);
+    detail::offload_book::require_size(file, l);
     detail::offload_book book(std::move(file), l);
     const auto [synced, appended] = book.verify();
     offloaded_cache cache(std::move(book), resident_pages);
@@ -139,26 +141,22 @@ class offloaded_cache {
   /// The same, but false where the tokens do not fit.
   template <tensor_like K, tensor_like V>
   [[nodiscard]] bool try_append(const K& k, const V& v) {
-    const auto tokens =
-        detail::check_new_tokens(k, v, {batch(), kv_heads(), head_dim(), value_dim()}, batch());
-    const index count = tokens.count(0);
-    if (count > capacity() - length_) return false;
-    if (count == 0) return true;
-    for (index i = 0; i < count;) {
-      const index at = length_ + i;
-      const index rows = (std::min)(page_size() - at % page_size(), count - i);
-      for (index b = 0; b < batch(); ++b) {
-        for (index h = 0; h < kv_heads(); ++h) {
-          const index head = b * kv_heads() + h;
-          write<TK>(tokens.key_rows(b, h, i), rows, head_dim(), layout().key_at(head, at));
-          write<TV>(tokens.value_rows(b, h, i), rows, value_dim(), layout().value_at(head, at));
+    return detail::append_in_step(*this, k, v, [&](const auto& tokens, index count) {
+      for (index i = 0; i < count;) {
+        const index at = length_ + i;
+        const index rows = (std::min)(page_size() - at % page_size(), count - i);
+        for (index b = 0; b < batch(); ++b) {
+          for (index h = 0; h < kv_heads(); ++h) {
+            const index head = b * kv_heads() + h;
+            write<TK>(tokens.key_rows(b, h, i), rows, head_dim(), layout().key_at(head, at));
+            write<TV>(tokens.value_rows(b, h, i), rows, value_dim(), layout().value_at(head, at));
+          }
         }
+        i += rows;
       }
-      i += rows;
-    }
-    book_.record(synced_, length_ + count);
-    length_ += count;
-    return true;
+      book_.record(synced_, length_ + count);
+      length_ += count;
+    });
   }
 
   /// Forgets all but the first `length` tokens. Throws shape_error where there are fewer,
@@ -230,6 +228,8 @@ class offloaded_cache {
   [[nodiscard]] static constexpr index value_channel_stride() noexcept { return 1; }
 
  private:
+  friend struct detail::stored_cache<offloaded_cache>;
+
   /// What readers share: which pages of heads are resident, and the order in which they became so.
   struct readers {
     explicit readers(index chunks, index resident)

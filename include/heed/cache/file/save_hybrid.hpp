@@ -6,8 +6,9 @@
 #include <algorithm>
 #include <limits>
 
-#include "heed/cache/file/save.hpp"
+#include "heed/cache/file/content.hpp"
 #include "heed/cache/hybrid.hpp"
+#include "heed/core/checked.hpp"
 #include "heed/core/target.hpp"
 
 namespace heed::inline HEED_TARGET {
@@ -37,26 +38,43 @@ struct stored_cache<hybrid_memory<Cache, A>> {
     }
   }
   static memory load(cache_reader& r) {
+    constexpr index most = index{1} << 20;
     r.require("scalar of the states", scalar_name<A>());
-    memory m(r.number("history", 0, index{1} << 20));
-    const index length = r.number("length", 0, (std::numeric_limits<index>::max)());
-    const index caches = r.number("caches", 0, index{1} << 20);
-    const index states = r.number("states", 0, index{1} << 20);
+    index history = 0;
+    index length = 0;
+    index caches = 0;
+    index states = 0;
+    r.number("history", history, 0, most);
+    r.number("length", length, 0, (std::numeric_limits<index>::max)());
+    r.number("caches", caches, 0, most);
+    r.number("states", states, 0, most);
+    // A cache has 8 numbers at least, a state 5.
+    r.believe(saturating_product(history + 2, 16), 64 * caches + 40 * states);
+    memory m(history);
     for (index i = 0; i < states; ++i) {
-      const index rank = r.number("axes of a state", 1, 4);
+      index rank = 0;
       index e[4];
-      for (index& x : e) x = r.extent("extent of a state");
+      r.number("axes of a state", rank, 1, 4);
+      for (index& x : e) r.extent("extent of a state", x);
+      for (index axis = rank; axis < 4; ++axis) e[axis] = 1;
+      const index numbers = bytes_of(e[0], e[1], e[2], e[3]);
+      r.believe(saturating_product(history + 2, static_cast<index>(sizeof(A)),
+                                   saturating_sum(numbers, 15)),
+                0);
       if (rank == 1) m.add_state({e[0]});
       if (rank == 2) m.add_state({e[0], e[1]});
       if (rank == 3) m.add_state({e[0], e[1], e[2]});
       if (rank == 4) m.add_state({e[0], e[1], e[2], e[3]});
     }
+    r.believe(0, saturating_product(m.numbers_, static_cast<index>(sizeof(A))));
     m.length_ = length;
     m.snapshots_[0].length = length;
     for (index i = 0; i < caches; ++i) m.add_cache(stored_cache<Cache>::load(r));
     r.numbers(m.at(0), m.numbers_);
     for (index back = 1; back <= (std::min)(m.history_, length); ++back) {
-      if (r.number("snapshot", 0, 1) == 0) continue;
+      index known = 0;
+      r.number("snapshot", known, 0, 1);
+      if (known == 0) continue;
       r.numbers(m.at(back), m.numbers_);
       m.snapshots_[static_cast<std::size_t>(back)].length = length - back;
     }

@@ -7,6 +7,8 @@
 // | keys   | [pages, kv heads, page size, head dim], scalar TK           |
 // | values | [pages, kv heads, page size, value dim], scalar TV          |
 //
+// TK and TV are types of numbers, or quantised_code<8> or <4>: rows of codes with scales, as in a
+// quantised_cache, a `group` of channels at a time where extents name one.
 // Token j of a sequence is row j % page size of page table[j / page size]. Sequences are numbered
 // 0 .. sequences - 1 and empty at first. A fork shares all pages; the first write to a shared page
 // copies the rows that are kept (copy on write). Memory: (head dim sizeof(TK) + value dim
@@ -18,20 +20,26 @@
 #pragma once
 
 #include <algorithm>
+#include <optional>
 #include <span>
 #include <string>
+#include <type_traits>
 
 #include "heed/cache/append_input.hpp"
 #include "heed/cache/paged/page_pool.hpp"
 #include "heed/cache/paged/paged_extents.hpp"
+#include "heed/cache/paged/row_store.hpp"
 #include "heed/core/target.hpp"
 #include "heed/kernel/kv_source.hpp"
-#include "heed/tensor/tensor.hpp"
 
 namespace heed::inline HEED_TARGET {
 
-template <attention_scalar TK, attention_scalar TV = TK>
-class paged_cache {
+template <detail::page_scalar TK, detail::page_scalar TV = TK>
+class paged_cache : public detail::page_codes<paged_cache<TK, TV>, TK> {
+  static constexpr bool in_codes = detail::is_code<TK>::value;
+  static_assert(!in_codes || std::is_same_v<TK, TV>,
+                "heed: keys and values are both numbers, or codes of as many bits");
+
  public:
   using key_scalar = TK;
   using value_scalar = TV;
@@ -42,8 +50,9 @@ class paged_cache {
       : page_size_(detail::check_paged_extents<TK, TV>(e).page_size),
         pool_(e.sequences, e.pages, e.max_tokens ? ceil_div(*e.max_tokens, page_size_) : e.pages),
         max_tokens_(e.max_tokens.value_or(e.pages * page_size_)),
-        keys_({e.pages, e.kv_heads, e.page_size, e.head_dim}),
-        values_({e.pages, e.kv_heads, e.page_size, e.value_dim.value_or(e.head_dim)}) {}
+        keys_(e.pages, e.kv_heads, e.page_size, e.head_dim, e.group),
+        values_(e.pages, e.kv_heads, e.page_size, e.value_dim.value_or(e.head_dim), e.group),
+        group_(e.group) {}
 
   /// Appends the same number of tokens to every sequence: k [sequences, kv heads, tokens, head
   /// dim], v likewise with value dim. Throws capacity_error where there are too few pages,
@@ -164,11 +173,11 @@ class paged_cache {
   [[nodiscard]] index free_pages() const noexcept { return pool_.free_pages(); }
   [[nodiscard]] index page_size() const noexcept { return page_size_; }
   [[nodiscard]] index max_tokens() const noexcept { return max_tokens_; }
-  /// Bytes of the keys and values of one page.
+  /// Bytes of the keys and values of one page, with their scales.
   [[nodiscard]] index page_bytes() const noexcept {
     return kv_heads() * page_size_ *
-           (head_dim() * static_cast<index>(sizeof(TK)) +
-            value_dim() * static_cast<index>(sizeof(TV)));
+           (detail::row_store<TK>::row_bytes(head_dim(), group_) +
+            detail::row_store<TV>::row_bytes(value_dim(), group_));
   }
   /// How many sequences and holds refer to a page; 0 for a free one.
   [[nodiscard]] index references(page_id page) const {
@@ -192,30 +201,35 @@ class paged_cache {
 
   // What kernels read: see key_value_source.
   [[nodiscard]] index batch() const noexcept { return pool_.sequences(); }
-  [[nodiscard]] index kv_heads() const noexcept { return keys_.extent(1); }
-  [[nodiscard]] index head_dim() const noexcept { return keys_.extent(3); }
-  [[nodiscard]] index value_dim() const noexcept { return values_.extent(3); }
+  [[nodiscard]] index kv_heads() const noexcept { return keys_.heads(); }
+  [[nodiscard]] index head_dim() const noexcept { return keys_.channels(); }
+  [[nodiscard]] index value_dim() const noexcept { return values_.channels(); }
   [[nodiscard]] index length(index sequence) const noexcept { return pool_.length(sequence); }
+  /// No one reads codes as rows: kernels widen them.
   [[nodiscard]] row_run<TK> keys(index b, index h, index j) const noexcept {
-    return {keys_.data() + row(b, h, j) * head_dim(), head_dim(), left(b, j)};
+    if constexpr (in_codes)
+      return {nullptr, 0, length(b) - j};
+    else
+      return {keys_.row(page_of(b, j), h, j % page_size_), head_dim(), left(b, j)};
   }
   [[nodiscard]] row_run<TV> values(index b, index h, index j) const noexcept {
-    return {values_.data() + row(b, h, j) * value_dim(), value_dim(), left(b, j)};
+    if constexpr (in_codes)
+      return {nullptr, 0, length(b) - j};
+    else
+      return {values_.row(page_of(b, j), h, j % page_size_), value_dim(), left(b, j)};
   }
   [[nodiscard]] static constexpr index key_channel_stride() noexcept { return 1; }
   [[nodiscard]] static constexpr index value_channel_stride() noexcept { return 1; }
 
  private:
   friend struct detail::stored_cache<paged_cache>;
+  friend struct detail::page_codes<paged_cache, TK>;
   [[nodiscard]] detail::row_geometry geometry() const noexcept {
     return {batch(), kv_heads(), head_dim(), value_dim()};
   }
   [[nodiscard]] index pages_of(index tokens) const noexcept { return ceil_div(tokens, page_size_); }
-  [[nodiscard]] index row_of(page_id page, index h, index r) const noexcept {
-    return (static_cast<index>(page) * kv_heads() + h) * page_size_ + r;
-  }
-  [[nodiscard]] index row(index s, index h, index j) const noexcept {
-    return row_of(pool_.page(s, j / page_size_), h, j % page_size_);
+  [[nodiscard]] index page_of(index s, index j) const noexcept {
+    return static_cast<index>(pool_.page(s, j / page_size_));
   }
   /// Rows from token j to the end of its page or of the sequence.
   [[nodiscard]] index left(index s, index j) const noexcept {
@@ -292,13 +306,9 @@ class paged_cache {
     for (index j = 0; j < count;) {
       const index rows = (std::min)(page_size_ - (length + j) % page_size_, count - j);
       for (index h = 0; h < kv_heads(); ++h) {
-        const index to = row(s, h, length + j);
-        kernel::copy_tile<SK, TK>(tokens.key_rows(from, h, j),
-                                  {keys_.data() + to * head_dim(), head_dim(), 1}, rows,
-                                  head_dim());
-        kernel::copy_tile<SV, TV>(tokens.value_rows(from, h, j),
-                                  {values_.data() + to * value_dim(), value_dim(), 1}, rows,
-                                  value_dim());
+        const index at = (length + j) % page_size_;
+        keys_.write(page_of(s, length + j), h, at, rows, tokens.key_rows(from, h, j));
+        values_.write(page_of(s, length + j), h, at, rows, tokens.value_rows(from, h, j));
       }
       j += rows;
     }
@@ -311,14 +321,8 @@ class paged_cache {
     if (pool_.references(shared) == 1) return;
     const page_id own = pool_.take();
     const index rows = pool_.length(s) % page_size_;
-    for (index h = 0; h < kv_heads(); ++h) {
-      const index from = row_of(shared, h, 0);
-      const index to = row_of(own, h, 0);
-      std::copy_n(keys_.data() + from * head_dim(), rows * head_dim(),
-                  keys_.data() + to * head_dim());
-      std::copy_n(values_.data() + from * value_dim(), rows * value_dim(),
-                  values_.data() + to * value_dim());
-    }
+    keys_.copy_rows(shared, own, rows);
+    values_.copy_rows(shared, own, rows);
     pool_.page(s, pool_.length(s) / page_size_) = own;
     pool_.release(shared);
   }
@@ -326,10 +330,17 @@ class paged_cache {
   index page_size_;
   detail::page_pool pool_;
   index max_tokens_;
-  tensor<TK, 4> keys_;
-  tensor<TV, 4> values_;
+  detail::row_store<TK> keys_;
+  detail::row_store<TV> values_;
+  std::optional<index> group_;
 };
 
+/// Pages of codes of 8 bits.
+using paged_int8_cache = paged_cache<quantised_code<8>>;
+/// Pages of codes of 4 bits.
+using paged_int4_cache = paged_cache<quantised_code<4>>;
+
 static_assert(key_value_source<paged_cache<float>>);
+static_assert(coded_source<paged_int4_cache>);
 
 }  // namespace heed::inline HEED_TARGET

@@ -19,6 +19,7 @@ struct paged_extents {
   index head_dim = 0;
   std::optional<index> value_dim = std::nullopt;   ///< head_dim where absent
   std::optional<index> max_tokens = std::nullopt;  ///< of one sequence; the whole pool where absent
+  std::optional<index> group = std::nullopt;       ///< channels a scale, of codes; all where absent
 };
 
 namespace detail {

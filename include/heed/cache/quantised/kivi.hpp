@@ -77,24 +77,21 @@ class kivi_cache {
   /// The same, but false where the tokens do not fit.
   template <tensor_like K, tensor_like V>
   [[nodiscard]] bool try_append(const K& k, const V& v) {
-    const auto tokens =
-        detail::check_new_tokens(k, v, {batch(), kv_heads(), head_dim(), value_dim()}, batch());
-    const index count = tokens.count(0);
-    if (count > capacity() - length_) return false;
-    for (index b = 0; b < batch(); ++b) {
-      for (index h = 0; h < kv_heads(); ++h) {
-        for (index i = 0; i < count;) {
-          const index at = (length_ + i) % group_;
-          const index n = (std::min)(group_ - at, count - i);
-          copy(tokens.key_rows(b, h, i), new_keys_, b, h, at, n);
-          copy(tokens.value_rows(b, h, i), new_values_, b, h, at, n);
-          if (at + n == group_) quantise(b, h, (length_ + i) / group_);
-          i += n;
+    return detail::append_in_step(*this, k, v, [&](const auto& tokens, index count) {
+      for (index b = 0; b < batch(); ++b) {
+        for (index h = 0; h < kv_heads(); ++h) {
+          for (index i = 0; i < count;) {
+            const index at = (length_ + i) % group_;
+            const index n = (std::min)(group_ - at, count - i);
+            copy(tokens.key_rows(b, h, i), new_keys_, b, h, at, n);
+            copy(tokens.value_rows(b, h, i), new_values_, b, h, at, n);
+            if (at + n == group_) quantise(b, h, (length_ + i) / group_);
+            i += n;
+          }
         }
       }
-    }
-    length_ += count;
-    return true;
+      length_ += count;
+    });
   }
 
   /// Forgets all but the first `length` tokens. Throws shape_error where there are fewer.
@@ -188,6 +185,8 @@ class kivi_cache {
   [[nodiscard]] static constexpr index value_channel_stride() noexcept { return 1; }
 
  private:
+  friend struct detail::stored_cache<kivi_cache>;
+
   static constexpr index longest_group = 256;
 
   [[nodiscard]] static index checked_group(const kivi_extents& e) {
@@ -214,18 +213,13 @@ class kivi_cache {
   /// The newest tokens, which are complete, become the codes of group `g`.
   void quantise(index b, index h, index g) noexcept {
     float column[std::size_t{longest_group}];
-    std::uint8_t codes[std::size_t{longest_group}];
     for (index c = 0; c < head_dim(); ++c) {
       for (index i = 0; i < group_; ++i) column[i] = new_keys_(b, h, i, c);
-      const row_scale s = quantise_row<Bits>(column, group_, codes);
+      const row_scale s = detail::quantise<Bits>(column, group_, [&](index i, std::uint8_t code) {
+        detail::store_code<Bits>(&key_codes_(b, h, g * group_ + i, 0), head_dim(), c, code);
+      });
       key_scales_(b, h, g, c) = s.scale;
       key_zeros_(b, h, g, c) = s.zero;
-      const index half_column = ceil_div(group_, 2);
-      for (index i = 0; i < group_; ++i) {
-        std::uint8_t code = codes[i < half_column || Bits == 8 ? i : i - half_column];
-        if (Bits == 4) code = i < half_column ? code & 15U : static_cast<std::uint8_t>(code >> 4U);
-        detail::store_code<Bits>(&key_codes_(b, h, g * group_ + i, 0), head_dim(), c, code);
-      }
     }
     for (index i = 0; i < group_; ++i) {
       const index r = row(b, h, rows(), g * group_ + i);

@@ -17,6 +17,7 @@
 
 #include "heed/core/target.hpp"
 #include "heed/core/types.hpp"
+#include "heed/kernel/code_layout.hpp"
 #include "heed/simd/convert.hpp"
 
 namespace heed::inline HEED_TARGET {
@@ -49,11 +50,9 @@ void store_code(std::uint8_t* row, index n, index c, std::uint8_t code) noexcept
   }
 }
 
-}  // namespace detail
-
-/// The codes of x[0 .. n), and their scale.
-template <int Bits>
-[[nodiscard]] row_scale quantise_row(const float* x, index n, std::uint8_t* codes) noexcept {
+/// The scale of x[0 .. n); store(c, code) takes each code, in order.
+template <int Bits, class Store>
+row_scale quantise(const float* x, index n, const Store& store) noexcept {
   constexpr float largest = (std::numeric_limits<float>::max)();
   constexpr float levels = (1 << Bits) - 1;
   float low = n > 0 ? largest : 0;
@@ -64,24 +63,31 @@ template <int Bits>
     low = (std::min)(low, std::clamp(x[c], -largest, largest));
     high = (std::max)(high, std::clamp(x[c], -largest, largest));
   }
-  std::fill_n(codes, code_bytes<Bits>(n), std::uint8_t{0});
-  if (nan) return {std::numeric_limits<float>::quiet_NaN(), 0};
   // In double, where the range of the largest floats has room.
   const double range = static_cast<double>(high) - static_cast<double>(low);
-  if (!(range >= std::ldexp(1.0, -100))) {
+  if (nan || !(range >= std::ldexp(1.0, -100))) {
+    const bool one = !nan && low > 0;
+    for (index c = 0; c < n; ++c) store(c, std::uint8_t{one});
+    if (nan) return {std::numeric_limits<float>::quiet_NaN(), 0};
     if (low == 0) return {};
-    const bool positive = low > 0;
-    for (index c = 0; positive && c < n; ++c) detail::store_code<Bits>(codes, n, c, 1);
-    return {std::abs(low), positive ? 0.0F : 1.0F};
+    return {std::abs(low), one ? 0.0F : 1.0F};
   }
-  const row_scale s{static_cast<float>(range / levels),
-                    static_cast<float>(-static_cast<double>(low) * levels / range)};
   for (index c = 0; c < n; ++c) {
     const double at = (std::clamp(x[c], -largest, largest) - static_cast<double>(low)) * levels;
     const double code = (std::min)(std::nearbyint(at / range), static_cast<double>(levels));
-    detail::store_code<Bits>(codes, n, c, static_cast<std::uint8_t>(code));
+    store(c, static_cast<std::uint8_t>(code));
   }
-  return s;
+  return {static_cast<float>(range / levels),
+          static_cast<float>(-static_cast<double>(low) * levels / range)};
+}
+
+}  // namespace detail
+
+/// The codes of x[0 .. n), and their scale.
+template <int Bits>
+[[nodiscard]] row_scale quantise_row(const float* x, index n, std::uint8_t* codes) noexcept {
+  return detail::quantise<Bits>(
+      x, n, [&](index c, std::uint8_t code) { detail::store_code<Bits>(codes, n, c, code); });
 }
 
 namespace detail {
@@ -104,20 +110,16 @@ void widen_code_row(const Code* codes, const float* scale, const float* zero, in
   }
 }
 
-/// The same of a row of n codes of `Bits`.
+/// The same of a row of n codes of `Bits`, scales and zeros one a channel or, where not `ByChannel`,
+/// `step` apart for each `group` channels, of which 0 are all.
 template <int Bits, bool ByChannel>
 void widen_codes(const std::uint8_t* codes, const float* scale, const float* zero, index n,
-                 float* to) noexcept {
-  if constexpr (Bits == 8) {
-    widen_code_row<ByChannel>(codes, scale, zero, n, to);
-  } else {
-    const index low = ceil_div(n, 2);
-    const index skipped = ByChannel ? low : 0;
-    widen_code_row<ByChannel>(reinterpret_cast<const simd::low_nibble*>(codes), scale, zero, low,
-                              to);
-    widen_code_row<ByChannel>(reinterpret_cast<const simd::high_nibble*>(codes), scale + skipped,
-                              zero + skipped, n - low, to + low);
-  }
+                 float* to, index group = 0, index step = 0) noexcept {
+  kernel::each_code_part<Bits>(n, group, [&](const auto& part) noexcept {
+    const index at = ByChannel ? part.channel : part.group * step;
+    widen_code_row<ByChannel>(part.codes(codes), scale + at, zero + at, part.count,
+                              to + part.channel);
+  });
 }
 
 }  // namespace detail

@@ -6,8 +6,9 @@
 //
 // So a scale costs an operation a pair, not one a number, and the products run on the codes as
 // they are stored. Keys with scales a channel: (q scale).code[j] - (q scale).zero, a group of
-// tokens at a time. The results are those of the widened rows to rounding: the errors are of some
-// 2^-24 of the largest |code - 0| scale, not of the number itself.
+// tokens at a time. Scales a group of channels: the sum of the above over the groups. The results
+// are those of the widened rows to rounding: the errors are of some 2^-24 of the largest
+// |code - 0| scale, not of the number itself.
 #pragma once
 
 #include <algorithm>
@@ -16,30 +17,24 @@
 #include <type_traits>
 
 #include "heed/core/target.hpp"
+#include "heed/kernel/code_layout.hpp"
 #include "heed/kernel/kv_source.hpp"
 #include "heed/kernel/split_kv/microkernel.hpp"
 #include "heed/kernel/tiled/kv_block.hpp"
 
 namespace heed::inline HEED_TARGET::kernel {
 
-/// use(rows of codes from the run's row `skipped` on, first channel, channels, is first):
-/// once, or for each half of codes of 4 bits.
-template <int Bits, class Use>
-HEED_INLINE void each_half(const code_run& run, index skipped, index channels,
-                           const Use& use) noexcept {
-  const std::uint8_t* const first = run.codes + skipped * run.stride;
-  const index left = run.left - skipped;
-  const auto rows = [&]<class T>(const T* codes) {
-    return strided_rows<T>{codes, run.stride, left};
-  };
-  if constexpr (Bits == 8) {
-    use(rows(first), index{0}, channels, std::true_type());
-  } else {
-    const index low = ceil_div(channels, 2);
-    use(rows(reinterpret_cast<const simd::low_nibble*>(first)), index{0}, low, std::true_type());
-    use(rows(reinterpret_cast<const simd::high_nibble*>(first)), low, channels - low,
-        std::false_type());
-  }
+/// The part's codes in the run's rows from `skipped` on.
+template <class T>
+[[nodiscard]] HEED_INLINE strided_rows<T> part_rows(const code_part<T>& part, const code_run& run,
+                                                    index skipped) noexcept {
+  return {part.codes(run.codes + skipped * run.stride), run.stride, run.left - skipped};
+}
+
+/// Tokens whose codes are read part by part: they stay in the first-level cache.
+template <int Bits, class A>
+[[nodiscard]] constexpr index piece_of(const code_run& run) noexcept {
+  return Bits == 8 && run.group == 0 ? split_plan<A>::keys : index{128};
 }
 
 /// sum_c x[c] y[c].
@@ -51,6 +46,17 @@ HEED_INLINE float dot_of(const float* x, const float* y, index n) noexcept {
   float total = simd::sum(sum);
   for (; c < n; ++c) total += x[c] * y[c];
   return total;
+}
+
+/// sum_c x[c].
+HEED_INLINE float sum_of(const float* x, index n) noexcept {
+  constexpr index lanes = simd::lanes<float>;
+  auto sums = simd::zero<float>();
+  index c = 0;
+  for (; c + lanes <= n; c += lanes) sums = simd::add(sums, simd::load(x + c));
+  float total = 0;
+  for (; c < n; ++c) total += x[c];
+  return total + simd::sum(sums);
 }
 
 /// s[j] = scale[j] (s[j] + more[j] - zero[j] sum), without scales s[j] + more[j] - sum.
@@ -76,6 +82,44 @@ HEED_INLINE void apply_scales(float* s, const float* more, const code_run& run, 
   }
 }
 
+/// s[j] += scale[j] (more[j] - zero[j] sum), or = where s is `fresh`.
+HEED_INLINE void add_scaled(float* s, const float* more, const float* scale, const float* zero,
+                            index keys, float sum, bool fresh) noexcept {
+  constexpr index lanes = simd::lanes<float>;
+  const auto less = simd::broadcast(-sum);
+  index j = 0;
+  for (; j + lanes <= keys; j += lanes) {
+    const auto x = simd::mul(simd::load(scale + j),
+                             simd::fmadd(simd::load(zero + j), less, simd::load(more + j)));
+    simd::store(s + j, fresh ? x : simd::add(simd::load(s + j), x));
+  }
+  for (; j < keys; ++j) {
+    const float x = scale[j] * simd::fmadd_scalar(zero[j], -sum, more[j]);
+    s[j] = fresh ? x : s[j] + x;
+  }
+}
+
+/// Scores of the first `keys` tokens of a run whose scales are a group of channels; `more` has room
+/// for split_plan::keys numbers a padded row.
+template <int Bits, class A>
+HEED_NOINLINE void grouped_code_scores(const code_run& run, index keys, const A* q, index q_stride,
+                                       index rows, index channels, A* s, A* more) noexcept {
+  using plan = split_plan<A>;
+  const index piece = piece_of<Bits, A>(run);
+  for (index i = 0; i < keys; i += piece) {
+    const index n = (std::min)(piece, keys - i);
+    each_code_part<Bits>(channels, run.group, [&](const auto& part) noexcept {
+      split_scores<A>(q + part.channel, q_stride, rows, part_rows(part, run, i), n, part.count,
+                      more);
+      const index at = part.group * run.group_step + i;
+      for (index r = 0; r < rows; ++r) {
+        add_scaled(s + r * plan::keys + i, more + r * plan::keys, run.scale + at, run.zero + at, n,
+                   sum_of(q + r * q_stride + part.channel, part.count), part.channel == 0);
+      }
+    });
+  }
+}
+
 /// Scores of `rows` query rows (padded) against the tokens of `block`, to s[row][token]. `scratch`
 /// has room for (split_plan::keys + channels) numbers a padded row. A is float: it is a parameter so
 /// that a program may override the plan's sizes after it has included this header.
@@ -86,7 +130,7 @@ void split_code_scores(const Source& source, index batch, index kv_head, range b
   using plan = split_plan<A>;
   constexpr int bits = Source::code_bits;
   const index padded = plan::padded(rows);
-  float* const more = bits == 4 ? scratch : nullptr;
+  float* const more = bits == 4 && channels > 1 ? scratch : nullptr;
   float* const scaled = scratch + padded * plan::keys;
   for (index j = block.begin; j < block.end;) {
     const code_run run = source.key_codes(batch, kv_head, j);
@@ -96,6 +140,10 @@ void split_code_scores(const Source& source, index batch, index kv_head, range b
     if (run.codes == nullptr) {
       split_scores<float>(q, q_stride, rows, strided_rows<float>{run.full, channels, keys}, keys,
                           channels, to);
+      continue;
+    }
+    if (run.group > 0) {
+      grouped_code_scores<bits>(run, keys, q, q_stride, rows, channels, to, scratch);
       continue;
     }
     const float* x = q;
@@ -109,10 +157,10 @@ void split_code_scores(const Source& source, index batch, index kv_head, range b
         }
       }
     }
-    each_half<bits>(
-        run, 0, channels, [&](const auto& codes, index first, index n, auto is_first) noexcept {
-          split_scores<float>(x + first, x_stride, rows, codes, keys, n, is_first() ? to : more);
-        });
+    each_code_part<bits>(channels, 0, [&](const auto& part) noexcept {
+      split_scores<float>(x + part.channel, x_stride, rows, part_rows(part, run, 0), keys,
+                          part.count, part.channel == 0 ? to : more);
+    });
     for (index r = 0; r < rows; ++r) {
       float* const of_row = to + r * plan::keys;
       const float* const more_of_row = more == nullptr ? nullptr : more + r * plan::keys;
@@ -120,36 +168,30 @@ void split_code_scores(const Source& source, index batch, index kv_head, range b
       if (run.by_channel) {
         apply_scales<false>(of_row, more_of_row, run, keys, dot_of(row, run.zero, channels));
       } else {
-        float sum = 0;
-        auto sums = simd::zero<float>();
-        index c = 0;
-        for (; c + plan::lanes <= channels; c += plan::lanes) {
-          sums = simd::add(sums, simd::load(row + c));
-        }
-        for (; c < channels; ++c) sum += row[c];
-        apply_scales<true>(of_row, more_of_row, run, keys, sum + simd::sum(sums));
+        apply_scales<true>(of_row, more_of_row, run, keys, sum_of(row, channels));
       }
     }
   }
 }
 
-/// p[r][j] scale[j] in place of p[r][j], for `rows` rows and `keys` tokens of a run; of_zeros[r] takes
-/// in their sum times zero[j].
+/// w[r][j] = p[r][j] scale[j] for `rows` rows, whose places are split_plan::keys apart, and `keys`
+/// tokens; w may be p. of_zeros[r] takes in their sum times zero[j].
 template <class A>
-void scale_weights(A* p, index rows, const code_run& run, index keys, A* of_zeros) noexcept {
+void scale_weights(const A* p, index rows, const float* scale, const float* zero, index keys, A* w,
+                   A* of_zeros) noexcept {
   using plan = split_plan<A>;
-  for (index r = 0; r < rows; ++r, p += plan::keys) {
+  for (index r = 0; r < rows; ++r, p += plan::keys, w += plan::keys) {
     auto sums = simd::zero<float>();
     index j = 0;
     for (; j + plan::lanes <= keys; j += plan::lanes) {
-      const auto w = simd::mul(simd::load(p + j), simd::load(run.scale + j));
-      simd::store(p + j, w);
-      sums = simd::fmadd(w, simd::load(run.zero + j), sums);
+      const auto x = simd::mul(simd::load(p + j), simd::load(scale + j));
+      simd::store(w + j, x);
+      sums = simd::fmadd(x, simd::load(zero + j), sums);
     }
     float sum = simd::sum(sums);
     for (; j < keys; ++j) {
-      p[j] *= run.scale[j];
-      sum = simd::fmadd_scalar(p[j], run.zero[j], sum);
+      w[j] = p[j] * scale[j];
+      sum = simd::fmadd_scalar(w[j], zero[j], sum);
     }
     of_zeros[r] += sum;
   }
@@ -190,18 +232,23 @@ class coded_values {
       if (run.codes == nullptr) {
         all = all_finite<float>(strided_rows<float>{run.full, channels_, n}, n, channels_);
       }
-      for (index i = 0; run.codes != nullptr && i < n; ++i) {
-        all = all && std::isfinite(run.scale[i] * run.zero[i]) && std::isfinite(run.scale[i]);
+      const index groups = run.group > 0 ? ceil_div(channels_, run.group) : 1;
+      for (index g = 0; run.codes != nullptr && g < groups; ++g) {
+        const float* const scale = run.scale + g * run.group_step;
+        const float* const zero = run.zero + g * run.group_step;
+        for (index i = 0; i < n; ++i) {
+          all = all && std::isfinite(scale[i] * zero[i]) && std::isfinite(scale[i]);
+        }
       }
       j += n;
     }
     return all;
   }
 
-  /// o = p v, of which `weights` makes the weights p, as for split_values. `of_zeros` has room for a
-  /// number a row.
+  /// o = p v, of which `weights` makes the weights p, as for split_values. `scratch` has room for
+  /// split_plan::keys + 1 numbers a padded row.
   template <class A, class Weights>
-  void multiply(A* p, index rows, A* o, index o_stride, A* of_zeros,
+  void multiply(A* p, index rows, A* o, index o_stride, A* scratch,
                 const Weights& weights) const noexcept {
     using plan = split_plan<A>;
     constexpr int bits = Source::code_bits;
@@ -212,24 +259,27 @@ class coded_values {
         }
       }
     });
+    A* const of_zeros = scratch + plan::padded(rows) * plan::keys;
     std::fill_n(of_zeros, rows, 0.0F);
-    // In pieces of which the second half of the codes is in the first-level cache.
-    constexpr index piece = bits == 8 ? plan::keys : index{128};
     for (index j = block_.begin; j < block_.end;) {
       const code_run run = source_->value_codes(batch_, kv_head_, j);
       const index count = (std::min)(run.count, block_.end - j);
-      float* const of_run = p + (j - block_.begin);
+      A* const of_run = p + (j - block_.begin);
+      const bool begins = j == block_.begin;
       if (run.codes == nullptr) {
         split_values<float>(of_run, rows, strided_rows<float>{run.full, channels_, count}, count,
-                            channels_, j == block_.begin, o, o_stride, weights_made());
+                            channels_, begins, o, o_stride, weights_made());
+      } else if (run.group > 0) {
+        multiply_groups<bits>(run, count, of_run, rows, begins, o, o_stride, scratch, of_zeros);
       } else {
-        scale_weights(of_run, rows, run, count, of_zeros);
+        scale_weights(of_run, rows, run.scale, run.zero, count, of_run, of_zeros);
+        const index piece = piece_of<bits, A>(run);
         for (index i = 0; i < count; i += piece) {
-          each_half<bits>(
-              run, i, channels_, [&](const auto& codes, index channel, index n, auto) noexcept {
-                split_values<float>(of_run + i, rows, codes, (std::min)(piece, count - i), n,
-                                    j + i == block_.begin, o + channel, o_stride, weights_made());
-              });
+          each_code_part<bits>(channels_, 0, [&](const auto& part) noexcept {
+            split_values<float>(of_run + i, rows, part_rows(part, run, i),
+                                (std::min)(piece, count - i), part.count, begins && i == 0,
+                                o + part.channel, o_stride, weights_made());
+          });
         }
       }
       j += count;
@@ -240,6 +290,33 @@ class coded_values {
   }
 
  private:
+  /// The same for the first `count` tokens of a run whose scales are a group of channels, to o or
+  /// where that does not begin, added to it.
+  template <int Bits, class A>
+  HEED_NOINLINE void multiply_groups(const code_run& run, index count, const A* p, index rows,
+                                     bool begins, A* o, index o_stride, A* scaled,
+                                     A* of_zeros) const noexcept {
+    using plan = split_plan<A>;
+    const index piece = piece_of<Bits, A>(run);
+    const index padded = plan::padded(rows);
+    for (index r = rows; r < padded; ++r) std::fill_n(scaled + r * plan::keys, piece, A(0));
+    for (index i = 0; i < count; i += piece) {
+      const index n = (std::min)(piece, count - i);
+      each_code_part<Bits>(channels_, run.group, [&](const auto& part) noexcept {
+        const index at = part.group * run.group_step + i;
+        std::fill_n(of_zeros, rows, A(0));
+        scale_weights(p + i, rows, run.scale + at, run.zero + at, n, scaled, of_zeros);
+        split_values<A>(scaled, rows, part_rows(part, run, i), n, part.count, begins && i == 0,
+                        o + part.channel, o_stride, weights_made());
+        for (index r = 0; r < rows; ++r) {
+          A* const to = o + r * o_stride + part.channel;
+          for (index c = 0; c < part.count; ++c) to[c] -= of_zeros[r];
+        }
+      });
+    }
+    std::fill_n(of_zeros, rows, A(0));
+  }
+
   const Source* source_;
   index batch_;
   index kv_head_;

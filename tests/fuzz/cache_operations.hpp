@@ -1,10 +1,8 @@
 // SPDX-License-Identifier: MIT
-// A fuzz target: operations on a paged cache, its prefix tree and a slot cache, in any order and with
-// any arguments, against vectors of vectors.
-//
-//   clang++ -std=c++20 -O1 -fsanitize=fuzzer,address,undefined -I include -I tests
-//     -isystem /usr/include/eigen3 tests/fuzz/cache_operations.cpp -o fuzz_cache_operations
-//   ./fuzz_cache_operations -max_total_time=20
+// Operations on a paged cache, its prefix tree and a slot cache, in any order and with any arguments,
+// against vectors of vectors.
+#pragma once
+
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
@@ -17,7 +15,7 @@
 #include "cache/cache_model.hpp"
 #include "heed/cache.hpp"
 
-namespace {
+namespace fuzz {
 
 using cache_model::sequence;
 using cache_model::tokens;
@@ -26,12 +24,12 @@ using heed::index;
 constexpr index sequences = 4;
 constexpr cache_model::geometry g{.kv_heads = 1, .head_dim = 2, .value_dim = 1};
 
-void require(bool holds, const char* what) {
+inline void require(bool holds, const char* what) {
   if (holds) return;
   std::fprintf(stderr, "%s\n", what);
   std::abort();
 }
-void require_same(const std::string& difference) {
+inline void require_same(const std::string& difference) {
   if (!difference.empty()) require(false, difference.c_str());
 }
 
@@ -120,9 +118,8 @@ struct world {
   }
 };
 
-}  // namespace
-
-extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+/// Three bytes a step; then the pages as a file and back.
+inline void operate(const std::uint8_t* data, std::size_t size) {
   world w;
   for (std::size_t i = 0; i + 2 < size && i < 300; i += 3) {
     w.step(data[i], data[i + 1], data[i + 2]);
@@ -132,5 +129,6 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const auto again = heed::load_cache<heed::paged_cache<float>>(file);
   again.validate();
   require_same(cache_model::difference(again, w.in_pages));
-  return 0;
 }
+
+}  // namespace fuzz
