@@ -11,7 +11,7 @@
 //   selective_scan_gated  2 exponentials more   softplus(dt), silu(z)
 //                         1 multiply-add more   the skip D x
 //   hgrn                  1 and 1
-//   rwkv4                 4 and 4
+//   rwkv4                 1 and 4
 //   causal_convolution    1 (silu) and 4 taps
 //
 // and METHOD_backward, what is computed again once in it,
@@ -164,7 +164,7 @@ void register_scans(index channels, index n) {
   register_method("hgrn" + shape, channels, n, {1, 1}, 3, [](scan_data& d) {
     heed::hgrn_into(pool_of(1), d.out, d.x, d.gate, heed::scan_options{.scratch = &d.scratch});
   });
-  register_method("rwkv4" + shape, channels, n, {4, 4}, 3, [](scan_data& d) {
+  register_method("rwkv4" + shape, channels, n, {1, 4}, 3, [](scan_data& d) {
     heed::rwkv4_into(pool_of(1), d.out, d.gate, d.x, d.by_channel, d.by_channel,
                      heed::scan_options{.scratch = &d.scratch});
   });

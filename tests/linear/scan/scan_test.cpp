@@ -341,7 +341,7 @@ TEST(ScanExtremes, SelectiveScanKeepsNanToItsOwn) {
       const bool hit = (k == 3 && t >= 40) || (k == 17 && t >= 41) || (k == 6 && t == 5);
       EXPECT_EQ(std::isnan(out(0, t, k)), hit) << t << " " << k;
       if (!hit) {
-        EXPECT_EQ(out(0, t, k), clean(0, t, k)) << t << " " << k;
+        EXPECT_NEAR(out(0, t, k), clean(0, t, k), 1e-5 * (1 + std::abs(double{clean(0, t, k)})));
       }
     }
   }
@@ -350,6 +350,61 @@ TEST(ScanExtremes, SelectiveScanKeepsNanToItsOwn) {
 TEST(LongScan, SelectiveScanOfAMillionTokens) {
   const scan_case<float> s(1, 1'000'000, 2, 1, 3, 15);
   s.run("long");
+}
+
+/// One gate for all tokens and positive terms: what a float sum takes of them rounds the same way
+/// over and over, by 2e-5 to 5e-4 here. 2e-6 of the terms' sum is 16 units of the last place.
+TEST(LongScan, WhatHardlyForgetsLosesNoDigits) {
+  constexpr index n = 262'144, channels = 3, states = 2;
+  const auto uniform = [](auto t) {
+    std::mt19937 engine(5);
+    for (index i = 0; i < t.size(); ++i) {
+      t.data()[i] = 0.5f + static_cast<float>(engine() >> 8) / 33554432.0f;
+    }
+    return t;
+  };
+  const auto x = uniform(heed::tensor<float, 3>({1, n, channels}));
+  const auto b = uniform(heed::tensor<float, 3>({1, n, states}));
+  heed::tensor<float, 3> g(x.extents()), dt(x.extents()), k(x.extents());
+  heed::tensor<float, 2> a({channels, states});
+  heed::tensor<float, 1> decay({channels}), bonus({channels});
+  std::fill_n(dt.data(), dt.size(), 0.1f);
+  std::fill_n(k.data(), k.size(), 3.0f);
+  for (const float gate : {0.0f, -1e-6f, -1e-4f, -0.01f}) {
+    std::fill_n(g.data(), g.size(), gate);
+    std::fill_n(a.data(), a.size(), 10 * gate);
+    std::fill_n(decay.data(), channels, gate == 0 ? -50.0f : std::log(-gate));
+    const double w = -std::exp(static_cast<double>(decay(0)));
+    for (const auto form : {heed::linear_form::recurrent, heed::linear_form::scan}) {
+      heed::selective_scan_options<float> o;
+      o.form = form;
+      const heed::scan_options same{.form = form};
+      const auto sums = heed::hgrn(x, g, same);
+      const auto read = heed::selective_scan(x, dt, a, b, b, o);
+      const auto means = heed::rwkv4(k, x, decay, bonus, same);
+      for (index c = 0; c < channels; ++c) {
+        double h = 0, h2[states] = {}, top = 0, bottom = 0;
+        for (index t = 0; t < n; ++t) {
+          const auto value = static_cast<double>(x(0, t, c));
+          h = std::exp(static_cast<double>(gate)) * h + value;
+          double y = 0;
+          for (index i = 0; i < states; ++i) {
+            const auto step = static_cast<double>(dt(0, t, c));
+            const auto write = static_cast<double>(b(0, t, i));
+            h2[i] = std::exp(step * static_cast<double>(a(c, i))) * h2[i] + step * value * write;
+            y += write * h2[i];
+          }
+          const double mean = (top + value) / (bottom + 1);
+          top = std::exp(w) * top + value;
+          bottom = std::exp(w) * bottom + 1;
+          if (t % 4099 != 0 && t < n - 3) continue;
+          ASSERT_NEAR(sums(0, t, c), h, 2e-6 * h) << gate << " token " << t;
+          ASSERT_NEAR(read(0, t, c), y, 2e-6 * y) << gate << " token " << t;
+          ASSERT_NEAR(means(0, t, c), mean, 2e-6 * mean) << gate << " token " << t;
+        }
+      }
+    }
+  }
 }
 
 // ---- HGRN
@@ -534,7 +589,7 @@ TEST(ScanExtremes, NanAndEmptyMeansOfRwkv4) {
       const bool hit = c == 5 && t >= 30;
       EXPECT_EQ(std::isnan(out(0, t, c)), hit) << t << " " << c;
       if (!hit) {
-        EXPECT_EQ(out(0, t, c), clean(0, t, c));
+        EXPECT_NEAR(out(0, t, c), clean(0, t, c), 1e-6 * (1 + std::abs(double{clean(0, t, c)})));
       }
     }
   }
@@ -543,9 +598,23 @@ TEST(ScanExtremes, NanAndEmptyMeansOfRwkv4) {
 // ---- what all share
 // ------------------------------------------------------------------------------
 
-/// In pieces with a state, and on several threads: the same bits as at once on one.
+template <class V>
+void expect_near(const V& got, const V& want, double eps) {
+  double most = 0;
+  for (index i = 0; i < want.size(); ++i) {
+    if (std::isfinite(want.data()[i])) most = std::max(most, std::abs(double{want.data()[i]}));
+  }
+  for (index i = 0; i < want.size(); ++i) {
+    if (got.data()[i] == want.data()[i]) continue;
+    ASSERT_NEAR(double{got.data()[i]}, double{want.data()[i]}, eps * most * epsilon_of<float>())
+        << i;
+  }
+}
+
+/// On several threads the same bits as on one; in pieces with a state the same to rounding.
 template <class State, class Run>
-void expect_same_bits_in_pieces(const std::array<index, 3>& e, const State& begin, Run&& run) {
+void expect_same_bits_on_threads(const std::array<index, 3>& e, const State& begin, double eps,
+                                 Run&& run) {
   heed::serial_executor serial;
   heed::thread_pool pool(3);
   heed::tensor<float, 3> whole(e), pieces(e), threads(e);
@@ -557,44 +626,46 @@ void expect_same_bits_in_pieces(const std::array<index, 3>& e, const State& begi
     run(serial, heed::as_view(pieces).slice(1, at, at + piece), several, at, at + piece);
     at += piece;
   }
-  EXPECT_TRUE(same_bits(whole, pieces));
-  EXPECT_TRUE(same_bits(one, several));
+  expect_near(pieces, whole, eps);
+  expect_near(several, one, eps);
   EXPECT_TRUE(same_bits(whole, threads));
   EXPECT_TRUE(same_bits(one, many));
 }
 
-TEST(ParallelScan, PiecesAndThreadsGiveTheSameBits) {
+TEST(ParallelScan, ThreadsGiveTheSameBitsAndPiecesTheSameNumbers) {
   const std::array<index, 3> e{2, 201, 150};
   // Positive exponents in places, so that tiles of both kinds meet.
   scan_case<float> s(2, 201, 150, 3, 9, 15);
   s.a(77, 2) = 0.25f;
-  expect_same_bits_in_pieces(e, s.state, [&](auto& exec, auto out, auto& state, index f, index l) {
-    auto o = s.options();
-    o.gate = o.gate.slice(1, f, l);
-    heed::selective_scan_into(
-        exec, out, heed::as_view(s.x).slice(1, f, l), heed::as_view(s.dt).slice(1, f, l), s.a,
-        heed::as_view(s.b).slice(1, f, l), heed::as_view(s.c).slice(1, f, l), state, o);
-  });
+  expect_same_bits_on_threads(
+      e, s.state, 30, [&](auto& exec, auto out, auto& state, index f, index l) {
+        auto o = s.options();
+        o.gate = o.gate.slice(1, f, l);
+        heed::selective_scan_into(
+            exec, out, heed::as_view(s.x).slice(1, f, l), heed::as_view(s.dt).slice(1, f, l), s.a,
+            heed::as_view(s.b).slice(1, f, l), heed::as_view(s.c).slice(1, f, l), state, o);
+      });
   auto g = decays<float, 3>(e, 5);
   g(1, 100, 70) = 0.5f;
-  expect_same_bits_in_pieces(e, heed::tensor<float, 2>({2, 150}),
-                             [&](auto& exec, auto out, auto& state, index f, index l) {
-                               heed::hgrn_into(exec, out, heed::as_view(s.x).slice(1, f, l),
-                                               heed::as_view(g).slice(1, f, l), state);
-                             });
+  expect_same_bits_on_threads(e, heed::tensor<float, 2>({2, 150}), 30,
+                              [&](auto& exec, auto out, auto& state, index f, index l) {
+                                heed::hgrn_into(exec, out, heed::as_view(s.x).slice(1, f, l),
+                                                heed::as_view(g).slice(1, f, l), state);
+                              });
   auto k = random_tensor<3, float>(e, 6, 20);
   for (index t = 0; t < 70; ++t) k(0, t, 9) = static_cast<float>(-infinity);
   const auto decay = random_tensor<1, float>({150}, 7), bonus = random_tensor<1, float>({150}, 8);
-  expect_same_bits_in_pieces(e, heed::tensor<float, 3>({2, 3, 150}),
-                             [&](auto& exec, auto out, auto& state, index f, index l) {
-                               heed::rwkv4_into(exec, out, heed::as_view(k).slice(1, f, l),
-                                                heed::as_view(s.x).slice(1, f, l), decay, bonus,
-                                                state);
-                             });
+  // Keys of some 60: their sums with gates round by 32 eps.
+  expect_same_bits_on_threads(e, heed::tensor<float, 3>({2, 3, 150}), 2000,
+                              [&](auto& exec, auto out, auto& state, index f, index l) {
+                                heed::rwkv4_into(exec, out, heed::as_view(k).slice(1, f, l),
+                                                 heed::as_view(s.x).slice(1, f, l), decay, bonus,
+                                                 state);
+                              });
 }
 
-// More channels than a task takes at once, next to each other in memory: each part alone has the
-// same bits.
+// More channels than a task takes at once, next to each other in memory: each part alone gives the
+// same numbers, the convolution the same bits.
 TEST(ParallelScan, ManyChannelsAreTheirPartsApart) {
   constexpr index channels = 2085, tokens = 83, part = 139;
   const std::array<index, 3> e{2, tokens, channels};
@@ -639,8 +710,14 @@ TEST(ParallelScan, ManyChannelsAreTheirPartsApart) {
       run(heed::as_view(parts).slice(2, f, f + part), heed::as_view(states).slice(2, f, f + part),
           f, f + part, heed::as_view(b).slice(2, group, group + 1));
     }
-    EXPECT_TRUE(same_bits(whole, parts)) << member;
-    EXPECT_TRUE(same_bits(state, states)) << member;
+    if (member == 3) {
+      EXPECT_TRUE(same_bits(whole, parts));
+      EXPECT_TRUE(same_bits(state, states));
+    } else {
+      expect_near(parts, whole, 30);
+      expect_near(states, state, 30);
+    }
+    if (HasFatalFailure()) return;
   }
 }
 

@@ -4,8 +4,8 @@
 // Consecutive blocks of channels of one sequence are one task, run over all its tokens: tile by tile,
 // and in each of them block by block, so that memory is read in long rows however narrow a block.
 // In the form `scan` the segments of a block are the tasks. Every token of a channel undergoes the
-// same operations wherever tiles and blocks end: the result has the same bits for any number
-// of threads, and, but in the form `scan`, for a sequence in pieces.
+// same operations wherever blocks end: the result has the same bits for any number of threads. A
+// sequence in pieces differs by rounding: a state keeps no low parts from call to call.
 //
 // What the driver needs of a recurrence is the concept `scan_kernel`.
 #pragma once

@@ -22,19 +22,20 @@
 // | state            | [sequences, channels, N], in the accumulator type; in and out      |
 //
 // `out` may be x, dt or gate element for element, and overlaps nothing else. Scalars float, double,
-// half, bfloat16; dt', h and sums in the accumulator type. The error of h_t is at most eps times
-// sum_j (16 + 8 |L_tj|) (t - j + 1) |dt'_j x_j B_j| exp(L_tj), L_tj the sum of dt' A after j:
-// bounded for decaying channels however many the tokens; of y_t, that times |C|, and (N + 2) eps of
-// the terms' absolute sum. dt' A = -inf forgets all that came before, when it was finite; positive
-// dt' A is computed too. A NaN or infinity in x or dt reaches its own token and later tokens of its
-// channel, in b those of its group, in c and the gate its own token alone. A gate of -inf gives
-// NaN. Zero tokens leave the state as it was.
+// half, bfloat16; dt', h and sums in the accumulator type. The error of h_t in float is at most eps
+// sum_j (20 + 8 |L_tj|) |dt'_j x_j B_j| exp(L_tj), L_tj the sum of dt' A after j, however many the
+// tokens and however little they forget; in double, and with positive dt' A, 4 eps a token come to
+// that. Of y_t, that times |C|, and (N + 2) eps of the terms' absolute sum. A state is rounded once
+// a call: tokens fed one by one lose digits as one float sum does. dt' A = -inf forgets all that
+// came before, when it was finite; positive dt' A is computed too. A NaN or infinity in x or dt
+// reaches its own token and later tokens of its channel, in b those of its group, in c and the gate
+// its own token alone. A gate of -inf gives NaN. Zero tokens leave the state as it was.
 //
-// Cost a token and channel: N exp, 5 N FLOPs and a few; bytes: x, dt, z and out once, b and c once
+// Cost a token and channel: N exp, 8 N FLOPs and a few; bytes: x, dt, z and out once, b and c once
 // a block of channels (at most 16 packets). Scratch a worker: 16 tokens x (64 packets + 2 N
-// numbers) + 2 (N + 1) numbers a channel of up to 4 KiB of them. Parallel over sequences x blocks
-// of channels; the same bits for any number of threads, and, but in the form `scan`, for a sequence
-// in pieces. Safe to call from several threads.
+// numbers) + 3 N + 2 numbers a channel of up to 4 KiB of them. Parallel over sequences x blocks of
+// channels; the same bits for any number of threads; a sequence in pieces differs by rounding. Safe
+// to call from several threads.
 //
 // Throws shape_error, option_error, std::bad_alloc, before anything is written.
 // Source: Gu, Dao 2023, arXiv 2312.00752, algorithm 2 and eq. 2, with B discretised as dt B

@@ -20,6 +20,7 @@
 #include "heed/kernel/copy_strided.hpp"
 #include "heed/linear/channel_blocks.hpp"
 #include "heed/linear/scan/channel_lines.hpp"
+#include "heed/linear/scan/mamba_s6_states.hpp"
 #include "heed/simd/softplus.hpp"
 
 namespace heed::inline HEED_TARGET::detail {
@@ -44,14 +45,11 @@ struct selective_scan_kernel {
   view<A, 3> state;  // null data where the caller keeps none
   Options options;
 
-  /// One row a token: the tensor's own where it can be read as packets, or a copy.
-  struct rows {
-    const A* data = nullptr;
-    index stride = 0;
-  };
+  using rows = scan_rows<A>;
+  using tile_rows = selective_rows<A>;
   struct scratch_type {
-    A* h = nullptr;  // one packet of channels after the other, N rows each; a likewise
-    A* a = nullptr;  // times log2 e
+    A* h = nullptr;  // one packet of channels after the other, N rows each; then their low parts
+    A* a = nullptr;  // as h, times log2 e
     A* x = nullptr;  // rows one token each
     A* dt = nullptr;
     A* gate = nullptr;
@@ -60,7 +58,6 @@ struct selective_scan_kernel {
     A* c = nullptr;
     A* skip = nullptr;
     A* bias = nullptr;
-    bool stable = false;  // no a is positive
   };
   [[nodiscard]] index states() const noexcept { return a.extent(1); }
 
@@ -72,7 +69,7 @@ struct selective_scan_kernel {
     return s;
   }
   void allocate_channels(arena& m, scratch_type& s) const noexcept {
-    s.h = m.allocate<A>(states() * width);
+    s.h = m.allocate<A>(2 * states() * width);
     s.a = m.allocate<A>(states() * width);
     s.skip = m.allocate<A>(width);
     s.bias = m.allocate<A>(width);
@@ -80,7 +77,7 @@ struct selective_scan_kernel {
 
   void prepare(const channel_block& k, scratch_type& s) const noexcept {
     const index n = states();
-    std::fill_n(s.h, n * width, A(0));
+    std::fill_n(s.h, 2 * n * width, A(0));
     std::fill_n(s.a, n * width, A(0));
     std::fill_n(s.skip, width, A(0));
     std::fill_n(s.bias, width, A(0));
@@ -90,7 +87,6 @@ struct selective_scan_kernel {
                 rectangle<A>{s.a + first * n, lanes, 1}, n, count);
     });
     std::transform(s.a, s.a + n * width, s.a, binary_rate);
-    s.stable = !any_positive(s.a, width, n, width);
     for (index i = 0; i < k.count; ++i) {
       if (options.skip.data() != nullptr) s.skip[i] = options.skip(k.first + i);
       if (options.dt_bias.data() != nullptr) s.bias[i] = options.dt_bias(k.first + i);
@@ -122,22 +118,21 @@ struct selective_scan_kernel {
     from.b = weight_rows(b, k, t, s.b);
     from.c = weight_rows(c, k, t, s.c);
     channel_lines next = next_lines(ahead);
+    const bool finite_writes = finite_rows(from.b, t.size());
     each_packet(k, [&](index first, index) {
       tile_rows part = from;
       part.x.data += first;
       part.step.data += first;
       time_steps(t.size(), part.step, s, first);
       if (move != nullptr) {
-        add_rows(part.step.data, t.size(), lanes, part.step.stride, move + first);
+        add_rows(part.step.data, t.size(), lanes, part.step.stride, move + first,
+                 move + width + first);
       }
-      const tile_state at{s.h + first * states(), s.a + first * states(), s.y + first};
-      const bool decaying =
-          s.stable && !any_positive(part.step.data, part.step.stride, t.size(), lanes, A(-1));
-      if (decaying) {
-        run<true>(t.size(), part, at, next);
-      } else {
-        run<false>(t.size(), part, at, next);
-      }
+      A* const h = s.h + first * states();
+      const selective_states<A> at{
+          h,   h + states() * width, s.a + first * states(), states(), s.y + first,
+          row, finite_writes};
+      at.run(t.size(), part, next);
     });
   }
 
@@ -162,15 +157,17 @@ struct selective_scan_kernel {
   }
 
   [[nodiscard]] static A* state_numbers(const scratch_type& s) noexcept { return s.h; }
-  [[nodiscard]] index state_size() const noexcept { return states() * width; }
+  [[nodiscard]] index state_size() const noexcept { return 2 * states() * width; }
   /// The sum of the time steps.
-  [[nodiscard]] static index move_size() noexcept { return width; }
+  [[nodiscard]] static index move_size() noexcept { return 2 * width; }
   void join(const A* before, const A* move, const scratch_type& s) const noexcept {
+    const index low = states() * width;
     for (index first = 0; first < width; first += lanes) {
+      const packet steps =
+          simd::add(simd::load<A>(move + first), simd::load<A>(move + width + first));
       for (index i = first * states(); i < (first + lanes) * states(); i += lanes) {
-        packet e[1] = {simd::mul(simd::load<A>(move + first), simd::load<A>(s.a + i))};
-        scan_exp<A, 1, false, true>(e);
-        simd::store(s.h + i, simd::fmadd(e[0], simd::load<A>(before + i), simd::load<A>(s.h + i)));
+        join_decayed<A, true>(before + i, before + low + i,
+                              simd::mul(steps, simd::load<A>(s.a + i)), s.h + i, s.h + low + i);
       }
     }
   }
@@ -178,9 +175,6 @@ struct selective_scan_kernel {
  private:
   using packet = simd::packet<A>;
 
-  struct tile_rows {
-    rows x, step, gate, b, c;
-  };
   [[nodiscard]] channel_lines next_lines(const channel_ahead& next) const noexcept {
     channel_lines lines(next, tile_tokens, x.extent(1));
     lines.add(x, next);
@@ -189,12 +183,6 @@ struct selective_scan_kernel {
     if (options.gate.data() != nullptr) lines.add(options.gate, next);
     return lines;
   }
-
-  struct tile_state {
-    A* h;
-    const A* a;
-    A* y;
-  };
 
   /// exp(dt a) = 2^(dt a log2 e): one product a token fewer. What is finite stays so.
   [[nodiscard]] static A binary_rate(A rate) noexcept {
@@ -255,6 +243,14 @@ struct selective_scan_kernel {
     return {copy, states()};
   }
 
+  [[nodiscard]] bool finite_rows(const rows& from, index tokens) const noexcept {
+    A none = A(0);
+    for (index t = 0; t < tokens; ++t) {
+      for (index i = 0; i < states(); ++i) none += from.data[t * from.stride + i] * A(0);
+    }
+    return none == A(0);
+  }
+
   /// dt', in place of dt where nothing is to be done.
   void time_steps(index tokens, rows& step, const scratch_type& s, index first) const noexcept {
     if (!changes_steps()) return;
@@ -266,59 +262,6 @@ struct selective_scan_kernel {
       simd::store(s.dt + first + t * row, value);
     }
     step = {s.dt + first, row};
-  }
-
-  /// The recurrence; y is left with the sums over the states.
-  template <bool Decaying>
-  void run(index tokens, const tile_rows& from, const tile_state& at,
-           channel_lines& next) const noexcept {
-    constexpr int together = 4;
-    const index n = states();
-    index i = 0;
-    for (; i + together <= n; i += together) {
-      advance<together, Decaying>(i, tokens, from, at, next);
-    }
-    for (; i < n; ++i) advance<1, Decaying>(i, tokens, from, at, next);
-    if (n == 0) {
-      for (index t = 0; t < tokens; ++t) simd::store(at.y + t * row, simd::zero<A>());
-    }
-  }
-
-  /// So many states of a packet of channels, in registers from the tile's first token to its last.
-  template <int Count, bool Decaying>
-  HEED_NOINLINE static void advance(index first, index tokens, const tile_rows& from,
-                                    const tile_state& at, channel_lines& next) noexcept {
-    packet h[std::size_t{Count}];
-    packet rate[std::size_t{Count}];
-    simd::unroll<Count>([&](auto i) HEED_INLINE_LAMBDA {
-      h[i] = simd::load<A>(at.h + (first + i) * lanes);
-      rate[i] = simd::load<A>(at.a + (first + i) * lanes);
-    });
-    rows in_rows = from.x, steps = from.step, writes = from.b, reads = from.c;
-    writes.data += first;
-    reads.data += first;
-    A* y_row = at.y;
-    for (index t = 0; t < tokens; ++t) {
-      const packet dt_t = simd::load<A>(steps.data);
-      packet e[std::size_t{Count}];
-      simd::unroll<Count>([&](auto i) HEED_INLINE_LAMBDA { e[i] = simd::mul(dt_t, rate[i]); });
-      scan_exp<A, Count, Decaying, true>(e);
-      const packet in = simd::mul(dt_t, simd::load<A>(in_rows.data));
-      packet y = first == 0 ? simd::zero<A>() : simd::load<A>(y_row);
-      simd::unroll<Count>([&](auto i) HEED_INLINE_LAMBDA {
-        h[i] = simd::fmadd(e[i], h[i], simd::mul(in, simd::broadcast(writes.data[i])));
-        y = simd::fmadd(h[i], simd::broadcast(reads.data[i]), y);
-      });
-      simd::store(y_row, y);
-      if (first == 0) next.issue();
-      steps.data += steps.stride;
-      in_rows.data += in_rows.stride;
-      writes.data += writes.stride;
-      reads.data += reads.stride;
-      y_row += row;
-    }
-    simd::unroll<Count>([&](auto i)
-                            HEED_INLINE_LAMBDA { simd::store(at.h + (first + i) * lanes, h[i]); });
   }
 
   /// `to` may be y, x, dt or the gate.

@@ -23,15 +23,17 @@
 // Zeros are the state before the first token: where the denominator is 0, the maximum is not read.
 // `out` may be k or v element for element, and overlaps nothing else. Scalars float, double, half,
 // bfloat16; the state in the accumulator type. With weights w_j = e^(k_j + ...) / their sum the
-// error of out_t is at most eps sum_j w_j (|v_j| + |out_t|) (8 + 2 max|p| (t - j + 1)): bounded for
-// w < 0 however many the tokens. A key of -inf has no weight; no weight at all gives 0. A key of
-// +inf, a NaN, and an infinite value reach their own token and later ones of their channel. Zero
-// tokens leave the state as it was.
+// error of out_t is at most eps sum_j w_j (|v_j| + |out_t|) (16 + 8 |w| (t - j) + |k_j - p|) in
+// float, however many the tokens and however little they forget; in double, and where keys rise or
+// fall by 40 within 64 tokens, 2 |p| eps a token come to that. A state and its maximum are rounded
+// once a call: tokens fed one by one lose digits as one float sum does. A key of -inf has no weight,
+// no weight at all gives 0. A key of +inf, a NaN, and an infinite value reach their own token and
+// later ones of their channel. Zero tokens leave the state as it was.
 //
-// Cost a token and channel: 4 exp, a division, 14 FLOPs; bytes: k, v and out once. Scratch a
-// worker: 2 tiles of 64 tokens x 8 packets, and 5 numbers a channel of up to 4 KiB of them.
-// Parallel over sequences x blocks of channels; the same bits for any number of threads, and, but
-// in the form `scan`, for a sequence in pieces. Safe to call from several threads.
+// Cost a token and channel: one exp (4 where keys rise or fall so), a division, 20 FLOPs; bytes: k,
+// v and out once. Scratch a worker: 2 tiles of 64 tokens x 8 packets, and 8 numbers a channel of up
+// to 4 KiB of them. Parallel over sequences x blocks of channels; the same bits for any number of
+// threads; a sequence in pieces differs by rounding. Safe to call from several threads.
 //
 // Throws shape_error, option_error, std::bad_alloc, before anything is written.
 // Source: Peng et al. 2023, arXiv 2305.13048, eq. 16 and appendix D.
@@ -40,12 +42,13 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstddef>
 #include <limits>
 #include <utility>
 
 #include "heed/core/target.hpp"
-#include "heed/linear/scan/channel_lines.hpp"
 #include "heed/linear/scan/channel_scan.hpp"
+#include "heed/linear/scan/rwkv4_sums.hpp"
 
 namespace heed::inline HEED_TARGET {
 
@@ -53,9 +56,9 @@ namespace detail {
 
 template <class A, class TK, class TV, class TW, class TU, class TO>
 struct rwkv4_scan {
-  static constexpr int packets = 2;
-  static constexpr index unit = packets * simd::lanes<A>;
-  static constexpr index width = scan_packets * simd::lanes<A>;
+  using sums = rwkv4_sums<A>;
+  static constexpr index unit = sums::unit;
+  static constexpr index width = sums::width;
   static constexpr index tile_tokens = scan_tile;
 
   view<const TK, 3> k;
@@ -66,7 +69,7 @@ struct rwkv4_scan {
   view<A, 3> state;  // null data where the caller keeps none
 
   struct scratch_type {
-    A* rows = nullptr;  // a, b, p, w, u, each `width` numbers
+    A* rows = nullptr;  // of sums
     A* k = nullptr;
     A* v = nullptr;
   };
@@ -77,25 +80,32 @@ struct rwkv4_scan {
     return s;
   }
   static void allocate_channels(arena& c, scratch_type& s) noexcept {
-    s.rows = c.allocate<A>(5 * width);
+    s.rows = c.allocate<A>(sums::all_rows * width);
   }
 
   void prepare(const channel_block& c, const scratch_type& s) const noexcept {
-    std::fill_n(s.rows, 5 * width, A(0));
-    std::fill_n(s.rows + 2 * width, width, -std::numeric_limits<A>::infinity());
+    std::fill_n(s.rows, sums::all_rows * width, A(0));
+    for (const index r : {sums::running, sums::reference}) {
+      std::fill_n(s.rows + r * width, width, -std::numeric_limits<A>::infinity());
+    }
     for (index i = 0; i < c.count; ++i) {
-      s.rows[3 * width + i] = -std::exp(static_cast<A>(decay(c.first + i)));
-      s.rows[4 * width + i] = static_cast<A>(bonus(c.first + i));
+      s.rows[sums::rate * width + i] = -std::exp(static_cast<A>(decay(c.first + i)));
+      s.rows[sums::extra * width + i] = static_cast<A>(bonus(c.first + i));
     }
   }
   void load_state(const channel_block& c, const scratch_type& s) const noexcept {
     for (index i = 0; state.data() != nullptr && i < c.count; ++i) {
       for (index r = 0; r < 2; ++r) s.rows[r * width + i] = state(c.sequence, r, c.first + i);
-      if (s.rows[width + i] != A(0)) s.rows[2 * width + i] = state(c.sequence, 2, c.first + i);
+      if (s.rows[width + i] == A(0)) continue;
+      s.rows[sums::running * width + i] = s.rows[sums::reference * width + i] =
+          state(c.sequence, 2, c.first + i);
     }
   }
   void store_state(const channel_block& c, const scratch_type& s) const noexcept {
     if (state.data() == nullptr) return;
+    for (index i = 0; i < c.count; i += simd::lanes<A>) {
+      sums::refer_to_maximum(s.rows + i);
+    }
     for (index r = 0; r < 3; ++r) {
       for (index i = 0; i < c.count; ++i) state(c.sequence, r, c.first + i) = s.rows[r * width + i];
     }
@@ -111,7 +121,20 @@ struct rwkv4_scan {
     load_channels(v, c, t, s.v, width, unit);
     if (move != nullptr) *move += static_cast<A>(t.size());
     for (index first = 0; first < c.count; first += unit) {
-      run(t.size(), {s.rows + first, s.k + first, s.v + first}, next);
+      const sums part{s.rows + first, s.k + first, s.v + first};
+      A before[std::size_t{sums::state_rows * unit}];
+      part.copy_state(before);
+      if (part.settle_reference(t.size())) {
+        part.run_settled(t.size(), next);
+        if (stayed_finite(before, part.rows, unit)) continue;
+        // Infinite values stay such, token by token from the start.
+        part.restore_state(before);
+        const index count = (std::min)(unit, c.count - first);
+        load_channels(v, {c.sequence, c.batch, c.group, c.first + first, count}, t, part.values,
+                      width, unit);
+      }
+      for (index i = 0; i < unit; i += simd::lanes<A>) sums::refer_to_maximum(part.rows + i);
+      part.run(t.size(), next);
     }
   }
   void compute_output(const channel_block& c, range t, const scratch_type& s) const noexcept {
@@ -119,91 +142,11 @@ struct rwkv4_scan {
   }
 
   [[nodiscard]] static A* state_numbers(const scratch_type& s) noexcept { return s.rows; }
-  [[nodiscard]] static index state_size() noexcept { return 3 * width; }
+  [[nodiscard]] static index state_size() noexcept { return sums::state_rows * width; }
   /// The number of tokens: the decay is the same for each.
   [[nodiscard]] static index move_size() noexcept { return 1; }
   static void join(const A* before, const A* move, const scratch_type& s) noexcept {
-    constexpr index step = simd::lanes<A>;
-    for (index i = 0; i < width; i += unit) {
-      packet x[packets], y[packets], old[packets], own[packets], m[packets];
-      simd::unroll<packets>([&](auto p) HEED_INLINE_LAMBDA {
-        const packet w = simd::load<A>(s.rows + 3 * width + i + p * step);
-        x[p] = simd::fmadd(simd::broadcast(*move), w,
-                           simd::load<A>(before + 2 * width + i + p * step));
-        y[p] = simd::load<A>(s.rows + 2 * width + i + p * step);
-      });
-      online_weights(x, y, old, own, m);
-      simd::unroll<packets>([&](auto p) HEED_INLINE_LAMBDA {
-        for (index r = 0; r < 2; ++r) {
-          A* const at = s.rows + r * width + i + p * step;
-          simd::store(at, simd::fmadd(old[p], simd::load<A>(before + (at - s.rows)),
-                                      simd::mul(own[p], simd::load<A>(at))));
-        }
-        simd::store(s.rows + 2 * width + i + p * step, m[p]);
-      });
-    }
-  }
-
- private:
-  using packet = simd::packet<A>;
-
-  /// The exponentials of x and y less their maximum, which is returned.
-  HEED_INLINE static void online_weights(const packet* x, const packet* y, packet* ex, packet* ey,
-                                         packet* m) noexcept {
-    // Not below the lowest number, so that two infinities do not make a NaN.
-    const packet lowest = simd::broadcast(std::numeric_limits<A>::lowest());
-    packet e[std::size_t{2 * packets}];
-    simd::unroll<packets>([&](auto p) HEED_INLINE_LAMBDA {
-      m[p] = (simd::max)((simd::max)(x[p], y[p]), lowest);
-      e[p] = simd::sub(x[p], m[p]);
-      e[packets + p] = simd::sub(y[p], m[p]);
-    });
-    simd::exp_nonpositive<A, 2 * packets>(e);
-    simd::unroll<packets>([&](auto p) HEED_INLINE_LAMBDA {
-      ex[p] = e[p];
-      ey[p] = e[packets + p];
-    });
-  }
-
-  HEED_NOINLINE void run(index tokens, const scratch_type& s, channel_lines& next) const noexcept {
-    using simd::unroll;
-    constexpr index lane_count = simd::lanes<A>;
-    const auto load = [](const A* from, packet* to) HEED_INLINE_LAMBDA {
-      unroll<packets>([&](auto p)
-                          HEED_INLINE_LAMBDA { to[p] = simd::load<A>(from + p * lane_count); });
-    };
-    constexpr auto n = std::size_t{packets};
-    packet a[n], b[n], p[n], w[n], u[n], key[n], old[n], own[n], m[n], x[n], y[n];
-    load(s.rows, a);
-    load(s.rows + width, b);
-    load(s.rows + 2 * width, p);
-    load(s.rows + 3 * width, w);
-    load(s.rows + 4 * width, u);
-    for (index t = 0; t < tokens; ++t) {
-      A* const row = s.v + t * width;
-      load(s.k + t * width, key);
-      unroll<packets>([&](auto i) HEED_INLINE_LAMBDA { x[i] = simd::add(u[i], key[i]); });
-      online_weights(p, x, old, own, m);
-      unroll<packets>([&](auto i) HEED_INLINE_LAMBDA { y[i] = simd::add(p[i], w[i]); });
-      packet older[n], newer[n];
-      online_weights(y, key, older, newer, p);
-      unroll<packets>([&](auto i) HEED_INLINE_LAMBDA {
-        const packet value = simd::load<A>(row + i * lane_count);
-        const packet den = simd::fmadd(old[i], b[i], own[i]);
-        const packet num = simd::fmadd(old[i], a[i], simd::mul(own[i], value));
-        const packet mean = simd::div(num, den);
-        const packet none = simd::equal(den, simd::zero<A>());
-        simd::store(row + i * lane_count, simd::select(none, simd::zero<A>(), mean));
-        a[i] = simd::fmadd(older[i], a[i], simd::mul(newer[i], value));
-        b[i] = simd::fmadd(older[i], b[i], newer[i]);
-      });
-      next.issue();
-    }
-    unroll<packets>([&](auto i) HEED_INLINE_LAMBDA {
-      simd::store(s.rows + i * lane_count, a[i]);
-      simd::store(s.rows + width + i * lane_count, b[i]);
-      simd::store(s.rows + 2 * width + i * lane_count, p[i]);
-    });
+    for (index i = 0; i < width; i += simd::lanes<A>) sums::join(before + i, *move, s.rows + i);
   }
 };
 
