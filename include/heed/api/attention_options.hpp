@@ -88,6 +88,16 @@ struct attention_options {
   /// Scratch the caller keeps between calls; two calls at once are refused. Without it a call
   /// allocates its own.
   workspace* scratch = nullptr;
+
+  /// These options with another offset. An absent scale is not copied as a whole: g++ 12 would warn
+  /// of its payload, which nobody set.
+  [[nodiscard]] attention_options with_offset(const offsets& other) const noexcept {
+    attention_options o;
+    if (scale) o.scale = *scale;
+    o.offset = other;
+    o.scratch = scratch;
+    return o;
+  }
 };
 
 }  // namespace heed::inline HEED_TARGET

@@ -230,10 +230,10 @@ template <class Source, class Target, class Q, class Cache, class... M>
     }
     longest = (std::max)(longest, length);
   }
-  attention_options o = options;
-  o.offset = offsets::of_newest(cache, q4.extent(2));
   return open_source_call(std::forward<Target>(target), q, source,
-                          {batch, q4.extent(1), kv_heads, q4.extent(2), longest}, o, modifiers...);
+                          {batch, q4.extent(1), kv_heads, q4.extent(2), longest},
+                          options.with_offset(offsets::of_newest(cache, q4.extent(2))),
+                          modifiers...);
 }
 
 template <class Target, class Q, class Cache, class... M>

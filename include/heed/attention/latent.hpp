@@ -140,9 +140,8 @@ struct latent_call {
       multiply_rows<A>(row, rows(uv, h).transposed(), m, latent, channels(),
                        {v.data() + t * m * channels(), channels(), 1});
     });
-    attention_options o = options;
-    o.offset = bottom_right(q.extent(2), m);
-    attention_into(exec, out, q, k, v, o, modifiers...);
+    attention_into(exec, out, q, k, v, options.with_offset(bottom_right(q.extent(2), m)),
+                   modifiers...);
   }
 
   /// Whether the absorbed form takes fewer FLOPs.

@@ -68,11 +68,10 @@ template <class Out, class Q, class Cache, class... M>
     }
     if (count > 0) longest_cache = (std::max)(longest_cache, length);
   }
-  attention_options o = options;
-  o.offset = offsets::of_newest(before, 0);
-  auto call = api::open_source_call(
-      std::forward<Out>(out), q, api::kv_source_reference<Cache>(cache),
-      {batch, q4.extent(1), cache.kv_heads(), longest(starts), longest_cache}, o, modifiers...);
+  auto call =
+      api::open_source_call(std::forward<Out>(out), q, api::kv_source_reference<Cache>(cache),
+                            {batch, q4.extent(1), cache.kv_heads(), longest(starts), longest_cache},
+                            options.with_offset(offsets::of_newest(before, 0)), modifiers...);
   call.starts = starts;
   return call;
 }
