@@ -13,11 +13,6 @@
 
 namespace heed::inline HEED_TARGET::api {
 
-template <class E>
-[[nodiscard]] index worker_count(const E& exec, index tasks) {
-  return std::max<index>(1, std::min<index>(tasks, static_cast<index>(exec.concurrency())));
-}
-
 struct any_task {
   void operator()(index) const noexcept {}
 };

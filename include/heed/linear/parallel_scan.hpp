@@ -109,8 +109,7 @@ template <executor E, segmented_recurrence R>
   (void)kept.allocate<typename R::scalar>(list.kept() * r.kept_size());
   (void)r.allocate(scratch);
   const index tasks = std::max<index>(list.kept() + heads, 1);
-  return {firsts.used(), kept.used(), scratch.used(),
-          std::clamp<index>(static_cast<index>(exec.concurrency()), index{1}, tasks)};
+  return {firsts.used(), kept.used(), scratch.used(), worker_count(exec, tasks)};
 }
 
 /// Runs r in segments of at least `least` tokens, whole chunks of them.

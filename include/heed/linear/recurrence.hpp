@@ -71,7 +71,7 @@ void for_each_sequence(std::span<const index> bounds, F&& f) {
 template <class E, class Allocate>
 [[nodiscard]] std::size_t scratch_bytes(E& exec, index tasks, Allocate&& allocate) {
   if (tasks <= 0) return 0;
-  const index workers = std::clamp<index>(static_cast<index>(exec.concurrency()), index{1}, tasks);
+  const index workers = worker_count(exec, tasks);
   arena measure;
   (void)allocate(measure);
   return measure.used() * static_cast<std::size_t>(workers);

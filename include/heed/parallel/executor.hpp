@@ -31,6 +31,14 @@ concept executor = requires(E& e, index workers, detail::probe_body body) {
   e.run(workers, body);
 };
 
+namespace detail {
+/// Workers for `tasks` tasks: no more than there are tasks, at least 1.
+template <class E>
+[[nodiscard]] constexpr index worker_count(const E& exec, index tasks) {
+  return std::max<index>(1, std::min<index>(tasks, static_cast<index>(exec.concurrency())));
+}
+}  // namespace detail
+
 /// Runs everything on the calling thread.
 struct serial_executor {
   [[nodiscard]] static constexpr index concurrency() noexcept { return 1; }

@@ -18,7 +18,7 @@ namespace heed::inline HEED_TARGET {
 template <executor E, class Carve, class Task>
 void for_each_with_scratch(E& exec, index tasks, workspace& memory, Carve&& allocate, Task&& task) {
   if (tasks <= 0) return;
-  const index workers = std::clamp<index>(static_cast<index>(exec.concurrency()), index{1}, tasks);
+  const index workers = detail::worker_count(exec, tasks);
   arena measure;
   (void)allocate(measure);
   const std::size_t each = measure.used();

@@ -70,8 +70,7 @@ void run_feature_blocks(E& exec, const view<const TQ, 4>& q, const view<const TK
   const auto fill_all = [&](const auto& x, tensor<A, 4>& phi, range t, bool query) {
     const index heads = x.extent(1);
     const index tasks = x.extent(0) * heads;
-    const index workers =
-        std::clamp<index>(static_cast<index>(exec.concurrency()), 1, std::max<index>(tasks, 1));
+    const index workers = worker_count(exec, tasks);
     for_each_task(exec, workers, tasks, [&](index, index i) noexcept {
       const view<A, 4> all = as_view(phi);
       fill(x, feature_request<A>{i / heads, i % heads, t, query, all[i / heads][i % heads]});

@@ -117,8 +117,7 @@ struct normalised_retention_method {
     const index tasks = sequences * heads;
     if (tasks == 0) return;
     const index group = out.extent(1) / heads;
-    const index workers =
-        std::clamp<index>(static_cast<index>(exec.concurrency()), index{1}, tasks);
+    const index workers = detail::worker_count(exec, tasks);
     for_each_task(exec, workers, tasks, [&](index, index task) noexcept {
       const index n = task / heads, h = task % heads;
       const auto at = static_cast<std::size_t>(n);

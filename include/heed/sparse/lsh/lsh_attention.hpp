@@ -64,7 +64,7 @@ struct unit_keys_method : api::method<api::no_options> {
     const auto to = as_rank4(as_view(keys));
     const index rows = from.extent(0) * from.extent(1) * from.extent(2);
     const index tasks = ceil_div(rows, step);
-    for_each_task(exec, api::worker_count(exec, tasks), tasks, [&](index, index t) noexcept {
+    for_each_task(exec, worker_count(exec, tasks), tasks, [&](index, index t) noexcept {
       for (index n = t * step; n < (std::min)(rows, (t + 1) * step); ++n) {
         const index b = n / (from.extent(1) * from.extent(2));
         const index h = n / from.extent(2) % from.extent(1);

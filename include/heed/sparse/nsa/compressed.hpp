@@ -88,8 +88,7 @@ struct block_compression_method : api::method<api::no_options> {
     tensor<A, 4> means({from.extent(0), from.extent(1), count, channels});
     const index tasks = from.extent(0) * from.extent(1) * count;
     if (tasks == 0) return means;
-    const index workers =
-        std::clamp<index>(static_cast<index>(exec.concurrency()), index{1}, tasks);
+    const index workers = worker_count(exec, tasks);
     const auto task = [&](index, index t) noexcept {
       const range tokens = blocks.tokens(t % count);
       A* const to = means.data() + t * channels;

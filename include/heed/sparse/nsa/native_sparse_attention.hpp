@@ -143,7 +143,7 @@ void sum_branches(E& exec, const view<TO, 4>& out, const tensor<A, 4>* branches,
   const index blocks = ceil_div(n, rows);
   const index tasks = out.extent(0) * out.extent(1) * blocks;
   if (tasks == 0) return;
-  const index workers = std::clamp<index>(static_cast<index>(exec.concurrency()), index{1}, tasks);
+  const index workers = worker_count(exec, tasks);
   for_each_task(exec, workers, tasks, [&](index, index t) noexcept {
     const index b = t / blocks / out.extent(1);
     const index h = t / blocks % out.extent(1);

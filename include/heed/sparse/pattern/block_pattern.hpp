@@ -104,7 +104,7 @@ class block_pattern {
     auto&& bound = bind_modifier(
         mask, {extents.batch, extents.heads, extents.heads, extents.queries, extents.keys});
     std::vector<std::vector<block_entry>> rows(static_cast<std::size_t>(extents.rows()));
-    const index workers = std::max<index>(1, static_cast<index>(exec.concurrency()));
+    const index workers = detail::worker_count(exec, extents.rows());
     for_each_task(exec, workers, extents.rows(), [&](index, index r) {
       classify_row(bound, r, rows[static_cast<std::size_t>(r)]);
     });

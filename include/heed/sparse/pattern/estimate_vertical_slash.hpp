@@ -205,7 +205,7 @@ template <executor E>
   extents.heads = lists.heads();
   check_pattern_extents(extents);
   std::vector<std::vector<index>> rows(static_cast<std::size_t>(extents.rows()));
-  const index workers = std::max<index>(1, static_cast<index>(exec.concurrency()));
+  const index workers = detail::worker_count(exec, extents.rows());
   for_each_task(exec, workers, extents.rows(), [&](index, index r) {
     const index head = r / extents.query_blocks();
     const index first = r % extents.query_blocks() * extents.query_block;

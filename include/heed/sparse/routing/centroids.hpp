@@ -104,27 +104,26 @@ struct cluster_sums {
     constexpr index block = 16;
     const index blocks = ceil_div(x.extent(3), block);
     if (heads * blocks == 0) return;
-    for_each_task(exec, std::max<index>(1, static_cast<index>(exec.concurrency())), heads * blocks,
-                  [&](index, index t) noexcept {
-                    const index h = t / blocks;
-                    const range c =
-                        intersect({0, x.extent(3)}, {t % blocks * block, (t % blocks + 1) * block});
-                    for (index n = 0; n < x.extent(0) * group * x.extent(2); ++n) {
-                      const index b = n / x.extent(2) / group;
-                      const index of = h * group + n / x.extent(2) % group;
-                      const index i = n % x.extent(2);
-                      const index m = nearest(b, of, i);
-                      if (m < 0) continue;
-                      const auto mean = static_cast<double>(norms.mean(b, of, i));
-                      const auto inverse = static_cast<double>(norms.inverse(b, of, i));
-                      double* const to = &sum(h, m, 0);
-                      for (index k = c.begin; k < c.end; ++k) {
-                        to[k] +=
-                            (static_cast<double>(static_cast<A>(x(b, of, i, k))) - mean) * inverse;
-                      }
-                      if (c.begin == 0) count(h, m) += 1;
-                    }
-                  });
+    for_each_task(
+        exec, worker_count(exec, heads * blocks), heads * blocks, [&](index, index t) noexcept {
+          const index h = t / blocks;
+          const range c =
+              intersect({0, x.extent(3)}, {t % blocks * block, (t % blocks + 1) * block});
+          for (index n = 0; n < x.extent(0) * group * x.extent(2); ++n) {
+            const index b = n / x.extent(2) / group;
+            const index of = h * group + n / x.extent(2) % group;
+            const index i = n % x.extent(2);
+            const index m = nearest(b, of, i);
+            if (m < 0) continue;
+            const auto mean = static_cast<double>(norms.mean(b, of, i));
+            const auto inverse = static_cast<double>(norms.inverse(b, of, i));
+            double* const to = &sum(h, m, 0);
+            for (index k = c.begin; k < c.end; ++k) {
+              to[k] += (static_cast<double>(static_cast<A>(x(b, of, i, k))) - mean) * inverse;
+            }
+            if (c.begin == 0) count(h, m) += 1;
+          }
+        });
   }
 
   template <class A>

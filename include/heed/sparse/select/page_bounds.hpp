@@ -156,8 +156,7 @@ class page_bounds {
     const index tasks = batch() * kv_heads() * most;
     // Waking a thread costs more than reading the newest token of every head.
     const bool few = batch() * kv_heads() * fresh * head_dim() < 65'536;
-    const index workers =
-        few ? 1 : (std::max)(index{1}, (std::min)(tasks, static_cast<index>(exec.concurrency())));
+    const index workers = few ? 1 : detail::worker_count(exec, tasks);
     for_each_task(exec, workers, tasks, [&](index, index t) noexcept {
       const index b = t / most / kv_heads();
       const index h = t / most % kv_heads();

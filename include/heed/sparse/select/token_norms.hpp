@@ -59,22 +59,20 @@ struct token_norms {
     const index steps = ceil_div(n, step);
     const index tasks = x.extent(0) * x.extent(1) * steps;
     if (tasks == 0) return;
-    for_each_task(
-        exec, std::max<index>(1, static_cast<index>(exec.concurrency())), tasks,
-        [&](index, index t) noexcept {
-          const index b = t / steps / x.extent(1);
-          const index h = t / steps % x.extent(1);
-          for (index i = t % steps * step; i < (std::min)(n, (t % steps + 1) * step); ++i) {
-            A m = A(0);
-            A square = A(0);
-            const T* const token = x.data() + b * x.stride(0) + h * x.stride(1) + i * x.stride(2);
-            detail::moments(token, x.stride(3), x.extent(3), m, square);
-            // What the mean's own rounding may leave of a constant token is no direction.
-            const A left = d * std::numeric_limits<A>::epsilon() * m;
-            mean(b, h, i) = m;
-            inverse(b, h, i) = square <= d * left * left ? A(0) : A(1) / std::sqrt(square);
-          }
-        });
+    for_each_task(exec, detail::worker_count(exec, tasks), tasks, [&](index, index t) noexcept {
+      const index b = t / steps / x.extent(1);
+      const index h = t / steps % x.extent(1);
+      for (index i = t % steps * step; i < (std::min)(n, (t % steps + 1) * step); ++i) {
+        A m = A(0);
+        A square = A(0);
+        const T* const token = x.data() + b * x.stride(0) + h * x.stride(1) + i * x.stride(2);
+        detail::moments(token, x.stride(3), x.extent(3), m, square);
+        // What the mean's own rounding may leave of a constant token is no direction.
+        const A left = d * std::numeric_limits<A>::epsilon() * m;
+        mean(b, h, i) = m;
+        inverse(b, h, i) = square <= d * left * left ? A(0) : A(1) / std::sqrt(square);
+      }
+    });
   }
 };
 

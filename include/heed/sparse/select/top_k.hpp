@@ -159,8 +159,7 @@ struct block_means_method : api::method<api::no_options> {
     tensor<A, 4> means({k4.extent(0), k4.extent(1), blocks, k4.extent(3)});
     const index tasks = k4.extent(0) * k4.extent(1) * blocks;
     if (tasks == 0) return means;
-    const index workers =
-        std::clamp<index>(static_cast<index>(exec.concurrency()), index{1}, tasks);
+    const index workers = worker_count(exec, tasks);
     for_each_task(exec, workers, tasks, [&](index, index t) noexcept {
       const index b = t / blocks / k4.extent(1);
       const index h = t / blocks % k4.extent(1);

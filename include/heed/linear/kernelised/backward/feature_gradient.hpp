@@ -58,8 +58,7 @@ void check_linear_gradients(const linear_attention_backward_inputs<A>& in,
 template <class E, class T, class F>
 void for_each_head(E& exec, const view<T, 4>& x, F&& f) {
   const index tasks = x.extent(0) * x.extent(1);
-  const index workers =
-      std::clamp<index>(static_cast<index>(exec.concurrency()), 1, std::max<index>(tasks, 1));
+  const index workers = worker_count(exec, tasks);
   for_each_task(exec, workers, tasks,
                 [&](index, index t) noexcept { f(t / x.extent(1), t % x.extent(1)); });
 }
