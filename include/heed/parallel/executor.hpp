@@ -7,6 +7,7 @@
 // worker has scratch of its own.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <concepts>
 
