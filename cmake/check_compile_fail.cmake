@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
 # Passes when the compiler refuses a file with the message that the file expects.
 #
-#   cmake -D source=FILE -P check_compile_fail.cmake -- COMPILER OPTION...
+#   cmake -D source=FILE -D before=HEADER -P check_compile_fail.cmake -- COMPILER OPTION...
 #
 # A file without a line `// expect: REGEX` is a control: it must compile. A line `// options: OPTION...`
-# adds to the compiler's options.
+# adds to the compiler's options; the file has nothing before it then, else HEADER, which may be
+# precompiled with the options of the command.
 set(command "")
 set(seen_separator FALSE)
 math(EXPR last "${CMAKE_ARGC} - 1")
@@ -26,6 +27,9 @@ string(REGEX REPLACE "^// expect: " "" expected "${expected}")
 file(STRINGS ${source} options REGEX "^// options: ")
 string(REGEX REPLACE "^// options: " "" options "${options}")
 separate_arguments(options)
+if(NOT options)
+  set(options -include ${before})
+endif()
 
 execute_process(
   COMMAND ${command} ${options} ${source}
