@@ -19,6 +19,7 @@
 #include <type_traits>
 
 #include "heed/api/attention_options.hpp"
+#include "heed/api/tensor_arguments.hpp"
 #include "heed/core/target.hpp"
 #include "heed/kernel/copy_strided.hpp"
 #include "heed/kernel/kv_source.hpp"
@@ -96,26 +97,6 @@ using const_scalar = const std::remove_const_t<T>;
 template <tensor_like T>
 [[nodiscard]] constexpr auto input4(T&& t) {
   return view<const_scalar<scalar_of<T>>, 4>(as_rank4(as_view(std::forward<T>(t))));
-}
-
-template <class Q, class K, class V>
-constexpr void require_tensors() {
-  static_assert(tensor_like<Q>,
-                "heed: q is not a tensor; specialise heed::tensor_traits for its type");
-  static_assert(tensor_like<K>,
-                "heed: k is not a tensor; specialise heed::tensor_traits for its type");
-  static_assert(tensor_like<V>,
-                "heed: v is not a tensor; specialise heed::tensor_traits for its type");
-  if constexpr (tensor_like<Q> && tensor_like<K> && tensor_like<V>) {
-    static_assert(attention_scalar<scalar_of<Q>> && attention_scalar<scalar_of<K>> &&
-                      attention_scalar<scalar_of<V>>,
-                  "heed: queries, keys and values are float, double, half or bfloat16");
-    static_assert(std::is_same_v<accumulate_t<scalar_of<Q>>, accumulate_t<scalar_of<K>>> &&
-                      std::is_same_v<accumulate_t<scalar_of<Q>>, accumulate_t<scalar_of<V>>>,
-                  "heed: q, k and v accumulate in different types; double goes with double alone");
-    static_assert(rank_of<Q> == rank_of<K> && rank_of<Q> == rank_of<V>,
-                  "heed: q, k and v have different ranks");
-  }
 }
 
 /// One call: checked views, scale, modifiers. `TO` is the output's scalar. Where `starts` is not

@@ -81,13 +81,13 @@ struct cosformer_method {
 
   template <class Q, class K, class V>
   [[nodiscard]] static auto result(const Q& q, const K&, const V& v) {
-    require_linear_tensors<const Q&, const K&, const V&>();
+    require_tensors<const Q&, const K&, const V&>();
     return make_linear_result(q, v);
   }
   template <class E, class Out, class Q, class K, class V, class State>
   static void call(E& exec, Out&& out, const Q& q, const K& k, const V& v, State&& state,
                    const options& o) {
-    require_linear_tensors<const Q&, const K&, const V&>();
+    require_tensors<const Q&, const K&, const V&>();
     using A = accumulate_t<scalar_of<const Q&>>;
     const auto q4 = linear_input(q);
     const index tokens = (std::max)(q4.extent(2), linear_input(k).extent(2));

@@ -56,6 +56,7 @@
 #include <utility>
 
 #include "heed/api/overloads.hpp"
+#include "heed/api/tensor_arguments.hpp"
 #include "heed/core/target.hpp"
 #include "heed/linear/kernelised/feature_map.hpp"
 #include "heed/linear/kernelised/forward.hpp"
@@ -77,22 +78,6 @@ template <class T>
 concept a_linear_state_argument = is_linear_state<std::remove_cvref_t<T>>;
 
 struct no_linear_state {};
-
-template <class Q, class K, class V>
-constexpr void require_linear_tensors() {
-  static_assert(tensor_like<Q> && tensor_like<K> && tensor_like<V>,
-                "heed: q, k or v is not a tensor; specialise heed::tensor_traits for its type");
-  if constexpr (tensor_like<Q> && tensor_like<K> && tensor_like<V>) {
-    static_assert(attention_scalar<scalar_of<Q>> && attention_scalar<scalar_of<K>> &&
-                      attention_scalar<scalar_of<V>>,
-                  "heed: queries, keys and values are float, double, half or bfloat16");
-    static_assert(std::is_same_v<accumulate_t<scalar_of<Q>>, accumulate_t<scalar_of<K>>> &&
-                      std::is_same_v<accumulate_t<scalar_of<Q>>, accumulate_t<scalar_of<V>>>,
-                  "heed: q, k and v accumulate in different types; double goes with double alone");
-    static_assert(rank_of<Q> == rank_of<K> && rank_of<Q> == rank_of<V>,
-                  "heed: q, k and v have different ranks");
-  }
-}
 
 template <class T>
 [[nodiscard]] auto linear_input(const T& t) {
@@ -147,7 +132,7 @@ void check_linear_state(const linear_state_view<A>& s, const std::array<index, 4
 template <class E, class Out, class Q, class K, class V, class State, class Map>
 void linear_call(E& exec, Out&& out, const Q& q, const K& k, const V& v, State&& state,
                  const linear_options& o, const Map& map) {
-  require_linear_tensors<const Q&, const K&, const V&>();
+  require_tensors<const Q&, const K&, const V&>();
   using A = accumulate_t<scalar_of<const Q&>>;
   static_assert(feature_map<Map, A>,
                 "heed: a feature map is callable as map(x) -> number, or as map(span x, span phi) "
@@ -240,7 +225,7 @@ struct linear_attention_method : api::method<linear_options> {
   }
   template <class Q, class K, class V, class... Rest>
   [[nodiscard]] static auto result(const Q& q, const K&, const V& v, const Rest&...) {
-    require_linear_tensors<const Q&, const K&, const V&>();
+    require_tensors<const Q&, const K&, const V&>();
     return make_linear_result(q, v);
   }
   template <class E, class Out, class Q, class K, class V, class Map = elu_plus_one>

@@ -110,13 +110,13 @@ struct performer_method {
 
   template <class Q, class K, class V, class W>
   [[nodiscard]] static auto result(const Q& q, const K&, const V& v, const W&) {
-    require_linear_tensors<const Q&, const K&, const V&>();
+    require_tensors<const Q&, const K&, const V&>();
     return make_linear_result(q, v);
   }
   template <class E, class Out, class Q, class K, class V, class W, class State>
   static void call(E& exec, Out&& out, const Q& q, const K& k, const V& v, const W& w,
                    State&& state, const options& o) {
-    require_linear_tensors<const Q&, const K&, const V&>();
+    require_tensors<const Q&, const K&, const V&>();
     using A = accumulate_t<scalar_of<const Q&>>;
     static_assert(std::is_same_v<W, random_directions<A>>,
                   "heed: performer_attention's fourth argument is a random_directions of the "

@@ -42,6 +42,7 @@
 #include <vector>
 
 #include "heed/api/linear_overloads.hpp"
+#include "heed/api/tensor_arguments.hpp"
 #include "heed/core/errors.hpp"
 #include "heed/core/target.hpp"
 #include "heed/linear/matrix_state/forward.hpp"
@@ -243,19 +244,10 @@ struct matrix_method {
   /// All checks of a call and all it allocates but its scratch; writes nothing.
   template <class Out, class Q, class K, class V, class... Rest>
   [[nodiscard]] static auto check(Out&& out, const Q& q, const K& k, const V& v, Rest&&... rest) {
-    static_assert(tensor_like<const Q&> && tensor_like<const K&> && tensor_like<const V&>,
-                  "heed: q, k or v is not a tensor; specialise heed::tensor_traits for its type");
-    static_assert(rank_of<const Q&> == rank_of<const K&> && rank_of<const Q&> == rank_of<const V&>,
-                  "heed: q, k and v have different ranks");
+    api::require_tensors<const Q&, const K&, const V&>();
     static_assert(writable_tensor<Out>, "heed: the output is not a tensor that can be written");
     static_assert(rank_of<Out> == rank_of<const Q&>, "heed: the output has another rank than q");
-    static_assert(attention_scalar<scalar_of<const Q&>> && attention_scalar<scalar_of<const K&>> &&
-                      attention_scalar<scalar_of<const V&>>,
-                  "heed: queries, keys and values are float, double, half or bfloat16");
     using A = accumulate_t<scalar_of<const Q&>>;
-    static_assert(std::is_same_v<A, accumulate_t<scalar_of<const K&>>> &&
-                      std::is_same_v<A, accumulate_t<scalar_of<const V&>>>,
-                  "heed: q, k and v accumulate in different types; double goes with double alone");
     const auto all = std::tie(rest...);
     constexpr std::size_t extra = Inputs - 3;
     const recurrence_options& o = std::get<extra + 1>(all);
