@@ -14,19 +14,16 @@ mkdir -p "$work"
 work=$(cd "$work" && pwd)
 . cmake/ci/smoke.sh
 
-# smoke COMPILER OPTION...: the program $out, its files compiled two at a time.
+# smoke COMPILER OPTION...: the program $out, as many files at a time as there are processors, the
+# longest first.
 smoke() {
-  pids=
-  for file in smoke_attention smoke_sparse smoke_linear smoke; do
-    compile "$@" -c "tests/portability/$file.cpp" -o "$out.$file.o" &
-    pids="$pids $!"
-    case $file in
-      smoke_sparse | smoke)
-        for pid in $pids; do wait "$pid"; done
-        pids=
-        ;;
-    esac
-  done
+  printf '%s\n' smoke_attention smoke_linear smoke_sparse smoke |
+    EIGEN=${EIGEN:-} STANDARD=${STANDARD:-} xargs -P "$(nproc)" -I FILE sh -c '
+      . cmake/ci/smoke.sh
+      out=$1
+      shift
+      compile "$@" -c tests/portability/FILE.cpp -o "$out.FILE.o"
+    ' sh "$out" "$@"
   compiler=$1
   shift
   # Libraries last: -latomic is taken for what stands before it.
@@ -111,7 +108,8 @@ run() {
     bits-32)
       # Of one version: the package without one removes every cross compiler.
       sh cmake/get-deps.sh "g++-$(g++ -dumpversion | cut -d. -f1)-multilib"
-      smoke g++ -m32 -msse2 -mfpmath=sse
+      # The package without a version would link <asm>, too.
+      smoke g++ -m32 -msse2 -mfpmath=sse -idirafter /usr/include/x86_64-linux-gnu
       "$out"
       ;;
     aarch64)

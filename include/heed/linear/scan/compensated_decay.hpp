@@ -64,12 +64,12 @@ HEED_INLINE void add_compensated_token(const P& factor, const P& base, P& h, P& 
 template <int N, bool Binary, decay_way Way>
 class decay_step {
   using P = simd::packet<float>;
-  static constexpr bool near = Way == decay_way::near_one;
+  static constexpr bool all_near = Way == decay_way::near_one;
 
  public:
   HEED_INLINE explicit decay_step(const P* gate) noexcept {
     simd::unroll<N>([&](auto i) HEED_INLINE_LAMBDA { factor_[i] = gate[i]; });
-    if constexpr (near) {
+    if constexpr (all_near) {
       simd::expm1_near_zero<N, Binary>(factor_);
     } else {
       P power[std::size_t{N}];
@@ -84,7 +84,7 @@ class decay_step {
   /// What of `low` joins the next term of packet i.
   template <class I>
   [[nodiscard]] HEED_INLINE P kept(I i, const P& low) const noexcept {
-    if constexpr (near) {
+    if constexpr (all_near) {
       return low;
     } else {
       return simd::both(near_[i], low);
@@ -98,7 +98,7 @@ class decay_step {
 
  private:
   P factor_[std::size_t{N}];
-  P near_[std::size_t{near ? 1 : N}];
+  P near_[std::size_t{all_near ? 1 : N}];
 };
 
 /// Whether a tile has left no new infinity or NaN in whole packets of sums. An infinite sum makes a

@@ -89,12 +89,13 @@ struct rwkv4_sums {
       last[i] = p;
       settled[i] = simd::select(stays, r, high);
       scale[i] = simd::exp_nonpositive<A>(simd::sub(r, settled[i]));
-      const packet near = simd::both(simd::less(simd::add(high, low), move),
-                                     simd::less(simd::sub(r, settled[i]), move));
-      const packet small = simd::less(simd::abs(at(extra)), simd::broadcast(largest_bonus));
+      const packet within = simd::both(simd::less(simd::add(high, low), move),
+                                       simd::less(simd::sub(r, settled[i]), move));
+      const packet bonus_fits = simd::less(simd::abs(at(extra)), simd::broadcast(largest_bonus));
       // A sum that is no number stays none.
       const packet number = simd::equal(at(sum_v), at(sum_v));
-      fits = simd::both(fits, simd::select(number, simd::both(simd::both(near, small), one), one));
+      fits = simd::both(fits,
+                        simd::select(number, simd::both(simd::both(within, bonus_fits), one), one));
     });
     if (!(simd::sum(fits) == static_cast<A>(w))) return false;
     simd::unroll<packets>([&](auto i) HEED_INLINE_LAMBDA {
@@ -114,12 +115,12 @@ struct rwkv4_sums {
     using simd::unroll;
     constexpr index lane_count = simd::lanes<A>;
     constexpr auto n = std::size_t{packets};
-    packet a[n], b[n], low_a[n], low_b[n], r[n], factor[n], near[n], bonus_weight[n];
+    packet a[n], b[n], low_a[n], low_b[n], r[n], factor[n], near_one[n], bonus_weight[n];
     unroll<packets>([&](auto i) HEED_INLINE_LAMBDA {
       const auto at = [&](row x) { return simd::load<A>(rows + x * width + i * lane_count); };
       a[i] = at(sum_v), b[i] = at(sum_1), low_a[i] = at(low_v), low_b[i] = at(low_1);
       r[i] = at(reference), bonus_weight[i] = at(extra);
-      decay_factor(at(rate), factor[i], near[i]);
+      decay_factor(at(rate), factor[i], near_one[i]);
     });
     simd::exp_nonpositive<A, packets>(bonus_weight);
     for (index t = 0; t < tokens; ++t) {
@@ -136,9 +137,9 @@ struct rwkv4_sums {
         const packet mean = simd::div(simd::fmadd(own, value, a[i]), den);
         const packet none = simd::equal(den, simd::zero<A>());
         simd::store(out + i * lane_count, simd::select(none, simd::zero<A>(), mean));
-        add_compensated_token(factor[i], simd::both(near[i], a[i]), a[i], low_a[i],
+        add_compensated_token(factor[i], simd::both(near_one[i], a[i]), a[i], low_a[i],
                               simd::fmadd(weight[i], value, low_a[i]));
-        add_compensated_token(factor[i], simd::both(near[i], b[i]), b[i], low_b[i],
+        add_compensated_token(factor[i], simd::both(near_one[i], b[i]), b[i], low_b[i],
                               simd::add(weight[i], low_b[i]));
       });
       next.issue();
@@ -205,13 +206,13 @@ struct rwkv4_sums {
     const packet p = (simd::max)(simd::add(old(running), gate), own(running));
     // The reference stays while it can: a sum of it and gates would round.
     const packet r = old(reference);
-    const packet near = simd::both(simd::less(simd::sub(own(reference), r), most),
-                                   simd::less(simd::sub(r, p), most));
+    const packet within = simd::both(simd::less(simd::sub(own(reference), r), most),
+                                     simd::less(simd::sub(r, p), most));
     const packet later = (simd::max)((simd::max)(simd::add(r, gate), own(reference)),
                                      simd::broadcast(std::numeric_limits<A>::lowest()));
-    const packet m = simd::select(near, r, later);
+    const packet m = simd::select(within, r, later);
     const packet scale = simd::exp_nonpositive<A>(simd::sub(own(reference), m));
-    const packet decay = simd::select(near, gate, simd::sub(simd::add(r, gate), m));
+    const packet decay = simd::select(within, gate, simd::sub(simd::add(r, gate), m));
     for (const row sum : {sum_v, sum_1}) {
       const row low = sum == sum_v ? low_v : low_1;
       for (const row each : {sum, low}) {
@@ -232,14 +233,14 @@ struct rwkv4_sums {
   static constexpr A largest_fall = A(8), largest_move = A(40), largest_bonus = A(20);
 
   /// exp(w) - 1 and all bits for a decay near 1; exp(w) and none elsewhere.
-  HEED_INLINE static void decay_factor(const packet& w, packet& factor, packet& near) noexcept {
+  HEED_INLINE static void decay_factor(const packet& w, packet& factor, packet& near_one) noexcept {
     factor = simd::exp_nonpositive<A>(w);
-    near = simd::zero<A>();
+    near_one = simd::zero<A>();
     if constexpr (compensates<A>) {
-      packet small[1] = {(simd::max)(w, simd::broadcast(A(-1)))};
-      simd::expm1_near_zero<1, false>(small);
-      near = simd::less(simd::broadcast(A(-0.69)), w);
-      factor = simd::select(near, small[0], factor);
+      packet less_one[1] = {(simd::max)(w, simd::broadcast(A(-1)))};
+      simd::expm1_near_zero<1, false>(less_one);
+      near_one = simd::less(simd::broadcast(A(-0.69)), w);
+      factor = simd::select(near_one, less_one[0], factor);
     }
   }
 
