@@ -13,6 +13,7 @@
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "heed/core/checked.hpp"
@@ -138,7 +139,7 @@ class page_pool {
  private:
   [[nodiscard]] static std::size_t at(index i) noexcept { return static_cast<std::size_t>(i); }
   [[nodiscard]] static std::size_t checked(index n, const char* name) {
-    if (n < 0 || n > index{(std::numeric_limits<page_id>::max)()}) {
+    if (n < 0 || std::cmp_greater(n, (std::numeric_limits<page_id>::max)())) {
       fail<shape_error>(std::string("paged_cache has ") + name + " " + std::to_string(n) +
                         ", needs 0 to 4294967295");
     }
