@@ -159,8 +159,8 @@ run() {
   esac
 }
 
-[ $# -gt 0 ] || set -- clang sanitizers warnings macros no-exceptions no-packets no-extensions eigen-5 g++-11 clang-libc++ bits-32 \
-  aarch64 aarch64-bf16 riscv64 windows
+[ $# -gt 0 ] || set -- macros warnings clang sanitizers no-exceptions no-packets no-extensions eigen-5 \
+  g++-11 clang-libc++ bits-32 aarch64 aarch64-bf16 riscv64 windows
 times=
 for name; do
   echo "---- $name"
