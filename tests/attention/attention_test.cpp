@@ -259,7 +259,7 @@ TYPED_TEST(Attention, ManyChannels) {
 // batch x tokens x (heads x channels) and batch x tokens x heads x channels, in and out.
 // The header's promise for numbers in [-1, 1], and twice that for normal ones; the textbook, which
 // sums in double, errs by its rounded scores and result alone.
-TEST(AttentionError, OfTheWholeOutput) {
+TEST(AttentionAccuracy, OfTheWholeOutput) {
   for (const bool normal : {false, true}) {
     for (const index d : {64, 128}) {
       const extents4 e{1, 1, 700, d};
