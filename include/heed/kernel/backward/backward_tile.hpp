@@ -143,20 +143,50 @@ void modify_forward(const Program& program, const Gradient& gradient, const tile
   program.template each<stage::bias>([&](const auto& m) { each_score(t, s, m); });
 }
 
+[[nodiscard]] HEED_INLINE position pair_of(const tile& t, index key, index query) noexcept {
+  return {t.batch,
+          t.head,
+          t.kv_head,
+          t.queries.begin + query,
+          t.keys.begin + key,
+          t.rows().begin + query};
+}
+
+/// One key's ds back through the modifiers: a loop without branches, and without stores that a
+/// modifier could see, which is compiled into packets. Where ds is 0 it stays so.
+template <class A, class Gradient>
+HEED_INLINE void reverse_key(const Gradient& gradient, const tile& t, index key, index rows, A* ds,
+                             const A* before) noexcept {
+  constexpr index group = tile_plan<A>::group;
+  A back[std::size_t{group}] = {};
+  for (index i = 0; i < rows; ++i) {
+    back[i] = gradient.reverse(before[i], pair_of(t, key, i), ds[i]);
+  }
+  for (index i = 0; i < group; i += tile_plan<A>::lanes) {
+    const auto d = simd::load(ds + i);
+    simd::store(ds + i, simd::select(simd::equal(d, simd::zero<A>()), d, simd::load(back + i)));
+  }
+}
+
 /// ds of final scores becomes ds of the scaled products.
 template <class A, class Gradient>
 void modify_backward(const Gradient& gradient, const tile& t, A* ds, const A* before) noexcept {
   constexpr index group = tile_plan<A>::group;
   if constexpr (Gradient::reverses) {
-    for (index j = 0; j < t.keys.size(); ++j) {
-      for (index i = 0; i < t.queries.size(); ++i) {
-        A& d = ds[j * group + i];
-        if (d == A(0)) continue;
-        const position p{
-            t.batch, t.head, t.kv_head, t.queries.begin + i, t.keys.begin + j, t.rows().begin + i};
-        d = gradient.reverse(before[j * group + i], p, d);
+    const index rows = t.queries.size();
+    for (index j = 0; j < t.keys.size(); ++j, ds += group, before += group) {
+      if constexpr (Gradient::tells) {
+        for (index i = 0; i < rows; ++i) {
+          if (ds[i] != A(0)) ds[i] = gradient.reverse(before[i], pair_of(t, j, i), ds[i]);
+        }
+      } else if (rows == group) {
+        reverse_key(gradient, t, j, group, ds, before);
+      } else {
+        reverse_key(gradient, t, j, rows, ds, before);
       }
     }
+    ds -= t.keys.size() * group;
+    before -= t.keys.size() * group;
   }
   if constexpr (Gradient::softcaps) {
     // 1 - tanh^2, and tanh is the capped score by the cap.

@@ -221,6 +221,7 @@ template <class Gradient, class A>
 struct task_gradient {
   const Gradient& all;
   A* own;
+  static constexpr bool tells = Gradient::tells;
   static constexpr bool reverses = Gradient::reverses;
   static constexpr bool softcaps = Gradient::softcaps;
 
