@@ -17,6 +17,7 @@
 #include "heed/linear/kernelised/polynomial_features.hpp"
 #include "heed/linear/kernelised/random_features.hpp"
 #include "heed/linear/kernelised/state.hpp"
+#include "heed/linear/matrix_state/backward/dplr_backward.hpp"
 #include "heed/linear/matrix_state/backward/matrix_state_backward.hpp"
 #include "heed/linear/matrix_state/backward/naive_low_rank_backward.hpp"
 #include "heed/linear/matrix_state/backward/naive_matrix_state_backward.hpp"

@@ -9,7 +9,9 @@
 #include <random>
 #include <vector>
 
+#include "heed/linear/matrix_state/backward/dplr_backward.hpp"
 #include "heed/linear/matrix_state/backward/matrix_state_backward.hpp"
+#include "heed/linear/matrix_state/backward/naive_low_rank_backward.hpp"
 #include "heed/linear/matrix_state/backward/naive_matrix_state_backward.hpp"
 #include "heed/parallel.hpp"
 #include "heed/tensor.hpp"
@@ -250,6 +252,172 @@ TEST(ChunkBackward, EmptyAndRefused) {
   EXPECT_THROW(by_chunks(x, 64), heed::shape_error);
   EXPECT_THROW(by_chunks(problem<double>(shape{1, 2, 1, 4, 3, 5, 1, false}), 0),
                heed::option_error);
+}
+
+// RWKV-6 and 7 and low rank.
+
+struct low_rank_shape {
+  index batch = 1, heads = 1, tokens = 1, d = 1, dv = 1;
+  bool gated = false, low = false, bonus = false;
+};
+
+template <class A>
+struct low_rank_problem {
+  low_rank_shape s;
+  numbers<A> q, k, v, gate, a, b, initial, d_out, d_final;
+  heed::tensor<A, 2> bonus;
+  numbers<A> dq, dk, dv, d_gate, da, db, d_initial;
+  heed::tensor<A, 2> d_bonus;
+
+  explicit low_rank_problem(const low_rank_shape& x, double least_gate = -1)
+      : s(x),
+        q(random(keys(), 1, 1)),
+        k(random(keys(), 2, 1)),
+        v(random({x.batch, x.heads, x.tokens, x.dv}, 3, 1)),
+        gate(problem<A>::random(keys(), 4, least_gate, 0)),
+        a(random(keys(), 5, 1 / std::sqrt(static_cast<double>(x.d)))),
+        b(random(keys(), 6, 1 / std::sqrt(static_cast<double>(x.d)))),
+        initial(random({x.batch, x.heads, x.d, x.dv}, 7, 1)),
+        d_out(random(v.extents(), 8, 1)),
+        d_final(random(initial.extents(), 9, 1)),
+        bonus({x.heads, x.d}),
+        dq(q.extents()),
+        dk(q.extents()),
+        dv(v.extents()),
+        d_gate(q.extents()),
+        da(q.extents()),
+        db(q.extents()),
+        d_initial(initial.extents()),
+        d_bonus(bonus.extents()) {
+    const numbers<A> u = random({1, 1, x.heads, x.d}, 10, 1);
+    std::copy_n(u.data(), u.size(), bonus.data());
+  }
+  [[nodiscard]] std::array<index, 4> keys() const { return {s.batch, s.heads, s.tokens, s.d}; }
+  static numbers<A> random(const std::array<index, 4>& extents, unsigned seed, double most) {
+    return problem<A>::random(extents, seed, -most, most);
+  }
+
+  [[nodiscard]] heed::dplr_backward_inputs<A> inputs(index chunk) const {
+    heed::dplr_backward_inputs<A> in{heed::as_view(q), heed::as_view(k), heed::as_view(v)};
+    if (s.gated) in.gate = heed::as_view(gate);
+    if (s.low) in.a = heed::as_view(a);
+    if (s.low) in.b = heed::as_view(b);
+    if (s.bonus) in.bonus = heed::as_view(bonus);
+    in.initial_state = heed::as_view(initial);
+    in.d_out = heed::as_view(d_out);
+    in.d_final_state = heed::as_view(d_final);
+    in.scale = 0.5;
+    in.chunk = chunk;
+    return in;
+  }
+  [[nodiscard]] heed::dplr_gradients<A> gradients() {
+    heed::dplr_gradients<A> to{heed::as_view(dq), heed::as_view(dk), heed::as_view(dv)};
+    if (s.gated) to.gate = heed::as_view(d_gate);
+    if (s.low) to.a = heed::as_view(da);
+    if (s.low) to.b = heed::as_view(db);
+    if (s.bonus) to.bonus = heed::as_view(d_bonus);
+    to.initial_state = heed::as_view(d_initial);
+    return to;
+  }
+  void run(index chunk, index threads = 1) {
+    heed::thread_pool pool(threads);
+    heed::dplr_backward(pool, inputs(chunk), gradients());
+  }
+  void run_textbook() { heed::naive_dplr_backward(inputs(64), gradients()); }
+
+  template <class B>
+  [[nodiscard]] double error_from(const low_rank_problem<B>& want) const {
+    double worst = 0;
+    const auto add = [&](const auto& got, const auto& expected) {
+      double size = 1e-30, most = 0;
+      for (index i = 0; i < expected.size(); ++i) {
+        const double e = std::abs(double(got.data()[i]) - double(expected.data()[i]));
+        most = std::isfinite(e) ? std::max(most, e) : INFINITY;
+        size = std::max(size, std::abs(double(expected.data()[i])));
+      }
+      worst = std::max(worst, most / size);
+    };
+    add(dq, want.dq);
+    add(dk, want.dk);
+    add(dv, want.dv);
+    add(d_gate, want.d_gate);
+    add(da, want.da);
+    add(db, want.db);
+    add(d_initial, want.d_initial);
+    add(d_bonus, want.d_bonus);
+    return worst;
+  }
+};
+
+std::vector<low_rank_shape> low_rank_kinds(index batch, index tokens, index d, index dv) {
+  std::vector<low_rank_shape> kinds;
+  for (const bool gated : {false, true}) {
+    for (const bool low : {false, true}) {
+      for (const bool bonus : {false, true}) {
+        kinds.push_back({batch, 2, tokens, d, dv, gated, low, bonus});
+      }
+    }
+  }
+  return kinds;
+}
+
+TEST(LowRankBackward, AgreesWithTheTextbookInDouble) {
+  for (const index tokens : {0, 1, 7, 16, 65, 150}) {
+    for (const low_rank_shape& s : low_rank_kinds(2, tokens, 5, 9)) {
+      low_rank_problem<double> x(s), want(s);
+      want.run_textbook();
+      for (const index chunk : {1, 6, 40, 64, 150}) {
+        SCOPED_TRACE(testing::Message() << tokens << " tokens, gated " << s.gated << " low rank "
+                                        << s.low << " bonus " << s.bonus << " chunk " << chunk);
+        x.run(chunk);
+        EXPECT_LE(x.error_from(want), 1e-12);
+      }
+    }
+  }
+}
+
+TEST(LowRankBackward, AgreesWithTheTextbookInFloat) {
+  for (const low_rank_shape& s : low_rank_kinds(1, 300, 32, 16)) {
+    SCOPED_TRACE(testing::Message() << s.gated << s.low << s.bonus);
+    low_rank_problem<float> x(s, -0.1);
+    low_rank_problem<double> want(s, -0.1);  // the same numbers but for their rounding
+    x.run(64);
+    want.run_textbook();
+    EXPECT_LE(x.error_from(want), 4e-5);
+  }
+}
+
+// Gates of 0, of -60 and of -inf, side by side.
+TEST(LowRankBackward, GatesOfAnySizeAreFinite) {
+  const double inf = std::numeric_limits<double>::infinity();
+  for (const low_rank_shape& s : low_rank_kinds(1, 90, 4, 8)) {
+    if (!s.gated) continue;
+    low_rank_problem<double> x(s);
+    for (index i = 0; i < x.gate.size(); ++i) {
+      const index kind = i * 7 % 11;
+      if (kind < 4) x.gate.data()[i] = kind < 2 ? 0 : kind == 2 ? -60 : -inf;
+    }
+    low_rank_problem<double> want(x);
+    x.run(64);
+    want.run_textbook();
+    EXPECT_LE(x.error_from(want), 1e-12);
+    for (index i = 0; i < x.gate.size(); ++i) {
+      if (x.gate.data()[i] != -inf) continue;
+      EXPECT_EQ(x.d_gate.data()[i], 0) << i;
+    }
+  }
+}
+
+TEST(LowRankBackward, ParallelSameBits) {
+  for (const low_rank_shape& s : low_rank_kinds(2, 150, 8, 8)) {
+    low_rank_problem<float> want(s);
+    want.run(64);
+    for (const index threads : {2, 5}) {
+      low_rank_problem<float> got(s);
+      got.run(64, threads);
+      EXPECT_EQ(got.error_from(want), 0);
+    }
+  }
 }
 
 }  // namespace

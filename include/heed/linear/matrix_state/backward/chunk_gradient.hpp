@@ -32,6 +32,8 @@ namespace heed::inline HEED_TARGET::detail {
 template <class A>
 class matrix_gradient : public gradient_chunks<A> {
   using base = gradient_chunks<A>;
+
+ protected:
   using base::in, base::each_chunk, base::load, base::store, base::load_state, base::store_state;
   using base::in_, base::given_, base::to_, base::scale_, base::by_channel_, base::delta_;
   using base::load_chunk, base::pair_weights, base::scale_pairs, base::advance, base::write_state;
@@ -43,6 +45,17 @@ class matrix_gradient : public gradient_chunks<A> {
 
   /// One state head of one batch.
   void run(index task, scratch_type& s) const noexcept {
+    run_chunks(
+        task, s, [&](index b, index h, range t) noexcept { advance(b, h, t, s); },
+        [&](index b, index h, range t) noexcept { reverse(b, h, t, s); });
+  }
+
+ protected:
+  /// advance(b, h, tokens) leaves the state after them in s.state; reverse(b, h, tokens), with that
+  /// before them there, makes their gradients.
+  template <class Advance, class Reverse>
+  void run_chunks(index task, scratch_type& s, const Advance& forward,
+                  const Reverse& back) const noexcept {
     const index b = task / in_.k.extent(1), h = task % in_.k.extent(1), size = d_ * c_;
     const index tokens = in_.k.extent(2);
     std::fill_n(s.ones, d_, A(1));
@@ -50,7 +63,7 @@ class matrix_gradient : public gradient_chunks<A> {
     for (index first = 0; first < tokens; first += keep_) {
       std::copy_n(s.state.data, size, s.kept + first / keep_ * size);
       if (first + keep_ < tokens) {
-        each_chunk(first, [&](range t) { advance(b, h, t, s); });
+        each_chunk(first, [&](range t) { forward(b, h, t); });
       }
     }
     load_state(given_.final_state, b, h, s.back);
@@ -58,18 +71,17 @@ class matrix_gradient : public gradient_chunks<A> {
       std::copy_n(s.kept + first / keep_ * size, size, s.state.data);
       each_chunk(first, [&](range t) {
         std::copy_n(s.state.data, size, s.inner + (t.begin - first) / step_ * size);
-        if (t.end < (std::min)(tokens, first + keep_)) advance(b, h, t, s);
+        if (t.end < (std::min)(tokens, first + keep_)) forward(b, h, t);
       });
       const index last = (std::min)(tokens, first + keep_) - first;
       for (index at = (ceil_div(last, step_) - 1) * step_; at >= 0; at -= step_) {
         std::copy_n(s.inner + at / step_ * size, size, s.state.data);
-        reverse(b, h, {first + at, (std::min)(first + last, first + at + step_)}, s);
+        back(b, h, range{first + at, (std::min)(first + last, first + at + step_)});
       }
     }
     store_state(b, h, s.back);
   }
 
- private:
   /// The gradients of a chunk; s.state is S, s.back H, which becomes that of S.
   void reverse(index b, index h, range t, scratch_type& s) const noexcept {
     const index n = t.size(), d = in_.k.extent(3), c = in_.v.extent(3);

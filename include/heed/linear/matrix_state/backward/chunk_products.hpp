@@ -110,8 +110,9 @@ struct row_decays {
 ///   dx_i += sum_j b_ij P_ij k_j,  dk_j += sum_i b_ij P_ij x_i
 ///   rect_t += sum_{i >= t > j} b_ij x_i k_j P_ij            the gates of token t, where wanted
 ///
-/// over j <= i. P_ij is multiplied up token by token. At most `Most` tokens.
-template <class A, int Most>
+/// over j <= i. P_ij is multiplied up token by token. At most `Most` tokens. With Before the queries
+/// meet the keys before them, and before their own token's decay: P_(i-1)j, j < i.
+template <class A, int Most, bool Before = false>
 HEED_NOINLINE void decayed_pair_gradients(matrix_rows<const A> b, matrix_rows<const A> x,
                                           matrix_rows<const A> k, matrix_rows<const A> decay,
                                           index tokens, index columns, matrix_rows<A> dx,
@@ -126,17 +127,22 @@ HEED_NOINLINE void decayed_pair_gradients(matrix_rows<const A> b, matrix_rows<co
       packet crossing = simd::zero<A>();
       for (index j = 0; j < i; ++j) {
         const auto n = static_cast<std::size_t>(j);
-        since[n] = simd::mul(since[n], d);
+        if constexpr (!Before) since[n] = simd::mul(since[n], d);
         const packet key = simd::mul(since[n], simd::load<A>(k[j] + f));
         const packet weight = simd::broadcast(b[i][j]);
         const packet weighted = simd::mul(weight, at);
         sum = simd::fmadd(weight, key, sum);
         simd::store(dk[j] + f, simd::fmadd(weighted, since[n], simd::load<A>(dk[j] + f)));
-        if (rect.data == nullptr) continue;
+        if constexpr (Before) since[n] = simd::mul(since[n], d);
+        if (rect.data == nullptr || (Before && j + 1 == i)) continue;
         crossing = simd::fmadd(weighted, key, crossing);
         simd::store(rect[j + 1] + f, simd::add(simd::load<A>(rect[j + 1] + f), crossing));
       }
       since[static_cast<std::size_t>(i)] = simd::broadcast(A(1));
+      if constexpr (Before) {
+        simd::store(dx[i] + f, sum);
+        continue;
+      }
       const packet weight = simd::broadcast(b[i][i]);
       simd::store(dx[i] + f, simd::fmadd(weight, simd::load<A>(k[i] + f), sum));
       simd::store(dk[i] + f, simd::fmadd(weight, at, simd::load<A>(dk[i] + f)));

@@ -69,6 +69,35 @@ struct dplr_gradients {
 
 namespace detail {
 
+template <class A>
+void check_dplr_backward(const dplr_backward_inputs<A>& in, const dplr_gradients<A>& to) {
+  const auto k = in.k.extents();
+  const std::array<index, 4> v{k[0], k[1], k[2], in.v.extent(3)};
+  const std::array<index, 4> state{k[0], k[1], k[3], v[3]};
+  const std::array<index, 2> bonus{k[1], k[3]};
+  check_state_chunk(in.chunk);
+  check_extents("q", in.q, k);
+  check_extents("v", in.v, v);
+  check_extents_if_given("gate", in.gate, k);
+  if (has_data(in.a) != has_data(in.b)) {
+    fail<option_error>("a and b are given together or not at all");
+  }
+  check_extents_if_given("a", in.a, k);
+  check_extents_if_given("b", in.b, k);
+  check_extents_if_given("bonus", in.bonus, bonus);
+  check_extents_if_given("initial_state", in.initial_state, state);
+  check_extents_if_given("d_out", in.d_out, v);
+  check_extents_if_given("d_final_state", in.d_final_state, state);
+  check_extents_if_given("dq", to.q, k);
+  check_extents_if_given("dk", to.k, k);
+  check_extents_if_given("dv", to.v, v);
+  check_extents_if_given("d_gate", to.gate, k);
+  check_extents_if_given("da", to.a, k);
+  check_extents_if_given("db", to.b, k);
+  check_extents_if_given("d_bonus", to.bonus, bonus);
+  check_extents_if_given("d_initial_state", to.initial_state, state);
+}
+
 /// One head of one batch entry.
 template <class A>
 class naive_dplr_head {
@@ -221,30 +250,7 @@ class naive_dplr_head {
 template <class A>
 void naive_dplr_backward(const dplr_backward_inputs<A>& in, const dplr_gradients<A>& to) {
   const auto k = in.k.extents();
-  const std::array<index, 4> v{k[0], k[1], k[2], in.v.extent(3)};
-  const std::array<index, 4> state{k[0], k[1], k[3], v[3]};
-  const std::array<index, 2> bonus{k[1], k[3]};
-  detail::check_state_chunk(in.chunk);
-  detail::check_extents("q", in.q, k);
-  detail::check_extents("v", in.v, v);
-  detail::check_extents_if_given("gate", in.gate, k);
-  if (detail::has_data(in.a) != detail::has_data(in.b)) {
-    fail<option_error>("a and b are given together or not at all");
-  }
-  detail::check_extents_if_given("a", in.a, k);
-  detail::check_extents_if_given("b", in.b, k);
-  detail::check_extents_if_given("bonus", in.bonus, bonus);
-  detail::check_extents_if_given("initial_state", in.initial_state, state);
-  detail::check_extents_if_given("d_out", in.d_out, v);
-  detail::check_extents_if_given("d_final_state", in.d_final_state, state);
-  detail::check_extents_if_given("dq", to.q, k);
-  detail::check_extents_if_given("dk", to.k, k);
-  detail::check_extents_if_given("dv", to.v, v);
-  detail::check_extents_if_given("d_gate", to.gate, k);
-  detail::check_extents_if_given("da", to.a, k);
-  detail::check_extents_if_given("db", to.b, k);
-  detail::check_extents_if_given("d_bonus", to.bonus, bonus);
-  detail::check_extents_if_given("d_initial_state", to.initial_state, state);
+  detail::check_dplr_backward(in, to);
   detail::naive_dplr_head<A> head(in, to);
   detail::clear_sum(to.bonus);
   for (index b = 0; b < k[0]; ++b) {
