@@ -214,6 +214,40 @@ TEST(Backward, NaiveAgreesWithDifferences) {
   agree(x.v, g.value);
 }
 
+// Two keys of zeros, each with half of every query's weight: dv_j = sum_i d_out_i / 2, and dk_j, with
+// values of ones and of zeros, +-sum_i |d_out_i| q_i / 4. Positive terms: one float sum of them is
+// 2e-5 off.
+TEST(Backward, KeysOfManyQueriesLoseNoDigits) {
+  constexpr index n = 262'144, d = 4;
+  heed::tensor<float, 4> q({1, 1, n, d}), k({1, 1, 2, d}), v({1, 1, 2, d}), d_out({1, 1, n, d});
+  unsigned seed = 1;
+  for (auto* x : {&q, &d_out}) {
+    for (index i = 0; i < x->size(); ++i) {
+      seed = seed * 1664525u + 1013904223u;
+      x->data()[i] = 0.5f + static_cast<float>(seed >> 8) / 33554432.0f;
+    }
+  }
+  std::fill_n(v.data(), d, 1.0f);
+  const auto forward = heed::attention_with_lse(q, k, v, {.scale = 1});
+  const auto got = heed::attention_backward(q, k, v, forward, d_out, {.scale = 1});
+  std::vector<double> dv(d), dk(d);
+  for (index i = 0; i < n; ++i) {
+    double sum = 0;
+    for (index c = 0; c < d; ++c) sum += static_cast<double>(d_out(0, 0, i, c));
+    for (index c = 0; c < d; ++c) {
+      dv[static_cast<std::size_t>(c)] += static_cast<double>(d_out(0, 0, i, c)) / 2;
+      dk[static_cast<std::size_t>(c)] += sum * static_cast<double>(q(0, 0, i, c)) / 4;
+    }
+  }
+  for (index j = 0; j < 2; ++j) {
+    for (index c = 0; c < d; ++c) {
+      const auto at = static_cast<std::size_t>(c);
+      EXPECT_NEAR(got.value(0, 0, j, c), dv[at], 2e-6 * dv[at]);
+      EXPECT_NEAR(got.key(0, 0, j, c), j == 0 ? dk[at] : -dk[at], 2e-6 * dk[at]);
+    }
+  }
+}
+
 TEST(Backward, RefusesWhatDoesNotFit) {
   problem<float> x(1, 2, 1, 3, 5, 4, 3);
   const auto forward = heed::naive_attention_with_lse(x.q, x.k, x.v);

@@ -392,6 +392,32 @@ TEST(Selection, IntoTheCallersMemory) {
   }
 }
 
+// A block of a million keys: one float sum of positive numbers is 3e-5 off. The last block has what is
+// left, and every stride gives the same bits.
+TEST(BlockMeans, OfLongBlocksLoseNoDigits) {
+  constexpr index n = 1'000'000, d = 3, block = 999'000;
+  heed::tensor<float, 4> k({1, 1, n, d}), turned({1, 1, d, n});
+  std::mt19937 draw(3);
+  for (index j = 0; j < n; ++j) {
+    for (index c = 0; c < d; ++c) {
+      k(0, 0, j, c) = turned(0, 0, c, j) = 0.5f + static_cast<float>(draw() >> 8) / 33554432.0f;
+    }
+  }
+  const auto means = heed::block_means(k, block);
+  const auto same = heed::block_means(heed::as_view(turned).swap_axes(2, 3), block);
+  ASSERT_EQ(means.extent(2), 2);
+  for (index b = 0; b < 2; ++b) {
+    for (index c = 0; c < d; ++c) {
+      double sum = 0;
+      const index end = std::min(n, (b + 1) * block);
+      for (index j = b * block; j < end; ++j) sum += static_cast<double>(k(0, 0, j, c));
+      const double mean = sum / static_cast<double>(end - b * block);
+      EXPECT_NEAR(means(0, 0, b, c), mean, 2e-6 * mean);
+      EXPECT_EQ(means(0, 0, b, c), same(0, 0, b, c));
+    }
+  }
+}
+
 TEST(SelectionErrors, NameTheArgument) {
   heed::serial_executor serial;
   const heed::tensor<float, 4> q({1, 3, 4, 8});

@@ -10,10 +10,11 @@
 // modifier that attention takes but a change of the probabilities; gradients of biases, slopes,
 // tables and sinks are told to callbacks (score/with_gradient.hpp).
 // Tiles of scores are computed anew; five products, one pass over the tiles, empty tiles skipped.
-// Accumulates in the accumulator type, rounded once at the end. A pair of probability 0, as every
-// masked one is, contributes nothing whatever the tensors hold; an unmasked NaN propagates; a row
-// without a visible key has gradient 0. The same bits for any number of threads and any batch size:
-// keys are split into at most 8 parts by their number alone, whose dq are summed in order.
+// Accumulates in the accumulator type, rounded once at the end; sums over queries are compensated, so
+// that dk and dv lose no digits with their number. A pair of probability 0, as every masked one is,
+// contributes nothing whatever the tensors hold; an unmasked NaN propagates; a row without a visible
+// key has gradient 0. The same bits for any number of threads and any batch size: keys are split into
+// at most 8 parts by their number alone, whose dq are summed in order.
 // Cost per head: 10 N M D FLOPs over the visible tiles. Memory of a worker, in numbers:
 // N (4 D + 2 Dv) + M (D + Dv); with fewer kv heads than workers also the parts' dq, at most
 // 8 N D a query head. Throws shape_error, option_error, std::bad_alloc, before anything is written.

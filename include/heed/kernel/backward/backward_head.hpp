@@ -3,6 +3,10 @@
 //
 // A block's keys, values and the sums of their gradients stay in the second-level cache while the
 // groups pass by; a group's dq is read and written once a block.
+//
+// Digits. Of more than `groups_together` groups, so many are added up from 0 and join what keys have
+// received with a compensation term, as in online_softmax.hpp: dk and dv are off by (b + 5 + c n u) u
+// of their terms' absolute sum, b = 64 the queries of a group and the groups, u = eps / 2.
 #pragma once
 
 #include <algorithm>
@@ -10,6 +14,7 @@
 
 #include "heed/core/target.hpp"
 #include "heed/kernel/backward/backward_tile.hpp"
+#include "heed/kernel/online_softmax.hpp"
 #include "heed/kernel/tiled/kv_block.hpp"
 
 namespace heed::inline HEED_TARGET::kernel {
@@ -58,6 +63,9 @@ void add_into(A* sum, const A* part, index count) noexcept {
   for (index i = 0; i < count; ++i) sum[i] += part[i];
 }
 
+/// Groups of queries whose sums are plainly added up.
+inline constexpr index groups_together = 16;
+
 /// The scratch of one worker: one query head packed, its dq, and the sums of a kv head.
 template <class A>
 struct backward_scratch {
@@ -73,6 +81,8 @@ struct backward_scratch {
   A* dq[2] = {nullptr, nullptr};  // [groups][head dim][group]
   A* dk = nullptr;                // [keys][head stride]
   A* dv = nullptr;                // [keys][value stride]
+  A* part = nullptr;              // of a block's dk, then dv: what some groups add up to
+  A* lost = nullptr;              // likewise: what rounding has taken from its sums
   block_copies<A> copies;
   backward_tiles<A> tiles;
 
@@ -88,6 +98,8 @@ struct backward_scratch {
     for (index s = 0; s < query_sums; ++s) dq[s] = c.allocate<A>(rows * n.d.head_dim);
     dk = c.allocate<A>(n.keys * n.head_stride<A>());
     dv = c.allocate<A>(n.keys * n.value_stride<A>());
+    part = c.allocate<A>(backward_plan::keys * (n.head_stride<A>() + n.value_stride<A>()));
+    lost = c.allocate<A>(backward_plan::keys * (n.head_stride<A>() + n.value_stride<A>()));
     copies.k = c.allocate<A>(backward_plan::keys * n.d.head_dim);
     copies.v = c.allocate<A>(backward_plan::keys * n.d.value_dim);
     tiles.allocate(c);
@@ -117,6 +129,30 @@ struct backward_scratch {
     for (index i = rows; i < plan::group; ++i) {
       shift[first + i] = std::numeric_limits<A>::infinity();
       delta[first + i] = A(0);
+    }
+  }
+  /// A block of `keys`, of which `part` and `lost` are to be sums.
+  void begin_parts(range keys, const backward_sizes& n) const noexcept {
+    const index count = keys.size() * (n.head_stride<A>() + n.value_stride<A>());
+    std::fill_n(part, count, A(0));
+    std::fill_n(lost, count, A(0));
+  }
+  [[nodiscard]] A* value_part(range keys, const backward_sizes& n) const noexcept {
+    return part + keys.size() * n.head_stride<A>();
+  }
+  /// The part joins dk and dv; with `last` what rounding has taken, too.
+  void join_parts(range keys, bool last, const backward_sizes& n) const noexcept {
+    const index strides[] = {n.head_stride<A>(), n.value_stride<A>()};
+    A* const sums[] = {dk + keys.begin * strides[0], dv + keys.begin * strides[1]};
+    A* from = part;
+    A* rest = lost;
+    for (int i = 0; i < 2; ++i) {
+      const index count = keys.size() * strides[i];
+      add_to_past(sums[i], rest, A(1), from, count);
+      if (last) add_lost(sums[i], rest, count);
+      std::fill_n(from, count, A(0));
+      from += count;
+      rest += count;
     }
   }
   /// A row's log-sum-exp and delta. One that saw nothing has probabilities exp(s - infinity) = 0.
@@ -167,6 +203,8 @@ void backward_head(const Program& program, const Gradient& gradient, const Sourc
   part.each_block(where.keys.end, [&](range keys) noexcept {
     backward_block<A> block;
     bool loaded = false;
+    const bool in_parts = n.groups<A>() > groups_together;
+    index met = 0;
     for (index g = 0; g < n.groups<A>(); ++g) {
       tile t = where;
       t.queries = intersect(where.queries, {where.queries.begin + g * plan::group,
@@ -183,8 +221,9 @@ void backward_head(const Program& program, const Gradient& gradient, const Sourc
         block.v = block_rows<A, typename Source::value_scalar>(
             [&](index j) { return source.values(where.batch, where.kv_head, j); }, keys,
             n.d.value_dim, source.value_channel_stride(), scratch.copies.v, block.v_stride);
-        block.dk = scratch.dk + keys.begin * head_stride;
-        block.dv = scratch.dv + keys.begin * value_stride;
+        block.dk = in_parts ? scratch.part : scratch.dk + keys.begin * head_stride;
+        block.dv = in_parts ? scratch.value_part(keys, n) : scratch.dv + keys.begin * value_stride;
+        if (in_parts) scratch.begin_parts(keys, n);
         block.finite =
             all_finite<A>(strided_rows<A>{block.k, block.k_stride}, keys.size(), n.d.head_dim);
         loaded = true;
@@ -192,7 +231,9 @@ void backward_head(const Program& program, const Gradient& gradient, const Sourc
       backward_tile(scratch.group(g, sums, n), program, gradient, t, visible,
                     block.from(t.keys.begin - keys.begin, head_stride, value_stride), n.d,
                     scratch.tiles);
+      if (in_parts && ++met % groups_together == 0) scratch.join_parts(keys, false, n);
     }
+    if (in_parts && loaded) scratch.join_parts(keys, true, n);
   });
 }
 

@@ -4,7 +4,8 @@
 //   out[j][c] += sum_i p[j][i] rows[i][c]        j: keys, i: queries, c: channels in the lanes
 //
 // p is held as a tile of scores is, queries consecutive, `tile_plan::group` apart; rows and out are
-// row by row, a whole number of packets apart. 2 FLOPs a term, in the order of i.
+// row by row, a whole number of packets apart. 2 FLOPs a term, in the order of i; the sum begins at
+// 0 and is added to out.
 #pragma once
 
 #include <cstddef>
@@ -31,9 +32,7 @@ HEED_INLINE void outer_register_tile(const A* p, const A* rows, index row_stride
   constexpr index group = tile_plan<A>::group;
   P sum[std::size_t{Keys}][std::size_t{Packets}];
   unroll<Keys>([&](auto j) HEED_INLINE_LAMBDA {
-    unroll<Packets>([&](auto c) HEED_INLINE_LAMBDA {
-      sum[j][c] = simd::load(out + j * out_stride + c * lanes);
-    });
+    unroll<Packets>([&](auto c) HEED_INLINE_LAMBDA { sum[j][c] = simd::zero<A>(); });
   });
   for (index i = 0; i < count; ++i) {
     P row[std::size_t{Packets}];
@@ -48,7 +47,8 @@ HEED_INLINE void outer_register_tile(const A* p, const A* rows, index row_stride
   }
   unroll<Keys>([&](auto j) HEED_INLINE_LAMBDA {
     unroll<Packets>([&](auto c) HEED_INLINE_LAMBDA {
-      simd::store(out + j * out_stride + c * lanes, sum[j][c]);
+      A* const at = out + j * out_stride + c * lanes;
+      simd::store(at, simd::add(simd::load(at), sum[j][c]));
     });
   });
 }

@@ -30,6 +30,7 @@
 #include "heed/api/overloads.hpp"
 #include "heed/core/errors.hpp"
 #include "heed/core/target.hpp"
+#include "heed/kernel/online_softmax.hpp"
 #include "heed/kernel/top_k/top_k_scores.hpp"
 #include "heed/parallel/openmp.hpp"
 #include "heed/tensor/layout.hpp"
@@ -164,21 +165,36 @@ struct block_means_method : api::method<api::no_options> {
       const index b = t / blocks / k4.extent(1);
       const index h = t / blocks % k4.extent(1);
       const range j = intersect({0, k4.extent(2)}, {t % blocks * block, (t % blocks + 1) * block});
-      A* const to = &means(b, h, t % blocks, 0);
-      std::fill_n(to, k4.extent(3), A(0));
-      const index d = k4.extent(3);
-      const index step = k4.stride(3);
-      for (index i = j.begin; i < j.end; ++i) {
-        const auto* const row = &k4(b, h, i, 0);
-        if (step == 1) {
-          for (index c = 0; c < d; ++c) to[c] += static_cast<A>(row[c]);
-        } else {
-          for (index c = 0; c < d; ++c) to[c] += static_cast<A>(row[c * step]);
-        }
-      }
-      for (index c = 0; c < d; ++c) to[c] /= static_cast<A>(j.size());
+      mean_row(k4, b, h, j, &means(b, h, t % blocks, 0));
     });
     return means;
+  }
+
+ private:
+  /// The mean of some keys of a head, a few channels at a time: 64 keys are added up from 0, and join
+  /// the sum with a compensation term (kernel/online_softmax.hpp).
+  template <class A, class T>
+  static void mean_row(const view<T, 4>& k, index b, index h, range j, A* to) noexcept {
+    constexpr index wide = 64, together = 64;
+    const index step = k.stride(3);
+    for (index first = 0; first < k.extent(3); first += wide) {
+      const index count = (std::min)(wide, k.extent(3) - first);
+      A sum[wide] = {}, lost[wide] = {};
+      for (index from = j.begin; from < j.end; from += together) {
+        A part[wide] = {};
+        for (index i = from; i < (std::min)(from + together, j.end); ++i) {
+          const T* const row = &k(b, h, i, first);
+          if (step == 1) {
+            for (index c = 0; c < count; ++c) part[c] += static_cast<A>(row[c]);
+          } else {
+            for (index c = 0; c < count; ++c) part[c] += static_cast<A>(row[c * step]);
+          }
+        }
+        add_to_past(sum, lost, A(1), part, count);
+      }
+      add_lost(sum, lost, count);
+      for (index c = 0; c < count; ++c) to[first + c] = sum[c] / static_cast<A>(j.size());
+    }
   }
 };
 
