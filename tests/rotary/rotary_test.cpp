@@ -556,6 +556,12 @@ TEST(RotaryErrors, Options) {
   expect_error<option_error>(
       "llama3_scaling ramps from 1.000000 to 1.000000 rotations, must ramp upwards",
       [&] { make({.scaling = heed::llama3_scaling{.high_frequency_factor = 1}}); });
+  heed::tensor<float, 2> x({3, 8});
+  const heed::rotary_embedding r(heed::rotary_layout::half_split, 8);
+  constexpr heed::index last = (std::numeric_limits<heed::index>::max)();
+  heed::apply_rotary(x, r, last - 3);
+  expect_error<option_error>("positions begin at 9223372036854775805, too large for 3 tokens",
+                             [&] { heed::apply_rotary(x, r, last - 2); });
 }
 
 }  // namespace

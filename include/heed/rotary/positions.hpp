@@ -8,9 +8,12 @@
 // | a span or vector of integers, one a token         | ids[n]                         |
 // | an integer tensor of rank 1 (tokens)              | ids[n]                         |
 // | an integer tensor of rank 2 (batch x tokens)      | ids[b, n]                      |
+//
+// An offset so large that the last token's position is no index is an option_error.
 #pragma once
 
 #include <concepts>
+#include <limits>
 #include <ranges>
 #include <span>
 #include <string>
@@ -72,13 +75,23 @@ inline void require_positions(index tokens, index expected) {
   require_equal("positions", "tokens", tokens, "x", expected);
 }
 
+/// The last of `tokens` counted from `offset` has a number too.
+inline void require_countable(index offset, index tokens) {
+  if (offset > (std::numeric_limits<index>::max)() - tokens) {
+    fail<option_error>("positions begin at " + std::to_string(offset) + ", too large for " +
+                       std::to_string(tokens) + " tokens");
+  }
+}
+
 /// Any form of positions as a function of (batch, token), its extents checked.
 template <class P>
 [[nodiscard]] auto resolve_positions(const P& p, index batch, index tokens) {
   if constexpr (position_integer<P>) {
+    require_countable(static_cast<index>(p), tokens);
     return counted_positions{static_cast<index>(p)};
   } else if constexpr (std::same_as<P, batch_offsets>) {
     require_equal("batch_offsets", "batch", static_cast<index>(p.offsets.size()), "x", batch);
+    for (const index offset : p.offsets) require_countable(offset, tokens);
     return batch_counted_positions{p.offsets};
   } else if constexpr (position_tensor<P>) {
     const auto v = as_view(p);
