@@ -53,6 +53,7 @@ class kv_source_reference {
     if constexpr (coded_source<Cache>) return Cache::code_bits;
     return 0;
   }();
+  static constexpr bool codes_in_pages = has_coded_pages<Cache>;
   [[nodiscard]] code_run key_codes(index b, index h, index j) const noexcept
     requires coded_source<Cache>
   {

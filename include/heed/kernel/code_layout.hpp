@@ -19,6 +19,7 @@ namespace heed::inline HEED_TARGET::kernel {
 /// `count` channels from `channel` on, whose codes are read as T from byte `byte` of the row on.
 template <class T>
 struct code_part {
+  using scalar = T;
   index channel = 0;
   index count = 0;
   index byte = 0;

@@ -75,4 +75,12 @@ concept coded_source = widening_source<S> && requires(const S& s, index i) {
   { s.value_codes(i, i, i) } -> std::same_as<code_run>;
 };
 
+/// Whether a source's runs of codes are pages, which it says by `static constexpr bool codes_in_pages`:
+/// kernels then look for all rows of a block before they read them.
+template <class S>
+inline constexpr bool has_coded_pages = [] {
+  if constexpr (requires { S::codes_in_pages; }) return S::codes_in_pages;
+  return false;
+}();
+
 }  // namespace heed::inline HEED_TARGET

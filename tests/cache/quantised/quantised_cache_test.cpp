@@ -196,6 +196,7 @@ TEST(QuantisedCache, GroupsOfChannelsHaveScalesOfTheirOwn) {
   check_groups<8>(16, 16);
   check_groups<4>(16, 7);  // the second group has channels in both halves of the bytes
   check_groups<4>(100, 16);
+  check_groups<8>(100, 7);
   EXPECT_THROW(heed::int8_cache({.capacity = 2, .head_dim = 2}, 0), heed::shape_error);
   EXPECT_THROW(heed::paged_cache<float>({.head_dim = 2, .group = 1}), heed::shape_error);
 }

@@ -92,6 +92,7 @@ struct page_codes {};
 template <class Cache, int Bits>
 struct page_codes<Cache, quantised_code<Bits>> {
   static constexpr int code_bits = Bits;
+  static constexpr bool codes_in_pages = true;
   [[nodiscard]] code_run key_codes(index b, index h, index j) const noexcept {
     return run(cache().keys_, b, h, j);
   }

@@ -12,6 +12,7 @@
 #include "heed/core/target.hpp"
 #include "heed/core/workspace.hpp"
 #include "heed/kernel/split_kv/coded_rows.hpp"
+#include "heed/kernel/split_kv/coded_values.hpp"
 #include "heed/kernel/split_kv/kv_rows.hpp"
 #include "heed/kernel/split_kv/microkernel.hpp"
 
