@@ -123,4 +123,24 @@ HEED_INLINE void scan_exp(simd::packet<A>* x) noexcept {
   }
 }
 
+/// Whether any of `rows` x `columns` numbers times `sign` is above 0; NaNs may be passed over.
+/// `columns` is a multiple of the lanes.
+template <class A>
+[[nodiscard]] bool any_positive(const A* x, index stride, index rows, index columns,
+                                A sign = A(1)) noexcept {
+  simd::packet<A> m[4];  // a maximum waits for the one before it
+  simd::unroll<4>([&](auto i) HEED_INLINE_LAMBDA { m[i] = simd::zero<A>(); });
+  const auto take = [&](auto& most, index r, index c) HEED_INLINE_LAMBDA {
+    most = (simd::max)(most, simd::mul(simd::broadcast(sign), simd::load<A>(x + r * stride + c)));
+  };
+  for (index c = 0; c < columns; c += simd::lanes<A>) {
+    index r = 0;
+    for (; r + 4 <= rows; r += 4) {
+      simd::unroll<4>([&](auto i) HEED_INLINE_LAMBDA { take(m[i], r + i, c); });
+    }
+    for (; r < rows; ++r) take(m[0], r, c);
+  }
+  return simd::largest((simd::max)((simd::max)(m[0], m[1]), (simd::max)(m[2], m[3]))) > A(0);
+}
+
 }  // namespace heed::inline HEED_TARGET::detail
