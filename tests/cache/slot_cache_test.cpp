@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: MIT
 // Slots: random operations against vectors of vectors, decode against one contiguous cache a slot.
+// Caches with one length: random operations against a vector.
 #include <gtest/gtest.h>
 #include <rapidcheck/gtest.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <numeric>
 #include <vector>
 
@@ -77,6 +80,89 @@ RC_GTEST_PROP(SlotCache, HoldsWhatVectorsOfVectorsHold, ()) {
 
 // A prefill chunk in one slot, single tokens in others, nothing in one: the bits of a contiguous
 // cache that holds the sequence alone.
+/// Random appends and truncations of a cache with one length, beside a vector; `same(cache, token, j)`
+/// says whether row j is the token's.
+template <class Cache, class Same>
+void check_in_step(Cache cache, const cache_model::geometry& g, const Same& same) {
+  sequence model;
+  int next = 1;
+  for (int step = 0; step < 15; ++step) {
+    if (*rc::gen::inRange(0, 3) == 0) {
+      const auto kept = *rc::gen::inRange<index>(0, static_cast<index>(model.size()) + 2);
+      try {
+        cache.truncate(kept);
+        model.resize(static_cast<std::size_t>(kept));
+      } catch (const heed::shape_error&) {
+        RC_ASSERT(kept > static_cast<index>(model.size()));
+      }
+    } else {
+      const auto count = *rc::gen::inRange<index>(0, 8);
+      const tokens t(g, next, count);
+      const bool fits = count <= cache.capacity() - static_cast<index>(model.size());
+      RC_ASSERT(cache.try_append(t.k, t.v) == fits);
+      for (index i = 0; fits && i < count; ++i) model.push_back(next++);
+    }
+    RC_ASSERT(cache.length() == static_cast<index>(model.size()));
+    for (index j = 0; j < cache.length(); ++j) {
+      RC_ASSERT(same(cache, model[static_cast<std::size_t>(j)], j));
+    }
+  }
+}
+
+RC_GTEST_PROP(CachesInStep, HoldWhatAVectorHolds, ()) {
+  const cache_model::geometry g;
+  const heed::cache_extents e{.kv_heads = g.kv_heads,
+                              .capacity = *rc::gen::inRange<index>(1, 25),
+                              .head_dim = g.head_dim,
+                              .value_dim = g.value_dim};
+  check_in_step(heed::contiguous_cache<float>(e), g, [&](const auto& cache, int token, index j) {
+    bool same = true;
+    for (index h = 0; h < g.kv_heads; ++h) {
+      for (index c = 0; c < g.head_dim; ++c) {
+        same = same && cache.keys(0, h, j).data[c] == cache_model::key(token, h, c);
+      }
+      for (index c = 0; c < g.value_dim; ++c) {
+        same = same && cache.values(0, h, j).data[c] == cache_model::value(token, h, c);
+      }
+    }
+    return same;
+  });
+  // Codes: what a row by itself becomes.
+  check_in_step(heed::int8_cache(e), g, [&](const auto& cache, int token, index j) {
+    bool same = true;
+    for (index h = 0; h < g.kv_heads; ++h) {
+      float row[4];
+      float wide[4];
+      float got[4];
+      std::uint8_t codes[4];
+      for (index c = 0; c < g.head_dim; ++c) row[c] = cache_model::key(token, h, c);
+      heed::widen_codes<8>(codes, heed::quantise_row<8>(row, g.head_dim, codes), g.head_dim, wide);
+      cache.widen_keys(0, h, {j, j + 1}, got);
+      same = same && std::equal(got, got + g.head_dim, wide);
+      for (index c = 0; c < g.value_dim; ++c) row[c] = cache_model::value(token, h, c);
+      heed::widen_codes<8>(codes, heed::quantise_row<8>(row, g.value_dim, codes), g.value_dim,
+                           wide);
+      cache.widen_values(0, h, {j, j + 1}, got);
+      same = same && std::equal(got, got + g.value_dim, wide);
+    }
+    return same;
+  });
+  const cache_model::geometry one{.kv_heads = 1};
+  const heed::latent_extents l{
+      .capacity = e.capacity, .latent_dim = one.head_dim, .rope_dim = one.value_dim};
+  check_in_step(heed::latent_cache<float>(l), one, [&](const auto& cache, int token, index j) {
+    const float* const row = cache.keys(0, 0, j).data;
+    bool same = row == cache.values(0, 0, j).data;
+    for (index c = 0; c < one.head_dim; ++c) {
+      same = same && row[c] == cache_model::key(token, 0, c);
+    }
+    for (index c = 0; c < one.value_dim; ++c) {
+      same = same && row[one.head_dim + c] == cache_model::value(token, 0, c);
+    }
+    return same;
+  });
+}
+
 TEST(SlotCache, RaggedDecodeIsContiguousDecodeBitForBit) {
   const std::vector<index> before{0, 130, 7, 600, 40};
   const std::vector<index> fresh{37, 1, 0, 1, 3};
