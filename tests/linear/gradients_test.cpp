@@ -108,22 +108,45 @@ TEST(GradientsOfRecurrences, SelectiveScanAgreesWithDifferences) {
   }
 }
 
+// Of a loss that reads the last state by two more tokens, which the gradient of that state is of.
 TEST(GradientsOfRecurrences, Rwkv4AgreesWithDifferences) {
   auto k = random_tensor<3>({2, 8, 3}, 1, 3);
   auto v = random_tensor<3>({2, 8, 3}, 2);
   auto decay = random_tensor<1>({3}, 3);
   auto bonus = random_tensor<1>({3}, 4);
+  auto initial = random_tensor<3>({2, 3, 3}, 6);
+  for (index b = 0; b < 2; ++b) {
+    for (index c = 0; c < 3; ++c) initial(b, 1, c) += 2;  // sums of weights
+  }
   const auto d_out = random_tensor<3>({2, 8, 3}, 5);
-  const auto loss = [&] { return dot(heed::naive_rwkv4(k, v, decay, bonus), d_out); };
-  auto dk = k, dv = v;
-  auto d_decay = decay, d_bonus = bonus;
-  heed::naive_rwkv4_backward<double>(
-      {read(k), read(v), read(decay), read(bonus), read(d_out)},
-      {heed::as_view(dk), heed::as_view(dv), heed::as_view(d_decay), heed::as_view(d_bonus)});
+  const auto loss = [&] {
+    auto state = initial;
+    return dot(heed::rwkv4(k, v, decay, bonus, state), d_out);
+  };
+  auto dk = k, dv = v, d_initial = initial, d_between = initial;
+  auto d_decay = decay, d_bonus = bonus, late_decay = decay, late_bonus = bonus;
+  auto between = initial;
+  (void)heed::rwkv4(heed::as_view(k).slice(1, 0, 6), heed::as_view(v).slice(1, 0, 6), decay, bonus,
+                    between);
+  const auto piece = [&](index begin, index end, const auto& from, const auto& d_final,
+                         auto& to_decay, auto& to_bonus, auto& to_state) {
+    const auto cut = [&](const auto& x) { return read(x).slice(1, begin, end); };
+    heed::naive_rwkv4_backward<double>(
+        {cut(k), cut(v), read(decay), read(bonus), cut(d_out), read(from), d_final},
+        {heed::as_view(dk).slice(1, begin, end), heed::as_view(dv).slice(1, begin, end),
+         heed::as_view(to_decay), heed::as_view(to_bonus), heed::as_view(to_state)});
+  };
+  piece(6, 8, between, heed::view<const double, 3>{}, late_decay, late_bonus, d_between);
+  piece(0, 6, initial, read(d_between), d_decay, d_bonus, d_initial);
+  for (index c = 0; c < 3; ++c) {
+    d_decay(c) += late_decay(c);
+    d_bonus(c) += late_bonus(c);
+  }
   expect_differences("k", k, dk, loss);
   expect_differences("v", v, dv, loss);
   expect_differences("decay", decay, d_decay, loss);
   expect_differences("bonus", bonus, d_bonus, loss);
+  expect_differences("initial_state", initial, d_initial, loss);
 }
 
 TEST(GradientsOfRecurrences, ConvolutionAgreesWithDifferences) {

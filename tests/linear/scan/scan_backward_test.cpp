@@ -182,6 +182,7 @@ struct rwkv4_problem {
   sizes s;
   heed::tensor<T, 3> k, v, d_out, dk, dv;
   heed::tensor<accumulate_t<T>, 1> decay, bonus, d_decay, d_bonus;
+  heed::tensor<accumulate_t<T>, 3> initial, d_final, d_initial;
 
   explicit rwkv4_problem(const sizes& of)
       : s(of),
@@ -193,7 +194,10 @@ struct rwkv4_problem {
         decay(random_tensor<1>({s.channels}, 4, -4, 1)),
         bonus(random_tensor<1>({s.channels}, 5)),
         d_decay({s.channels}),
-        d_bonus({s.channels}) {}
+        d_bonus({s.channels}),
+        initial(random_tensor<3>({s.sequences(), 3, s.channels}, 6, 0.1, 1)),
+        d_final(random_tensor<3>(initial.extents(), 7)),
+        d_initial(initial.extents()) {}
   template <class S>
   explicit rwkv4_problem(const rwkv4_problem<S>& o)
       : s(o.s),
@@ -205,30 +209,38 @@ struct rwkv4_problem {
         decay(rounded<accumulate_t<T>>(o.decay)),
         bonus(rounded<accumulate_t<T>>(o.bonus)),
         d_decay(decay.extents()),
-        d_bonus(decay.extents()) {}
+        d_bonus(decay.extents()),
+        initial(rounded<accumulate_t<T>>(o.initial)),
+        d_final(rounded<accumulate_t<T>>(o.d_final)),
+        d_initial(initial.extents()) {}
 
   void run(index threads = 1) {
     heed::thread_pool pool(threads);
     heed::rwkv4_backward<heed::thread_pool&, T>(
-        pool, {as_view(k), as_view(v), as_view(decay), as_view(bonus), as_view(d_out), s.chunk},
-        {as_view(dk), as_view(dv), as_view(d_decay), as_view(d_bonus)}, s.options());
+        pool,
+        {as_view(k), as_view(v), as_view(decay), as_view(bonus), as_view(d_out), as_view(initial),
+         as_view(d_final), s.chunk},
+        {as_view(dk), as_view(dv), as_view(d_decay), as_view(d_bonus), as_view(d_initial)},
+        s.options());
   }
   void run_textbook() {
-    each_sequence(s, [&](index, index b, index begin, index end) {
+    each_sequence(s, [&](index n, index b, index begin, index end) {
       const auto in = [&](auto& t) {
         return tokens_of(heed::view<const T, 3>(as_view(t)), b, begin, end);
       };
       const auto out = [&](auto& t) { return tokens_of(as_view(t), b, begin, end); };
       auto of_decay = decay, of_bonus = bonus;
-      heed::naive_rwkv4_backward<T>({in(k), in(v), as_view(decay), as_view(bonus), in(d_out)},
-                                    {out(dk), out(dv), as_view(of_decay), as_view(of_bonus)});
+      const auto one = [&](auto& t) { return as_view(t).slice(0, n, n + 1); };
+      heed::naive_rwkv4_backward<T>(
+          {in(k), in(v), as_view(decay), as_view(bonus), in(d_out), one(initial), one(d_final)},
+          {out(dk), out(dv), as_view(of_decay), as_view(of_bonus), one(d_initial)});
       add_to(d_decay, of_decay);
       add_to(d_bonus, of_bonus);
     });
   }
   [[nodiscard]] double error_from(const rwkv4_problem<double>& want) const {
     return std::max({error(dk, want.dk), error(dv, want.dv), error(d_decay, want.d_decay),
-                     error(d_bonus, want.d_bonus)});
+                     error(d_bonus, want.d_bonus), error(d_initial, want.d_initial)});
   }
 };
 

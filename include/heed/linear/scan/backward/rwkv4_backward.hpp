@@ -14,7 +14,7 @@
 //                        {dk, dv, d_decay, d_bonus}, [options]);
 //
 // Axes: naive_rwkv4_backward, which is the oracle and takes the same arguments; any strides; scalars
-// float, double, half, bfloat16. The state begins empty. Sums in the accumulator type, gradients
+// float, double, half, bfloat16. States as there. Sums in the accumulator type, gradients
 // rounded once; those of decay and bonus are summed chunk by chunk, then over sequences, in the
 // accumulator type. No gradient overlaps an input. A key of -inf has no weight and gradient 0.
 //
@@ -98,17 +98,21 @@ class rwkv4_gradient {
     std::fill_n(s.later, later_rows * width, A(0));
     std::fill_n(s.state + 2 * width, width, none);
     std::fill_n(s.later + 4 * width, width, none);
+    load_states(c, s);
     const range all = blocks_.tokens_of(c);
     reverse_chunks(
         all, chunk_, s.state, state_rows * width, s.kept,
         [&](range t) noexcept { forward<false>(c, t, {t.end, all.end}, s); },
         [&](range t) noexcept {
           forward<true>(c, t, {(std::max)(all.begin, t.begin - chunk_), t.begin}, s);
+          if (t.end == all.end) load_final_state(c, s);
           load_given(in_.d_out, c, t, s.d, width, unit);
           for (index first = 0; first < c.count; first += unit) step_back(t.size(), first, s);
           store_wanted(s.k, width, to_.k, c, t);
           store_wanted(s.v, width, to_.v, c, t);
         });
+    if (all.empty()) load_final_state(c, s);
+    finish_states(c, s);
     for (index i = 0; i < width; ++i) s.d_w[i] *= s.w[i];
   }
 
@@ -129,6 +133,42 @@ class rwkv4_gradient {
 
  private:
   static constexpr A none = -std::numeric_limits<A>::infinity();
+
+  /// The initial state; one without weights is empty.
+  void load_states(const channel_block& c, const scratch_type& s) const noexcept {
+    for (index i = 0; has_data(in_.initial_state) && i < c.count; ++i) {
+      if (in_.initial_state(c.sequence, 1, c.first + i) == A(0)) continue;
+      for (index r = 0; r < state_rows; ++r) {
+        s.state[r * width + i] = in_.initial_state(c.sequence, r, c.first + i);
+      }
+    }
+  }
+  /// The final state, in s.state, is read by what follows the sequence.
+  void load_final_state(const channel_block& c, const scratch_type& s) const noexcept {
+    for (index i = 0; has_data(in_.d_final_state) && i < c.count; ++i) {
+      if (s.state[width + i] == A(0)) continue;
+      s.later[i] = in_.d_final_state(c.sequence, 0, c.first + i);
+      s.later[width + i] = -in_.d_final_state(c.sequence, 1, c.first + i);
+      s.later[4 * width + i] = -s.state[2 * width + i];
+    }
+  }
+  /// What the initial state gives to the decay, and its own gradient.
+  void finish_states(const channel_block& c, const scratch_type& s) const noexcept {
+    for (index i = 0; i < c.count; ++i) {
+      const auto state = [&](index r) {
+        return has_data(in_.initial_state) ? in_.initial_state(c.sequence, r, c.first + i) : A(0);
+      };
+      const auto later = [&](index r) { return s.later[r * width + i]; };
+      const bool read = state(1) != A(0) && later(4) != none;
+      const A reach = read ? std::exp((std::min)(state(2) + later(4), A(0))) : A(0);
+      s.d_w[i] += reach * (state(0) * later(2) - state(1) * later(3));
+      if (!has_data(to_.initial_state)) continue;
+      const A da = reach * later(0), db = -reach * later(1);
+      to_.initial_state(c.sequence, 0, c.first + i) = da;
+      to_.initial_state(c.sequence, 1, c.first + i) = db;
+      to_.initial_state(c.sequence, 2, c.first + i) = state(0) * da + state(1) * db;
+    }
+  }
 
   static void load(const A* from, packet* to) noexcept {
     simd::unroll<packets>([&](auto i)
@@ -296,7 +336,7 @@ void rwkv4_backward(E&& exec, const rwkv4_backward_inputs<T>& in, const rwkv4_gr
                     const channel_gradient_options& options = {}) {
   const auto blocks = detail::blocks_of_channels("k", in.k.extents(), options.sequence_bounds, 1,
                                                  detail::rwkv4_gradient<T>::width);
-  detail::check_rwkv4_backward(in, to);
+  detail::check_rwkv4_backward(in, to, blocks.sequences());
   detail::rwkv4_gradient<T> gradient(in, to, blocks);
   scratch_lease lease(options.scratch);
   detail::run_channel_gradient(exec, gradient, lease.memory());
