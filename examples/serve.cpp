@@ -9,7 +9,7 @@
 // youngest request waits and starts again.
 //
 //   serve                                  a line that follows the work, then a table
-//   serve --numbers bfloat16 --pages 260   smaller numbers; fewer pages, more evictions
+//   serve --numbers int8 --pages 260       smaller numbers; fewer pages, more evictions
 //
 // The model is feigned: queries, keys and values are numbers that follow from a token and its place,
 // and the next token from the attention output, so that what is wrong in a cache is heard in the
@@ -31,6 +31,7 @@
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 namespace {
@@ -336,6 +337,14 @@ class server {
   totals totals_;
 };
 
+/// What the cost model says of so many tokens of T: a row of codes has 8 bytes of scales.
+template <class T>
+double model_bytes(index tokens) {
+  constexpr bool codes = std::is_same_v<T, heed::quantised_code<8>>;
+  return heed::cost::kv_cache_bytes(1, tokens, kv_heads, channels, sizeof(T)) +
+         heed::cost::kv_cache_bytes(1, tokens, kv_heads, 1, codes ? 8 : 0);
+}
+
 template <class T>
 int run(const std::string& numbers, index pages, index threads, bool show) {
   const auto requests = make_requests();
@@ -356,10 +365,8 @@ int run(const std::string& numbers, index pages, index threads, bool show) {
   const double page = static_cast<double>(s.page_bytes());
   const double used = static_cast<double>(t.peak_pages) * page;
   const double shared = static_cast<double>(t.most_shared) * page;
-  const double in_float =
-      heed::cost::kv_cache_bytes(1, t.peak_pages * page_size, kv_heads, channels, sizeof(float));
-  const double model =
-      heed::cost::kv_cache_bytes(1, t.peak_pages * page_size, kv_heads, channels, sizeof(T));
+  const double in_float = model_bytes<float>(t.peak_pages * page_size);
+  const double model = model_bytes<T>(t.peak_pages * page_size);
   std::printf("%zu requests, %s, %td threads\n", requests.size(), numbers.c_str(), threads);
   std::printf("  steps                          %10td\n", t.steps);
   std::printf("  tokens computed                %10td\n", t.computed);
@@ -378,9 +385,8 @@ int run(const std::string& numbers, index pages, index threads, bool show) {
   std::printf("  saved by sharing, MiB          %10.2f  (%td pages)\n", shared / mib,
               t.most_shared);
   std::printf("  saved by smaller numbers, MiB  %10.2f\n", (in_float - used) / mib);
-  std::printf(
-      "  slots of %td tokens, MiB       %10.2f\n", most_tokens,
-      heed::cost::kv_cache_bytes(1, sequences * most_tokens, kv_heads, channels, sizeof(T)) / mib);
+  std::printf("  slots of %td tokens, MiB      %10.2f\n", most_tokens,
+              model_bytes<T>(sequences * most_tokens) / mib);
   if (different > 0 || used != model || !(t.difference < 1e-5F)) {
     std::fprintf(stderr,
                  "serve: %zu answers differ from those of requests served alone, "
@@ -399,7 +405,7 @@ int main(int argc, char** argv) {
   heed::index threads = 2;
   bool quiet = false;
   CLI::App app("Serves 64 feigned requests out of one paged cache.");
-  app.add_option("--numbers", numbers, "float, bfloat16, half or fp8")->capture_default_str();
+  app.add_option("--numbers", numbers, "float, bfloat16, fp8 or int8")->capture_default_str();
   app.add_option("--pages", pages, "of the pool, 16 tokens each")->capture_default_str();
   app.add_option("--threads", threads, "in all")->capture_default_str();
   app.add_flag("--quiet", quiet, "no status line");
@@ -407,8 +413,8 @@ int main(int argc, char** argv) {
   try {
     if (numbers == "float") return run<float>(numbers, pages, threads, !quiet);
     if (numbers == "bfloat16") return run<heed::bfloat16>(numbers, pages, threads, !quiet);
-    if (numbers == "half") return run<heed::half>(numbers, pages, threads, !quiet);
     if (numbers == "fp8") return run<heed::float8_e4m3>(numbers, pages, threads, !quiet);
+    if (numbers == "int8") return run<heed::quantised_code<8>>(numbers, pages, threads, !quiet);
     throw std::runtime_error("no numbers are called " + numbers);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "serve: %s\n", error.what());

@@ -113,6 +113,7 @@ struct world {
         slot.resize(std::min(slot.size(), static_cast<std::size_t>(n)));
     }
     pages.validate();
+    tree.validate();
     require_same(cache_model::difference(pages, in_pages));
     require_same(cache_model::difference(slots, in_slots));
   }

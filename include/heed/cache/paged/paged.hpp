@@ -7,16 +7,19 @@
 // | keys   | [pages, kv heads, page size, head dim], scalar TK           |
 // | values | [pages, kv heads, page size, value dim], scalar TV          |
 //
-// TK and TV are types of numbers, or quantised_code<8> or <4>: rows of codes with scales, as in a
-// quantised_cache, a `group` of channels at a time where extents name one.
+// TK and TV are types of numbers, or both quantised_code<8> or <4>: rows of codes with a scale and a
+// zero point each, or each `group` of channels, with the errors of a quantised_cache. Few queries
+// read those in registers, to rounding of the widened rows; many have a block widened once.
+//
 // Token j of a sequence is row j % page size of page table[j / page size]. Sequences are numbered
 // 0 .. sequences - 1 and empty at first. A fork shares all pages; the first write to a shared page
 // copies the rows that are kept (copy on write). Memory: (head dim sizeof(TK) + value dim
-// sizeof(TV)) bytes per KV head and token of the pool, 12 bytes a page, 4 bytes per sequence and
-// page of its table; all of it allocated at construction, nothing later. Appended numbers are
-// rounded to nearest even to the cache's scalars. Every operation either succeeds or changes
-// nothing. Reading from many threads is safe while no one writes. Decode reads pages in place, with
-// the bits of a contiguous cache of the same tokens. Kwon et al. 2023, arXiv 2309.06180.
+// sizeof(TV)) bytes per KV head and token of the pool (codes: as in a quantised_cache), 12 bytes a
+// page, 4 bytes per sequence and page of its table; all of it allocated at construction, nothing
+// later. Appended numbers are rounded to nearest even to the cache's scalars. Every operation either
+// succeeds or changes nothing. Reading from many threads is safe while no one writes. Decode reads
+// pages in place; numbers have the bits of a contiguous cache of the same tokens. Kwon et al. 2023,
+// arXiv 2309.06180.
 #pragma once
 
 #include <algorithm>
