@@ -8,8 +8,8 @@
 // [0.5, 1]. That is the hardest sum: the sink's weight is 1, the others' of 6e-6 are below half a
 // unit of the sum's last place from a dozen on, and together they outweigh it. The error is the
 // largest of the output's channels and the log-sum-exp's, relative, against the textbook in double.
-// Recurrences: keys and values in [0.5, 1], gates of 0, -1e-6 and -0.01; the error is the largest of
-// the last token's output.
+// Recurrences and scans: numbers in [0.5, 1], gates of 0, -1e-6 and -0.01; the error is the largest
+// of the last token's output. Gradients and means: sums of numbers in [0.5, 1].
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -151,9 +151,8 @@ double of_kernelised(index n) {
   return worst;
 }
 
-/// A scan decays once a token, by a rounded exponential: its bound grows with the tokens it
-/// remembers.
-double of_scan(index n, float gate) {
+/// A scan decays once a token.
+double of_hgrn(index n, float gate) {
   const tensor3 x = numbers(n, 1);
   tensor3 g({1, n, dim});
   std::fill_n(g.data(), g.size(), gate);
@@ -167,21 +166,97 @@ double of_scan(index n, float gate) {
   return worst;
 }
 
+/// One state a channel, steps of 1.
+double of_s6(index n, float gate) {
+  const tensor3 x = numbers(n, 1);
+  tensor3 dt({1, n, dim});
+  heed::tensor<float, 2> a({dim, 1});
+  heed::tensor<float, 3> ones({1, n, 1});
+  std::fill_n(dt.data(), dt.size(), 1.0F);
+  std::fill_n(a.data(), a.size(), gate);
+  std::fill_n(ones.data(), ones.size(), 1.0F);
+  const tensor3 got = heed::selective_scan(x, dt, a, ones, ones);
+  double worst = 0;
+  for (index c = 0; c < dim; ++c) {
+    double h = 0;
+    for (index j = 0; j < n; ++j) h = std::exp(double(gate)) * h + double(x(0, j, c));
+    worst = std::max(worst, relative(double(got(0, n - 1, c)), h));
+  }
+  return worst;
+}
+
+/// Keys of 3, no bonus.
+double of_rwkv4(index n, float gate) {
+  const tensor3 v = numbers(n, 1);
+  tensor3 k({1, n, dim});
+  heed::tensor<float, 1> decay({dim}), bonus({dim});
+  std::fill_n(k.data(), k.size(), 3.0F);
+  std::fill_n(decay.data(), dim, std::log(-gate));
+  const tensor3 got = heed::rwkv4(k, v, decay, bonus);
+  const double e = std::exp(-std::exp(double(decay(0))));
+  double worst = 0;
+  for (index c = 0; c < dim; ++c) {
+    double top = 0, bottom = 0;
+    for (index j = 0; j < n - 1; ++j) {
+      top = e * top + double(v(0, j, c));
+      bottom = e * bottom + 1;
+    }
+    const double want = (top + double(v(0, n - 1, c))) / (bottom + 1);
+    worst = std::max(worst, relative(double(got(0, n - 1, c)), want));
+  }
+  return worst;
+}
+
+/// The gradient of the values of two keys of zeros, each of half of the weight of n queries.
+double of_gradient(index n) {
+  const tensor3 q = numbers(n, 1), d_out = numbers(n, 2);
+  const tensor3 k({1, 2, dim}), v = numbers(2, 3);
+  const auto forward = heed::attention_with_lse(q, k, v);
+  const auto got = heed::attention_backward(q, k, v, forward, d_out);
+  double worst = 0;
+  for (index c = 0; c < dim; ++c) {
+    double want = 0;
+    for (index i = 0; i < n; ++i) want += double(d_out(0, i, c)) / 2;
+    worst = std::max(worst, relative(double(got.value(0, 0, c)), want));
+  }
+  return worst;
+}
+
+/// One block of n keys.
+double of_block_means(index n) {
+  const tensor3 k = numbers(n, 1);
+  const auto got = heed::block_means(k, n);
+  double worst = 0;
+  for (index c = 0; c < dim; ++c) {
+    double want = 0;
+    for (index j = 0; j < n; ++j) want += double(k(0, j, c));
+    worst = std::max(worst, relative(double(got.data()[c]), want / double(n)));
+  }
+  return worst;
+}
+
 struct curve {
   const char* name;
   double (*error)(index);
+  bool drawn = true;  // the picture has room for ten
 };
 
 constexpr curve curves[] = {
     {"one float sum", of_one_sum},
     {"attention, 64 rows", [](index n) { return of_attention(64, n); }},
     {"attention, 1 row", [](index n) { return of_attention(1, n); }},
-    {"selected blocks", of_selection},
+    {"selected blocks", of_selection, false},
     {"linear attention", of_kernelised},
-    {"gate 0", [](index n) { return of_gate(n, 0.0F); }},
+    {"gate 0", [](index n) { return of_gate(n, 0.0F); }, false},
     {"gate -1e-6", [](index n) { return of_gate(n, -1e-6F); }},
     {"gate -0.01", [](index n) { return of_gate(n, -0.01F); }},
-    {"HGRN, gate -0.01", [](index n) { return of_scan(n, -0.01F); }},
+    {"HGRN, gate 0", [](index n) { return of_hgrn(n, 0.0F); }, false},
+    {"HGRN, gate -0.01", [](index n) { return of_hgrn(n, -0.01F); }},
+    {"S6, gate 0", [](index n) { return of_s6(n, 0.0F); }},
+    {"S6, gate -1e-6", [](index n) { return of_s6(n, -1e-6F); }, false},
+    {"RWKV-4, gate -1e-6", [](index n) { return of_rwkv4(n, -1e-6F); }},
+    {"gradient of values", of_gradient},
+    {"block means", of_block_means, false},
 };
 
 /// False when gnuplot failed.
@@ -197,18 +272,23 @@ bool draw(const std::vector<std::vector<wall::sample>>& all, const std::string& 
   g("set title 'Relative error over n, float'");
   g("set xrange [900:1200000]; set yrange [1e-8:0.1]");
   std::vector<double> ends;
-  for (const auto& c : all) ends.push_back(std::log10(std::max(c.back().y, 1e-8)));
+  std::vector<std::size_t> drawn;
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    if (!curves[i].drawn) continue;
+    drawn.push_back(i);
+    ends.push_back(std::log10(std::max(all[i].back().y, 1e-8)));
+  }
   const std::vector<double> at = wall::spread(ends, 0.33);
   std::string plot = "plot 2e-6 with lines lc rgb '#999999' dt 2 lw 1.2 notitle";
-  for (std::size_t i = 0; i < all.size(); ++i) {
+  for (std::size_t i = 0; i < drawn.size(); ++i) {
     const wall::mark m = wall::mark_of(i);
     const std::string number = std::to_string(i);
     g("$c" + number + " << EOD");
-    for (const wall::sample& p : all[i]) {
+    for (const wall::sample& p : all[drawn[i]]) {
       g(wall::printed("%g ", p.n) + wall::printed("%g", std::max(p.y, 1e-8)));
     }
     g("EOD");
-    g("set label '" + std::string(curves[i].name) + "' at 1300000," +
+    g("set label '" + std::string(curves[drawn[i]].name) + "' at 1300000," +
       wall::printed("%g", std::pow(10.0, at[i])) + " tc rgb '" + m.colour + "'");
     plot += ", $c" + number + " with linespoints lc rgb '" + m.colour + "' lw 2.2 pt " +
             std::to_string(m.marker) + " ps " + wall::printed("%g", m.size) + " notitle";

@@ -59,16 +59,17 @@ class matrix_gradient : public gradient_chunks<A> {
     const index b = task / in_.k.extent(1), h = task % in_.k.extent(1), size = d_ * c_;
     const index tokens = in_.k.extent(2);
     std::fill_n(s.ones, d_, A(1));
-    load_state(in_.initial_state, b, h, s.state);
+    load_state(in_.initial_state, b, h, s.state, s.state_low);
     for (index first = 0; first < tokens; first += keep_) {
       std::copy_n(s.state.data, size, s.kept + first / keep_ * size);
       if (first + keep_ < tokens) {
         each_chunk(first, [&](range t) { forward(b, h, t); });
       }
     }
-    load_state(given_.final_state, b, h, s.back);
+    load_state(given_.final_state, b, h, s.back, s.back_low);
     for (index first = (ceil_div(tokens, keep_) - 1) * keep_; first >= 0; first -= keep_) {
       std::copy_n(s.kept + first / keep_ * size, size, s.state.data);
+      base::clear_low(s.state_low);
       each_chunk(first, [&](range t) {
         std::copy_n(s.state.data, size, s.inner + (t.begin - first) / step_ * size);
         if (t.end < (std::min)(tokens, first + keep_)) forward(b, h, t);
@@ -117,7 +118,7 @@ class matrix_gradient : public gradient_chunks<A> {
       decay = s.ones;
       for (index i = 0; i < n; ++i) add_rows(s.dq[i], s.dk[i], d_);
     }
-    if (decay == s.whole) write_state(s.k, s.x, decay, 0, s.back);
+    if (decay == s.whole) write_state(s.k, s.x, decay, 0, s.back, s.back_low);
     store(to_.k, b, h, t, s.dk);
     if (!delta_) store(to_.v, b, h, t, s.dx);
     if (gated) end_gates(b, h, t, s);
@@ -152,7 +153,7 @@ class matrix_gradient : public gradient_chunks<A> {
       multiply_by(s.a[i], scale, d_);
     }
     s.prefix.apply(s.a, n, d_);
-    write_state(s.a, s.e, decay, n, s.back);
+    write_state(s.a, s.e, decay, n, s.back, s.back_low);
   }
 
   /// dv and dbeta from dx, and the cotangents of the keys' stream: s.e = -z.

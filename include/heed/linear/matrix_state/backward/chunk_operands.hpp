@@ -43,6 +43,7 @@ class gradient_chunks {
     A *step, *beta, *prefix_number, *suffix_number, *column, *whole, *ones, *through, *parts;
     row_decays<A> prefix, suffix;                     // P_i and P_Cj
     matrix_rows<A> state, back, turned, back_turned;  // S, H and their transposes
+    matrix_rows<A> state_low, back_low;               // what roundings have taken from S and H
     A* kept;                                          // S every keep_ tokens
     A* inner;                                         // and every step_ tokens of one of these
   };
@@ -74,6 +75,11 @@ class gradient_chunks {
     s.back = take(d_, c_);
     s.turned = take(c_, d_);
     s.back_turned = take(c_, d_);
+    // As in the forward pass, where a sequence is long enough to lose digits.
+    if (in_.k.extent(2) > 16 * step_) {
+      s.state_low = take(d_, c_);
+      s.back_low = take(d_, c_);
+    }
     s.kept = c.allocate<A>(ceil_div(in_.k.extent(2), keep_), d_, c_);
     s.inner = c.allocate<A>(keep_ / step_, d_, c_);
     return s;
@@ -91,8 +97,13 @@ class gradient_chunks {
     const index end = (std::min)(in_.k.extent(2), first + keep_);
     for (index t = first; t < end; t += step_) f(range{t, (std::min)(t + step_, end)});
   }
-  void load_state(const view<const A, 4>& from, index b, index h,
-                  matrix_rows<A> to) const noexcept {
+  /// No roundings so far.
+  void clear_low(matrix_rows<A> low) const noexcept {
+    if (low.data != nullptr) std::fill_n(low.data, d_ * c_, A(0));
+  }
+  void load_state(const view<const A, 4>& from, index b, index h, matrix_rows<A> to,
+                  matrix_rows<A> low) const noexcept {
+    clear_low(low);
     std::fill_n(to.data, d_ * c_, A(0));
     if (from.data() == nullptr) return;
     for (index f = 0; f < from.extent(2); ++f) {
@@ -194,12 +205,12 @@ class gradient_chunks {
   void advance(index b, index h, range t, scratch_type& s) const noexcept {
     load_chunk(b, h, t, s);
     s.suffix.apply(s.k, t.size(), d_);
-    write_state(s.k, s.x, s.whole, t.size(), s.state);
+    write_state(s.k, s.x, s.whole, t.size(), s.state, s.state_low);
   }
   void write_state(matrix_rows<A> k, matrix_rows<A> x, const A* decay, index n,
-                   matrix_rows<A> state) const noexcept {
+                   matrix_rows<A> state, matrix_rows<A> low) const noexcept {
     prefetch_stream none;
-    decay_and_write<A>(in(k), in(x), decay, n, in_.k.extent(3), in_.v.extent(3), state, {}, none);
+    decay_and_write<A>(in(k), in(x), decay, n, in_.k.extent(3), in_.v.extent(3), state, low, none);
   }
 
   const matrix_state_inputs<A>& in_;

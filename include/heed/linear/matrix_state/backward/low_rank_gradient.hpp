@@ -137,10 +137,10 @@ class low_rank_gradient : public matrix_gradient<A> {
   void advance(index b, index h, range t, scratch_type& s) const noexcept {
     load_chunk(b, h, t, s);
     s.suffix.apply(s.k, t.size(), d_);
-    write_state(s.k, s.v, s.whole, t.size(), s.state);
+    write_state(s.k, s.v, s.whole, t.size(), s.state, s.state_low);
     if (!low_) return;
     s.suffix.apply(s.writes, t.size(), d_);
-    write_state(s.writes, s.x, s.ones, t.size(), s.state);
+    write_state(s.writes, s.x, s.ones, t.size(), s.state, s.state_low);
   }
 
   /// The gradients of a chunk; s.state is S, s.back H, which becomes that of S.
@@ -179,7 +179,7 @@ class low_rank_gradient : public matrix_gradient<A> {
       store(gradients_.a, b, h, t, s.dq);
       store(gradients_.b, b, h, t, s.d_writes);
     }
-    if (decay == s.whole) write_state(s.k, s.v, decay, 0, s.back);
+    if (decay == s.whole) write_state(s.k, s.v, decay, 0, s.back, s.back_low);
     store(to_.k, b, h, t, s.dk);
     store(to_.v, b, h, t, s.dv);
     if (gated) end_gates(b, h, t, s);
@@ -221,7 +221,7 @@ class low_rank_gradient : public matrix_gradient<A> {
       multiply_by(s.a[i], scale, d_);
     }
     decay_rows(s.a, n, before, s);
-    write_state(s.a, s.e, decay, n, s.back);
+    write_state(s.a, s.e, decay, n, s.back, s.back_low);
   }
   void reverse_pairs(matrix_rows<A> x, matrix_rows<A> k, matrix_rows<A> values_t, matrix_rows<A> dk,
                      A scale, bool before, index n, bool gated, scratch_type& s) const noexcept {
