@@ -26,7 +26,9 @@
 
 namespace llama {
 
-using numbers = std::vector<float>;
+/// Aligned: where a row begins elsewhere, Eigen adds up its columns in another order, so that the last
+/// bits would depend on what the heap gives.
+using numbers = std::vector<float, Eigen::aligned_allocator<float>>;
 
 /// The matrices inside a vector of weights (or of gradients), each out x in.
 struct parameters {
