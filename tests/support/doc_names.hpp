@@ -40,6 +40,13 @@ inline const index_t buckets = 32;
 inline index_t bucket(const heed::position& p) { return p.query - p.key; }
 inline std::vector<float> table, d_table, d_slope, logits, d_logit;
 inline std::vector<double> slope;
+inline heed::view<const float, 3> x, dt, d_y;
+inline heed::view<const float, 2> a;
+inline heed::view<const float, 4> b, c;
+inline heed::view<float, 3> d_x, d_dt;
+inline heed::view<float, 2> d_a;
+inline heed::view<float, 4> d_b, d_c;
+inline std::vector<index_t> bounds;
 }  // namespace training
 
 }  // namespace names
