@@ -151,12 +151,9 @@ double of_kernelised(index n) {
   return worst;
 }
 
-/// A scan decays once a token.
-double of_hgrn(index n, float gate) {
-  const tensor3 x = numbers(n, 1);
-  tensor3 g({1, n, dim});
-  std::fill_n(g.data(), g.size(), gate);
-  const tensor3 got = heed::hgrn(x, g);
+/// Of the last token's sum of x, decayed by exp(gate) a token.
+double last_sum_error(const tensor3& x, const tensor3& got, float gate) {
+  const index n = x.extent(1);
   double worst = 0;
   for (index c = 0; c < dim; ++c) {
     double h = 0;
@@ -164,6 +161,15 @@ double of_hgrn(index n, float gate) {
     worst = std::max(worst, relative(double(got(0, n - 1, c)), h));
   }
   return worst;
+}
+
+/// A scan decays once a token.
+double of_hgrn(index n, float gate) {
+  const tensor3 x = numbers(n, 1);
+  tensor3 g({1, n, dim});
+  std::fill_n(g.data(), g.size(), gate);
+  const tensor3 got = heed::hgrn(x, g);
+  return last_sum_error(x, got, gate);
 }
 
 /// One state a channel, steps of 1.
@@ -176,13 +182,7 @@ double of_s6(index n, float gate) {
   std::fill_n(a.data(), a.size(), gate);
   std::fill_n(ones.data(), ones.size(), 1.0F);
   const tensor3 got = heed::selective_scan(x, dt, a, ones, ones);
-  double worst = 0;
-  for (index c = 0; c < dim; ++c) {
-    double h = 0;
-    for (index j = 0; j < n; ++j) h = std::exp(double(gate)) * h + double(x(0, j, c));
-    worst = std::max(worst, relative(double(got(0, n - 1, c)), h));
-  }
-  return worst;
+  return last_sum_error(x, got, gate);
 }
 
 /// Keys of 3, no bonus.

@@ -42,10 +42,11 @@ concept channel_gradient = requires(G& g, typename G::scratch_type& s, arena& c,
 };
 
 template <executor E, channel_gradient G>
-void run_channel_gradient(E& exec, G& gradient, workspace& memory) {
+void run_channel_gradient(E& exec, G& gradient, workspace* kept) {
+  scratch_lease lease(kept);
+  workspace& memory = lease.memory();
   const index tasks = gradient.tasks(), sums = gradient.sum_tasks();
-  const index workers = std::clamp<index>(static_cast<index>(exec.concurrency()), index{1},
-                                          (std::max)({tasks, sums, index{1}}));
+  const index workers = worker_count(exec, (std::max)(tasks, sums));
   arena shared, each;
   gradient.allocate_sums(shared);
   (void)gradient.allocate(each);

@@ -335,8 +335,7 @@ void causal_convolution_backward(E&& exec, const convolution_backward_inputs<T>&
                                                  along_tokens ? 8 : gradient_type::part);
   detail::check_convolution_backward(in, to, blocks.sequences());
   gradient_type gradient(in, to, blocks, along_tokens);
-  scratch_lease lease(options.scratch);
-  detail::run_channel_gradient(exec, gradient, lease.memory());
+  detail::run_channel_gradient(exec, gradient, options.scratch);
 }
 template <class T>
 void causal_convolution_backward(const convolution_backward_inputs<T>& in,

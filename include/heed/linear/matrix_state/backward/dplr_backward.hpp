@@ -38,8 +38,7 @@ void dplr_backward(E&& exec, const dplr_backward_inputs<A>& in, const dplr_gradi
   const matrix_state_cotangents<A> given{in.d_out, in.d_final_state};
   const matrix_state_gradients<A> gradients{to.q, to.k, to.v, to.gate, {}, to.initial_state};
   detail::low_rank_gradient<A> gradient(in, to, inputs, given, gradients);
-  scratch_lease lease(scratch);
-  detail::run_channel_gradient(exec, gradient, lease.memory());
+  detail::run_channel_gradient(exec, gradient, scratch);
 }
 template <class A>
 void dplr_backward(const dplr_backward_inputs<A>& in, const dplr_gradients<A>& to,

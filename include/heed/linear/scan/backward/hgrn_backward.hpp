@@ -177,8 +177,7 @@ void hgrn_backward(E&& exec, const hgrn_backward_inputs<T>& in, const hgrn_gradi
                                                  detail::hgrn_gradient<T>::width);
   detail::check_hgrn_backward(in, to, blocks.sequences());
   detail::hgrn_gradient<T> gradient(in, to, blocks);
-  scratch_lease lease(options.scratch);
-  detail::run_channel_gradient(exec, gradient, lease.memory());
+  detail::run_channel_gradient(exec, gradient, options.scratch);
 }
 template <class T>
 void hgrn_backward(const hgrn_backward_inputs<T>& in, const hgrn_gradients<T>& to,

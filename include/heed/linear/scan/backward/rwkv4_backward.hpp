@@ -338,8 +338,7 @@ void rwkv4_backward(E&& exec, const rwkv4_backward_inputs<T>& in, const rwkv4_gr
                                                  detail::rwkv4_gradient<T>::width);
   detail::check_rwkv4_backward(in, to, blocks.sequences());
   detail::rwkv4_gradient<T> gradient(in, to, blocks);
-  scratch_lease lease(options.scratch);
-  detail::run_channel_gradient(exec, gradient, lease.memory());
+  detail::run_channel_gradient(exec, gradient, options.scratch);
 }
 template <class T>
 void rwkv4_backward(const rwkv4_backward_inputs<T>& in, const rwkv4_gradients<T>& to,

@@ -38,8 +38,7 @@ void selective_scan_backward(E&& exec, const selective_scan_backward_inputs<T>& 
                                                  detail::s6_gradient<T>::width);
   detail::check_selective_scan_backward(in, to, blocks.sequences());
   detail::s6_gradient<T> gradient(in, to, blocks);
-  scratch_lease lease(options.scratch);
-  detail::run_channel_gradient(exec, gradient, lease.memory());
+  detail::run_channel_gradient(exec, gradient, options.scratch);
 }
 template <class T>
 void selective_scan_backward(const selective_scan_backward_inputs<T>& in,
