@@ -8,6 +8,7 @@
 # - A folder includes no detail header, and names nothing of detail:: that it does not define itself.
 # - Instructions of a processor appear in simd/ alone.
 # - Headers are at most 350 lines, begin with the SPDX line and a sentence, and have #pragma once.
+# - No header names anything near, far or small: headers of Windows make macros of them.
 set -eu
 cd "${1:-.}"
 
@@ -60,6 +61,12 @@ breaches=$(
       /^ *# *include *[<"](immintrin|x86intrin|xmmintrin|emmintrin|smmintrin|nmmintrin|arm_neon|arm_sve)/ ||
       /(^|[^A-Za-z0-9_])(_mm(256|512)?_[a-z]|__m(128|256|512)|__builtin_ia32_|v(ld|st)1q_)/ {
         if (home != "simd" && path != "core/eigen.hpp") say("an instruction of one processor outside simd/")
+      }
+      {
+        code = $0
+        sub(/\/\/.*/, "", code)
+        gsub(/"[^"]*"/, "", code)
+        if (code ~ /(^|[^A-Za-z0-9_])(near|far|small)([^A-Za-z0-9_]|$)/) say("a name that is a macro on Windows")
       }
       END {
         if (!once) say("no #pragma once")

@@ -35,8 +35,8 @@ struct code_list {
       for (index i = 0; i < count; ++i) row[j - block.begin + i] = r.codes + i * r.stride;
       j += count;
     }
-    const index near = (std::min)(block.size(), split_plan<A>::ahead_bytes / bytes);
-    for (index i = 0; i < near; ++i) {
+    const index ahead = (std::min)(block.size(), split_plan<A>::ahead_bytes / bytes);
+    for (index i = 0; i < ahead; ++i) {
       prefetch_row<1>(static_cast<const std::uint8_t*>(row[i]), bytes);
     }
     for (index j = block.begin; j < block.end;) {
