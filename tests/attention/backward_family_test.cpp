@@ -157,6 +157,20 @@ TEST(LinformerBackward, AgreesWithDifferences) {
     expect_differences("v", v, got.value, loss, 2e-8);
     expect_differences("e", e, got.key_projection, loss, 2e-8);
     expect_differences("f", f, got.value_projection, loss, 2e-8);
+    auto dq = q, dk = k, dv = v;
+    auto de = e;
+    auto df = f;
+    heed::linformer_attention_backward_into(pool, heed::gradients(dq, dk, dv, de, df), q, k, v, e,
+                                            f, d_out, {.scale = 0.8}, heed::softcap(2));
+    const auto same = [](const auto& a, const auto& b) {
+      return std::equal(a.data(), a.data() + a.size(), b.data());
+    };
+    EXPECT_TRUE(same(dq, got.query) && same(dk, got.key) && same(dv, got.value));
+    EXPECT_TRUE(same(de, got.key_projection) && same(df, got.value_projection));
+    decltype(f) narrow({2, 3, 7});
+    EXPECT_THROW(heed::linformer_attention_backward_into(
+                     pool, heed::gradients(dq, dk, dv, de, narrow), q, k, v, e, f, d_out),
+                 heed::shape_error);
   };
   check(oracle::random_tensor<double, 2>({4, 7}, 5),
         oracle::random_tensor<double, 3>({2, 4, 7}, 6));

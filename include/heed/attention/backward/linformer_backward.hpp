@@ -6,6 +6,8 @@
 //
 //   auto g = heed::linformer_attention_backward(q, k, v, e, f, d_out, options);
 //   g.query, g.key, g.value, g.key_projection, g.value_projection
+//   heed::linformer_attention_backward_into(pool, heed::gradients(dq, dk, dv, de, df), q, k, v, e, f,
+//                                           d_out, options);
 //
 // Axes, options and modifiers as in linformer.hpp, those of the forward call; the gradient of a
 // projection that all heads share is the sum over batch and heads. The mixtures and the forward pass
@@ -16,6 +18,7 @@
 // Wang et al. 2020, arXiv 2006.04768, eq. 7; reverse accumulation.
 #pragma once
 
+#include <string>
 #include <utility>
 
 #include "heed/attention/backward/attention_backward.hpp"
@@ -33,6 +36,15 @@ struct linformer_gradients {
   E key_projection;
   F value_projection;
 };
+
+/// `linformer_attention_backward_into(gradients(dq, dk, dv, de, df), q, k, v, e, f, d_out)`
+template <writable_tensor Q, writable_tensor K, writable_tensor V, writable_tensor E,
+          writable_tensor F>
+[[nodiscard]] constexpr auto gradients(Q&& dq, K&& dk, V&& dv, E&& de, F&& df) {
+  return linformer_gradients<view_of<Q>, view_of<K>, view_of<V>, view_of<E>, view_of<F>>{
+      as_view(std::forward<Q>(dq)), as_view(std::forward<K>(dk)), as_view(std::forward<V>(dv)),
+      as_view(std::forward<E>(de)), as_view(std::forward<F>(df))};
+}
 
 namespace detail {
 
@@ -60,13 +72,28 @@ void projection_gradient(E& exec, const tensor<A, 4>& d, const view<const TX, 4>
   });
 }
 
+/// Throws unless a projection's gradient has its axes.
+template <class To, class P>
+[[nodiscard]] auto projection_to(const char* name, const To& to, const char* other, const P& of) {
+  static_assert(rank_of<const To&> == rank_of<const P&>,
+                "heed: a gradient has another rank than the tensor it belongs to");
+  if (as_view(to).extents() != as_view(of).extents()) {
+    fail<shape_error>(std::string(name) + " has extents " + format_extents(as_view(to).extents()) +
+                      ", " + other + " has " + format_extents(as_view(of).extents()));
+  }
+  return as_projection(as_view(to));
+}
+
 struct linformer_backward_method : attention_method {
-  template <class E, class Q, class K, class V, class PE, class PF, class C, class... M>
-  [[nodiscard]] static auto call(E& exec, const Q& q, const K& k, const V& v, const PE& e,
-                                 const PF& f, const C& d_out, const attention_options& options,
-                                 const M&... modifiers) {
+  template <class E, class G, class Q, class K, class V, class PE, class PF, class C, class... M>
+  static void write(E& exec, const G& to, const Q& q, const K& k, const V& v, const PE& e,
+                    const PF& f, const C& d_out, const attention_options& options,
+                    const M&... modifiers) {
     require_tensors<const Q&, const K&, const V&>();
     static_assert(tensor_like<const C&>, "heed: d_out is a tensor");
+    static_assert(
+        requires { to.key_projection, to.value_projection; },
+        "heed: the gradients are heed::gradients(dq, dk, dv, de, df)");
     using A = accumulate_t<scalar_of<const Q&>>;
     const auto q4 = input4(q);
     const auto k4 = input4(k);
@@ -76,32 +103,41 @@ struct linformer_backward_method : attention_method {
     const auto pf = open_projection("f", f, k4.extent(1), k4.extent(2));
     require_equal("f", "mixtures", pf.extent(1), "e", pe.extent(1));
     const auto d4 = matching("d_out", as_view(d_out), "out", result_extents(q, v));
+    const auto dq = matching("dq", to.query, "q", as_view(q).extents());
+    const auto dk = matching("dk", to.key, "k", as_view(k).extents());
+    const auto dv = matching("dv", to.value, "v", as_view(v).extents());
+    const auto de = projection_to("de", to.key_projection, "e", e);
+    const auto df = projection_to("df", to.value_projection, "f", f);
 
-    linformer_gradients<decltype(result_like<const Q&>(as_view(q).extents())),
-                        decltype(result_like<const K&>(as_view(k).extents())),
-                        decltype(result_like<const V&>(as_view(v).extents())),
-                        decltype(result_like<const PE&>(as_view(e).extents())),
-                        decltype(result_like<const PF&>(as_view(f).extents()))>
-        to{result_like<const Q&>(as_view(q).extents()), result_like<const K&>(as_view(k).extents()),
-           result_like<const V&>(as_view(v).extents()),
-           result_like<const PE&>(as_view(e).extents()),
-           result_like<const PF&>(as_view(f).extents())};
     const tensor<A, 4> keys = mixed_tokens<A>(exec, pe, k4);
     const tensor<A, 4> values = mixed_tokens<A>(exec, pf, v4);
     tensor<A, 4> out(d4.extents());
     tensor<A, 3> lse({d4.extent(0), d4.extent(1), d4.extent(2)});
     attention_into(exec, into(out, lse), q4, keys, values, options, modifiers...);
     tensor<A, 4> d_keys(keys.extents()), d_values(values.extents());
-    attention_backward_into(exec, gradients(as_rank4(as_view(to.query)), d_keys, d_values), q4,
-                            keys, values, into(out, lse), d4, options, modifiers...);
-    mix_tokens(exec, pe.swap_axes(1, 2), as_view(std::as_const(d_keys)), as_rank4(as_view(to.key)));
-    mix_tokens(exec, pf.swap_axes(1, 2), as_view(std::as_const(d_values)),
-               as_rank4(as_view(to.value)));
-    projection_gradient(exec, d_keys, k4, as_projection(as_view(to.key_projection)),
-                        rank_of<const PE&> == 2);
-    projection_gradient(exec, d_values, v4, as_projection(as_view(to.value_projection)),
-                        rank_of<const PF&> == 2);
-    return to;
+    attention_backward_into(exec, gradients(dq, d_keys, d_values), q4, keys, values, into(out, lse),
+                            d4, options, modifiers...);
+    mix_tokens(exec, pe.swap_axes(1, 2), as_view(std::as_const(d_keys)), dk);
+    mix_tokens(exec, pf.swap_axes(1, 2), as_view(std::as_const(d_values)), dv);
+    projection_gradient(exec, d_keys, k4, de, rank_of<const PE&> == 2);
+    projection_gradient(exec, d_values, v4, df, rank_of<const PF&> == 2);
+  }
+};
+
+struct linformer_backward_returning : linformer_backward_method {
+  template <class E, class Q, class K, class V, class PE, class PF, class... Rest>
+  [[nodiscard]] static auto call(E& exec, const Q& q, const K& k, const V& v, const PE& e,
+                                 const PF& f, const Rest&... rest) {
+    require_tensors<const Q&, const K&, const V&>();
+    auto dq = result_like<const Q&>(as_view(q).extents());
+    auto dk = result_like<const K&>(as_view(k).extents());
+    auto dv = result_like<const V&>(as_view(v).extents());
+    auto de = result_like<const PE&>(as_view(e).extents());
+    auto df = result_like<const PF&>(as_view(f).extents());
+    linformer_backward_method::write(exec, gradients(dq, dk, dv, de, df), q, k, v, e, f, rest...);
+    return linformer_gradients<decltype(dq), decltype(dk), decltype(dv), decltype(de),
+                               decltype(df)>{std::move(dq), std::move(dk), std::move(dv),
+                                             std::move(de), std::move(df)};
   }
 };
 
@@ -110,7 +146,11 @@ struct linformer_backward_method : attention_method {
 /// linformer_attention_backward([executor,] q, k, v, e, f, d_out, options = {}, modifiers...)
 ///   -> linformer_gradients
 inline constexpr api::function<detail::linformer_backward_method,
-                               api::form<detail::linformer_backward_method, 6>>
+                               api::form<detail::linformer_backward_returning, 6>>
     linformer_attention_backward{};
+/// linformer_attention_backward_into([executor,] gradients(dq, dk, dv, de, df), q, k, v, e, f, d_out,
+///                                   options = {}, modifiers...)
+inline constexpr api::writing<detail::linformer_backward_method, 6>
+    linformer_attention_backward_into{};
 
 }  // namespace heed::inline HEED_TARGET
