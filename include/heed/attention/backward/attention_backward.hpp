@@ -146,7 +146,7 @@ struct tiled_backward_kernel {
                             const index b = (heads.begin + t) / e.kv_heads;
                             const index kv = (heads.begin + t) % e.kv_heads;
                             const auto& gradient = gradient_of(heads.begin + t);
-                            s.clear_keys(n);
+                            s.clear_keys(n, {0, 1});
                             const index group = call.forward.group();
                             for (index h = kv * group; h < (kv + 1) * group; ++h) {
                               pack_head(call, gradient, b, h, s, n);
@@ -197,15 +197,20 @@ struct tiled_backward_kernel {
     const index together =
         (std::min)(pairs, ceil_div(2 * static_cast<index>(exec.concurrency()), parts));
     const index numbers = n.query_numbers<A>();
-    // The parts' dq of the heads together, then a scratch for each worker.
+    // Which head each worker has packed, the parts' dq of the heads together, then a scratch for each
+    // worker: a worker that takes several parts of a head packs it once.
     const auto workers = static_cast<index>(exec.concurrency());
     arena measure;
+    (void)measure.allocate<index>(workers);
     (void)measure.allocate<A>(together * group * parts * numbers);
     const std::size_t before = measure.used();
     backward_scratch<A>().allocate(measure, n, 0);
     const std::size_t each = measure.used() - before;
     std::byte* const block = memory.reserve(before + each * static_cast<std::size_t>(workers));
-    A* const partial = reinterpret_cast<A*>(block);
+    arena shared(block);
+    auto* const packed = shared.allocate<index>(workers);
+    std::fill_n(packed, workers, index{-1});
+    auto* const partial = shared.allocate<A>(together * group * parts * numbers);
     for (index first = 0; first < pairs; first += together) {
       const index count = (std::min)(together, pairs - first);
       for_each_task(exec, workers, count * parts, [&](index worker, index t) noexcept {
@@ -216,10 +221,12 @@ struct tiled_backward_kernel {
         const index part = t % parts;
         const index b = pair / e.kv_heads;
         const index kv = pair % e.kv_heads;
-        s.clear_keys(n);
+        s.clear_keys(n, {part, parts});
         for (index h = 0; h < group; ++h) {
           A* const dq = partial + ((t / parts * group + h) * parts + part) * numbers;
-          pack_head(call, call.gradient, b, kv * group + h, s, n);
+          const index head = pair * group + h;
+          if (packed[worker] != head) pack_head(call, call.gradient, b, kv * group + h, s, n);
+          packed[worker] = head;
           s.clear(dq, n);
           attend_backward(call, call.gradient, b, kv * group + h, {part, parts}, s, dq, n);
         }

@@ -108,9 +108,13 @@ struct backward_scratch {
   void clear(A* sums, const backward_sizes& n) const noexcept {
     std::fill_n(sums, n.query_numbers<A>(), A(0));
   }
-  void clear_keys(const backward_sizes& n) const noexcept {
-    std::fill_n(dk, n.keys * n.head_stride<A>(), A(0));
-    std::fill_n(dv, n.keys * n.value_stride<A>(), A(0));
+  /// The sums of a part's keys.
+  void clear_keys(const backward_sizes& n, key_part own) const noexcept {
+    own.each_block(n.keys, [&](range keys) noexcept {
+      const index head = n.head_stride<A>(), value = n.value_stride<A>();
+      std::fill_n(dk + keys.begin * head, keys.size() * head, A(0));
+      std::fill_n(dv + keys.begin * value, keys.size() * value, A(0));
+    });
   }
 
   /// Rows `first` to `first + rows` of q and d_out, group `g`.
