@@ -73,6 +73,36 @@ TEST(MatrixTiles, DenormalNumbersCountAsZero) {
   EXPECT_TRUE(std::isnan(got[34])) << "infinity times the zero of column 2";
 }
 
+/// The product of bytes beside loops over bytes as they lie in memory, in 64 bits.
+template <index Columns>
+void bytes_as_loops() {
+  constexpr auto columns = static_cast<std::size_t>(Columns);
+  for (unsigned seed = 0; seed < 6; ++seed) {
+    const oracle::byte_operands o = oracle::random_bytes(seed, columns);
+    const auto got = oracle::byte_product<heed::simd::emulated_tiles<Columns>>(o.a, o.b, o.c);
+    const auto* const a = reinterpret_cast<const unsigned char*>(o.a.data());
+    const auto* const b = reinterpret_cast<const signed char*>(o.b.data());
+    for (std::size_t m = 0; m < 16; ++m) {
+      for (std::size_t n = 0; n < columns; ++n) {
+        std::int64_t sum = o.c[m * columns + n];
+        for (std::size_t k = 0; k < 64; ++k) {
+          sum += std::int64_t{a[m * 64 + k]} * b[k / 4 * columns * 4 + n * 4 + k % 4];
+        }
+        ASSERT_EQ(got[m * columns + n], static_cast<std::uint32_t>(sum)) << seed << ' ' << m;
+      }
+    }
+  }
+}
+
+TEST(MatrixTiles, BytesAreMultipliedAsLoopsDo) {
+  bytes_as_loops<1>();
+  bytes_as_loops<2>();
+  bytes_as_loops<4>();
+  bytes_as_loops<8>();
+  bytes_as_loops<11>();
+  bytes_as_loops<16>();
+}
+
 struct arguments {
   heed::tensor<bfloat16, 4> q;
   heed::tensor<bfloat16, 4> k;

@@ -45,6 +45,20 @@ TEST(MatrixUnit, ItsProductsHaveTheBitsOfThePlainForm) {
   }
 }
 
+TEST(MatrixUnit, ItsProductsOfBytesAreThoseOfThePlainForm) {
+  const unsigned seeds = unit_is_here() ? 200 : 3;
+  for (unsigned seed = 0; seed < seeds; ++seed) {
+    const oracle::byte_operands o = oracle::random_bytes(seed, 16);
+    const auto plain = oracle::byte_product<heed::simd::emulated_tiles<16>>(o.a, o.b, o.c);
+#if HEED_HAS_TILE_UNIT && defined(__AMX_INT8__)
+    if (heed::simd::tile_unit_granted()) {
+      ASSERT_EQ(oracle::byte_product<heed::simd::tile_unit>(o.a, o.b, o.c), plain) << seed;
+    }
+#endif
+    EXPECT_NE(plain, o.c);
+  }
+}
+
 TEST(MatrixUnit, AttentionIsTheTextbooksWithOrWithoutIt) {
   (void)unit_is_here();
   for (const index keys : {1, 33, 128, 300}) {

@@ -233,6 +233,8 @@
 
 #if defined(HEED_EMULATED_TILES)
 #define HEED_TARGET_MATRIX _emulated
+#elif defined(HEED_TILES) && defined(__AMX_BF16__) && defined(__AMX_INT8__)
+#define HEED_TARGET_MATRIX _tiles8
 #elif defined(HEED_TILES) && defined(__AMX_BF16__)
 #define HEED_TARGET_MATRIX _tiles
 #else

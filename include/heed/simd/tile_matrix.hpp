@@ -1,24 +1,29 @@
 // SPDX-License-Identifier: MIT
-// Matrix units: products of small tiles of bfloat16, summed in float, and the same in plain C++.
+// Matrix units: products of small tiles of bfloat16, summed in float, or of bytes, summed as
+// integers, and the same in plain C++.
 //
 //   tile_matrix tiles;                  configures the thread's unit; the destructor puts back what
 //                                       configuration it had
 //   tiles.zero<C>()                     C = 0
 //   tiles.load<A>(rows, stride)         tile A: up to 16 rows of 64 bytes, `stride` bytes apart
 //   tiles.multiply<C, A, B>()           C_mn += sum_k A_m,2k B_k,2n + A_m,2k+1 B_k,2n+1
+//   tiles.multiply_bytes<C, A, B>()     C_mn += sum_k sum_b A_m,4k+b B_k,4n+b,   b = 0 .. 3
 //   tiles.store<C>(to, stride)          the sums of C, rows `stride` bytes apart
 //
-// A holds 16 rows of 32 numbers; B 16 rows, each of `columns` words of two numbers, so that a word is
-// a pair of terms; C 16 rows of `columns` floats. There are eight tiles, numbered by the caller.
+// A holds 16 rows of 32 numbers or of 64 unsigned bytes; B 16 rows, each of `columns` words of two
+// numbers or of four signed bytes, so that a word is the terms of a sum; C 16 rows of `columns`
+// floats or 32-bit integers. There are eight tiles, numbered by the caller.
 //
-// Semantics, of the unit (Intel 64 and IA-32 Architectures Software Developer's Manual, TDPBF16PS)
-// and of the plain form, bit for bit: the even terms and the odd terms are two sums from 0 by fused
-// multiply-adds in order of k; their sum joins C. Rounding to nearest even; denormal numbers count as
-// zero, and results that would be denormal become zero.
+// Semantics, of the unit (Intel 64 and IA-32 Architectures Software Developer's Manual, TDPBF16PS,
+// TDPBUSD) and of the plain form, bit for bit. Of numbers: the even terms and the odd terms are two
+// sums from 0 by fused multiply-adds in order of k; their sum joins C. Rounding to nearest even;
+// denormal numbers count as zero, and results that would be denormal become zero. Of bytes: sums are
+// exact modulo 2^32. Nothing saturates, and up to 65,793 products of codes 0 .. 255 and -128 .. 127
+// stay within 32 bits.
 //
 // Which of the two: HEED_EMULATED_TILES compiles the plain one, for tests on any processor.
-// HEED_TILES compiles the unit's where the target has it (AMX-BF16). It has not yet been run on such a
-// processor, so that neither is compiled unless one of the two is defined.
+// HEED_TILES compiles the unit's where the target has it (AMX-BF16; for bytes AMX-INT8). It has not
+// yet been run on such a processor, so that neither is compiled unless one of the two is defined.
 #pragma once
 
 #include <bit>
@@ -42,9 +47,10 @@
 
 namespace heed::inline HEED_TARGET::simd {
 
-/// Rows of a tile, and numbers of bfloat16 in a row of A.
+/// Rows of a tile, numbers of bfloat16 in a row of A, and bytes.
 inline constexpr index tile_rows = 16;
 inline constexpr index tile_depth = 32;
+inline constexpr index tile_bytes = 64;
 
 /// The unit in plain C++, of any number of columns up to 16.
 template <index Columns>
@@ -82,11 +88,25 @@ class emulated_tiles {
       }
     }
   }
+  template <int C, int A, int B>
+  void multiply_bytes() noexcept {
+    for (index m = 0; m < tile_rows; ++m) {
+      for (index n = 0; n < columns; ++n) {
+        for (index k = 0; k < tile_bytes / 4; ++k) {
+          for (unsigned b = 0; b < 4; ++b) {
+            const auto code = static_cast<std::uint8_t>(tile_[A][m][k] >> (8 * b));
+            const auto number = static_cast<std::int8_t>(tile_[B][k][n] >> (8 * b));
+            tile_[C][m][n] += static_cast<std::uint32_t>(code * number);
+          }
+        }
+      }
+    }
+  }
   template <int C>
-  void store(float* to, index stride) const noexcept {
+  void store(void* to, index stride) const noexcept {
     for (index r = 0; r < tile_rows; ++r) {
-      std::memcpy(reinterpret_cast<char*>(to) + r * stride, tile_[C][r],
-                  static_cast<std::size_t>(columns) * sizeof(float));
+      std::memcpy(static_cast<char*>(to) + r * stride, tile_[C][r],
+                  static_cast<std::size_t>(columns) * sizeof(tile_[C][r][0]));
     }
   }
 
@@ -166,8 +186,14 @@ class tile_unit {
   HEED_INLINE void multiply() noexcept {
     asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B));
   }
+#if defined(__AMX_INT8__)
+  template <int C, int A, int B>
+  HEED_INLINE void multiply_bytes() noexcept {
+    asm volatile("tdpbusd %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(C), "i"(A), "i"(B));
+  }
+#endif
   template <int C>
-  HEED_INLINE void store(float* to, index stride) const noexcept {
+  HEED_INLINE void store(void* to, index stride) const noexcept {
     asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(to), "r"(stride), "i"(C) : "memory");
   }
 
@@ -189,6 +215,13 @@ inline constexpr bool has_tile_matrix = true;
 inline constexpr bool has_tile_matrix = false;
 #endif
 
+#endif
+
+/// Whether bytes are multiplied too.
+#if HEED_HAS_TILE_UNIT && !defined(__AMX_INT8__)
+inline constexpr bool has_byte_tiles = false;
+#else
+inline constexpr bool has_byte_tiles = has_tile_matrix;
 #endif
 
 }  // namespace heed::inline HEED_TARGET::simd
