@@ -58,7 +58,7 @@ void run_backward(gradient_data& x, gates g, writes how) {
     return heed::dplr_backward(
         pool_of(1), in,
         {write(x.dq), write(x.dk), write(x.dv), write(x.d_gate), write(x.da), write(x.db)},
-        &x.scratch);
+        {.scratch = &x.scratch});
   }
   inputs in{read(x.q), read(x.k), read(x.v)};
   heed::matrix_state_gradients<float> to{write(x.dq), write(x.dk), write(x.dv)};
@@ -73,7 +73,7 @@ void run_backward(gradient_data& x, gates g, writes how) {
     in.beta = numbers(x.beta);
     to.beta = a_token(heed::as_view(x.d_beta));
   }
-  heed::matrix_state_backward(pool_of(1), in, {read(x.d_out)}, to, &x.scratch);
+  heed::matrix_state_backward(pool_of(1), in, {read(x.d_out)}, to, {.scratch = &x.scratch});
 }
 
 struct method {

@@ -21,13 +21,6 @@
 
 namespace heed::inline HEED_TARGET {
 
-/// What the backward pass of a scan or of the convolution takes besides its inputs.
-struct channel_gradient_options {
-  /// As in the forward pass: states have one batch entry a sequence.
-  std::span<const index> sequence_bounds{};
-  workspace* scratch = nullptr;  ///< kept by the caller, so that a call allocates nothing
-};
-
 namespace detail {
 
 template <class G>
@@ -73,17 +66,9 @@ struct gradient_blocks {
 
   [[nodiscard]] index sequences() const noexcept { return plan.sequences; }
   [[nodiscard]] range tokens_of(const channel_block& c) const noexcept {
-    if (bounds.empty()) return {0, tokens};
-    const auto at = static_cast<std::size_t>(c.sequence);
-    return {bounds[at], bounds[at + 1]};
+    return sequence_tokens(bounds, c.sequence, tokens);
   }
-  /// Tokens of the longest sequence.
-  [[nodiscard]] index longest() const noexcept {
-    if (bounds.empty()) return tokens;
-    index most = 0;
-    for_each_sequence(bounds, [&](index, range t) { most = (std::max)(most, t.size()); });
-    return most;
-  }
+  [[nodiscard]] index longest() const noexcept { return longest_sequence(bounds, tokens); }
 };
 
 /// Throws unless the bounds fit.
@@ -92,9 +77,7 @@ struct gradient_blocks {
                                                         std::span<const index> bounds, index groups,
                                                         index width) {
   check_sequence_bounds(bounds, name, x[0], x[1]);
-  const bool ragged = !bounds.empty();
-  const index sequences = ragged ? static_cast<index>(bounds.size()) - 1 : x[0];
-  return {{sequences, groups, x[2], width, ragged}, bounds, x[1]};
+  return {{sequence_count(bounds, x[0]), groups, x[2], width, !bounds.empty()}, bounds, x[1]};
 }
 
 /// The chunks of `tokens`, the last one first, each with the state before it in `state`:

@@ -1,16 +1,26 @@
 // SPDX-License-Identifier: MIT
-// Views that a gradient reads or writes, of which some may be absent: then their data is null.
+// What the gradients of the linear family share: their options, and views that they read or write, of
+// which some may be absent: then their data is null.
 #pragma once
 
 #include <array>
 #include <cmath>
+#include <span>
 #include <string>
 
 #include "heed/core/errors.hpp"
 #include "heed/core/target.hpp"
+#include "heed/core/workspace.hpp"
 #include "heed/tensor/view.hpp"
 
 namespace heed::inline HEED_TARGET {
+
+/// What the backward pass of a recurrence, a scan or the convolution takes besides its inputs.
+struct gradient_options {
+  /// As in the forward pass: states have one batch entry a sequence.
+  std::span<const index> sequence_bounds{};
+  workspace* scratch = nullptr;  ///< kept by the caller, so that a call allocates nothing
+};
 
 namespace detail {
 

@@ -67,6 +67,25 @@ void for_each_sequence(std::span<const index> bounds, F&& f) {
   }
 }
 
+/// The sequences of a ragged batch, or the entries of a plain one.
+[[nodiscard]] inline index sequence_count(std::span<const index> bounds, index batch) noexcept {
+  return bounds.empty() ? batch : static_cast<index>(bounds.size()) - 1;
+}
+/// The tokens of a sequence: all of them where the batch is plain.
+[[nodiscard]] inline range sequence_tokens(std::span<const index> bounds, index sequence,
+                                           index tokens) noexcept {
+  if (bounds.empty()) return {0, tokens};
+  const auto at = static_cast<std::size_t>(sequence);
+  return {bounds[at], bounds[at + 1]};
+}
+/// Tokens of the longest sequence.
+[[nodiscard]] inline index longest_sequence(std::span<const index> bounds, index tokens) noexcept {
+  if (bounds.empty()) return tokens;
+  index most = 0;
+  for_each_sequence(bounds, [&](index, range t) { most = (std::max)(most, t.size()); });
+  return most;
+}
+
 /// Bytes that for_each_with_scratch reserves for these tasks.
 template <class E, class Allocate>
 [[nodiscard]] std::size_t scratch_bytes(E& exec, index tasks, Allocate&& allocate) {

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <limits>
 #include <random>
+#include <span>
 #include <vector>
 
 #include "heed/linear/matrix_state/backward/dplr_backward.hpp"
@@ -282,6 +283,117 @@ TEST(ChunkBackward, ManyTokensLoseNoDigits) {
   }
 }
 
+// A ragged batch is its sequences one by one, some of them empty; to the last bit, whatever others are
+// there.
+const std::array<index, 6> ragged_bounds{0, 37, 37, 38, 350, 400};
+
+template <class T>
+heed::view<T, 4> tokens_of(const heed::view<T, 4>& x, std::size_t sequence) {
+  return x.data() == nullptr ? x : x.slice(2, ragged_bounds[sequence], ragged_bounds[sequence + 1]);
+}
+template <class T>
+heed::view<T, 4> state_of(const heed::view<T, 4>& x, std::size_t sequence) {
+  const auto at = static_cast<index>(sequence);
+  return x.slice(0, at, at + 1);
+}
+template <class T>
+void expect_same_bits(const T& got, const T& want) {
+  for (index i = 0; i < want.size(); ++i) ASSERT_EQ(got.data()[i], want.data()[i]) << i;
+}
+
+TEST(ChunkBackward, RaggedBatchesAreTheirSequences) {
+  for (const shape& s : all_kinds(1, 2, 2, ragged_bounds.back(), 5, 9)) {
+    SCOPED_TRACE(testing::Message() << "gates " << s.gate_channels << " delta " << s.delta);
+    problem<double> x(s);
+    x.initial = problem<double>::random({5, 2, 5, 9}, 6);
+    x.d_state = problem<double>::random({5, 2, 5, 9}, 8);
+    results<double> got(x), alone(x), want(x);
+    const auto in = inputs(x, 40);
+    heed::thread_pool pool(3);
+    heed::matrix_state_backward(pool, in, {heed::as_view(x.d_out), heed::as_view(x.d_state)},
+                                outputs(x, got), {.sequence_bounds = ragged_bounds});
+    for (std::size_t i = 0; i + 1 < ragged_bounds.size(); ++i) {
+      auto part = in;
+      part.q = tokens_of(in.q, i);
+      part.k = tokens_of(in.k, i);
+      part.v = tokens_of(in.v, i);
+      part.gate = tokens_of(in.gate, i);
+      part.beta = tokens_of(in.beta, i);
+      part.initial_state = state_of(in.initial_state, i);
+      const heed::matrix_state_cotangents<double> given{
+          tokens_of(heed::view<const double, 4>(heed::as_view(x.d_out)), i),
+          state_of(heed::view<const double, 4>(heed::as_view(x.d_state)), i)};
+      const auto parts = [&](results<double>& g) {
+        auto to = outputs(x, g);
+        for (auto* t : {&to.q, &to.k, &to.v, &to.gate, &to.beta}) *t = tokens_of(*t, i);
+        to.initial_state = state_of(to.initial_state, i);
+        return to;
+      };
+      heed::matrix_state_backward(part, given, parts(alone));
+      heed::naive_matrix_state_backward(part, given, parts(want));
+    }
+    expect_close(got, want, 1e-12);
+    expect_same_bits(got.q, alone.q);
+    expect_same_bits(got.k, alone.k);
+    expect_same_bits(got.v, alone.v);
+    expect_same_bits(got.gate, alone.gate);
+    expect_same_bits(got.beta, alone.beta);
+    expect_same_bits(got.initial, alone.initial);
+  }
+}
+
+// Rows of bfloat16 and half are widened and their gradients rounded once: those of float, rounded.
+template <class T>
+numbers<T> narrowed(const numbers<float>& x) {
+  numbers<T> y(x.extents());
+  for (index i = 0; i < x.size(); ++i) y.data()[i] = static_cast<T>(x.data()[i]);
+  return y;
+}
+template <class T>
+void round_to(numbers<float>& x) {
+  for (index i = 0; i < x.size(); ++i) {
+    x.data()[i] = static_cast<float>(static_cast<T>(x.data()[i]));
+  }
+}
+
+template <class T>
+void expect_narrow_gradients() {
+  for (const shape& s : all_kinds(1, 2, 2, 90, 5, 9)) {
+    SCOPED_TRACE(testing::Message() << "gates " << s.gate_channels << " delta " << s.delta);
+    problem<float> x(s);
+    for (auto* t : {&x.q, &x.k, &x.v, &x.gate, &x.beta, &x.d_out}) round_to<T>(*t);
+    const results<float> want = by_chunks(x, 64);
+    const auto q = narrowed<T>(x.q), k = narrowed<T>(x.k), v = narrowed<T>(x.v),
+               gate = narrowed<T>(x.gate), beta = narrowed<T>(x.beta), d_out = narrowed<T>(x.d_out);
+    heed::matrix_state_inputs<T> in{heed::as_view(q), heed::as_view(k), heed::as_view(v)};
+    numbers<T> dq(q.extents()), dk(k.extents()), dv(v.extents()), dg(gate.extents()),
+        dbeta(beta.extents());
+    numbers<float> d_initial(x.initial.extents());
+    heed::matrix_state_gradients<T> to{heed::as_view(dq), heed::as_view(dk), heed::as_view(dv)};
+    if (s.gate_channels > 0) {
+      in.gate = heed::as_view(gate);
+      to.gate = heed::as_view(dg);
+    }
+    if (s.delta) {
+      in.beta = heed::as_view(beta);
+      to.beta = heed::as_view(dbeta);
+    }
+    in.initial_state = heed::as_view(x.initial);
+    to.initial_state = heed::as_view(d_initial);
+    heed::matrix_state_backward(in, {heed::as_view(d_out), heed::as_view(x.d_state)}, to);
+    expect_same_bits(dq, narrowed<T>(want.q));
+    expect_same_bits(dk, narrowed<T>(want.k));
+    expect_same_bits(dv, narrowed<T>(want.v));
+    expect_same_bits(dg, narrowed<T>(want.gate));
+    expect_same_bits(dbeta, narrowed<T>(want.beta));
+    expect_same_bits(d_initial, want.initial);
+  }
+}
+TEST(ChunkBackward, NarrowRowsAreWidenedAndRoundedOnce) {
+  expect_narrow_gradients<heed::bfloat16>();
+  expect_narrow_gradients<heed::half>();
+}
+
 TEST(ChunkBackward, EmptyAndRefused) {
   const problem<double> none(shape{1, 2, 1, 0, 3, 5, 1, true});
   const results<double> g = by_chunks(none, 64);
@@ -293,6 +405,18 @@ TEST(ChunkBackward, EmptyAndRefused) {
   EXPECT_THROW(by_chunks(x, 64), heed::shape_error);
   EXPECT_THROW(by_chunks(problem<double>(shape{1, 2, 1, 4, 3, 5, 1, false}), 0),
                heed::option_error);
+  // Gradients of what was not given, and bounds that are none.
+  const problem<double> plain(shape{1, 2, 1, 4, 3, 5});
+  results<double> to(plain);
+  auto wanted = outputs(plain, to);
+  wanted.beta = heed::as_view(to.beta);
+  EXPECT_THROW(heed::matrix_state_backward(inputs(plain, 64), {}, wanted), heed::option_error);
+  EXPECT_THROW(heed::matrix_state_backward(inputs(plain, 64), {}, outputs(plain, to),
+                                           {.sequence_bounds = std::array<index, 2>{0, 3}}),
+               heed::shape_error);
+  EXPECT_THROW(heed::matrix_state_backward(inputs(plain, 64), {}, outputs(plain, to),
+                                           {.sequence_bounds = std::array<index, 3>{0, 2, 4}}),
+               heed::shape_error);  // one state for two sequences
 }
 
 // RWKV-6 and 7 and low rank.
@@ -300,6 +424,7 @@ TEST(ChunkBackward, EmptyAndRefused) {
 struct low_rank_shape {
   index batch = 1, heads = 1, tokens = 1, d = 1, dv = 1;
   bool gated = false, low = false, bonus = false;
+  index group = 1;
 };
 
 template <class A>
@@ -312,22 +437,22 @@ struct low_rank_problem {
 
   explicit low_rank_problem(const low_rank_shape& x, double least_gate = -1)
       : s(x),
-        q(random(keys(), 1, 1)),
+        q(random({x.batch, x.heads * x.group, x.tokens, x.d}, 1, 1)),
         k(random(keys(), 2, 1)),
         v(random({x.batch, x.heads, x.tokens, x.dv}, 3, 1)),
         gate(problem<A>::random(keys(), 4, least_gate, 0)),
         a(random(keys(), 5, 1 / std::sqrt(static_cast<double>(x.d)))),
         b(random(keys(), 6, 1 / std::sqrt(static_cast<double>(x.d)))),
         initial(random({x.batch, x.heads, x.d, x.dv}, 7, 1)),
-        d_out(random(v.extents(), 8, 1)),
+        d_out(random({x.batch, x.heads * x.group, x.tokens, x.dv}, 8, 1)),
         d_final(random(initial.extents(), 9, 1)),
         bonus({x.heads, x.d}),
         dq(q.extents()),
-        dk(q.extents()),
+        dk(keys()),
         dv(v.extents()),
-        d_gate(q.extents()),
-        da(q.extents()),
-        db(q.extents()),
+        d_gate(keys()),
+        da(keys()),
+        db(keys()),
         d_initial(initial.extents()),
         d_bonus(bonus.extents()) {
     const numbers<A> u = random({1, 1, x.heads, x.d}, 10, 1);
@@ -360,9 +485,9 @@ struct low_rank_problem {
     to.initial_state = heed::as_view(d_initial);
     return to;
   }
-  void run(index chunk, index threads = 1) {
+  void run(index chunk, index threads = 1, std::span<const index> bounds = {}) {
     heed::thread_pool pool(threads);
-    heed::dplr_backward(pool, inputs(chunk), gradients());
+    heed::dplr_backward(pool, inputs(chunk), gradients(), {.sequence_bounds = bounds});
   }
   void run_textbook() { heed::naive_dplr_backward(inputs(64), gradients()); }
 
@@ -395,7 +520,7 @@ std::vector<low_rank_shape> low_rank_kinds(index batch, index tokens, index d, i
   for (const bool gated : {false, true}) {
     for (const bool low : {false, true}) {
       for (const bool bonus : {false, true}) {
-        kinds.push_back({batch, 2, tokens, d, dv, gated, low, bonus});
+        kinds.push_back({batch, 2, tokens, d, dv, gated, low, bonus, tokens % 3 + 1});
       }
     }
   }
@@ -459,6 +584,98 @@ TEST(LowRankBackward, ParallelSameBits) {
       EXPECT_EQ(got.error_from(want), 0);
     }
   }
+}
+
+TEST(LowRankBackward, RaggedBatchesAreTheirSequences) {
+  for (const low_rank_shape& s : low_rank_kinds(1, ragged_bounds.back(), 5, 9)) {
+    SCOPED_TRACE(testing::Message() << s.gated << s.low << s.bonus);
+    low_rank_problem<double> got(s);
+    got.initial = problem<double>::random({5, 2, 5, 9}, 6);
+    got.d_final = problem<double>::random({5, 2, 5, 9}, 7);
+    got.d_initial = got.initial;
+    auto alone = got, want = got;
+    got.run(40, 3, ragged_bounds);
+    heed::tensor<double, 2> d_bonus(got.bonus.extents());
+    const auto run_parts = [&](low_rank_problem<double>& x, auto&& backward) {
+      std::fill_n(d_bonus.data(), d_bonus.size(), 0.0);
+      for (std::size_t i = 0; i + 1 < ragged_bounds.size(); ++i) {
+        auto in = x.inputs(40);
+        for (auto* t : {&in.q, &in.k, &in.v, &in.gate, &in.a, &in.b, &in.d_out}) {
+          *t = tokens_of(*t, i);
+        }
+        for (auto* t : {&in.initial_state, &in.d_final_state}) *t = state_of(*t, i);
+        auto to = x.gradients();
+        for (auto* t : {&to.q, &to.k, &to.v, &to.gate, &to.a, &to.b}) *t = tokens_of(*t, i);
+        to.initial_state = state_of(to.initial_state, i);
+        backward(in, to);
+        for (index u = 0; u < d_bonus.size(); ++u) d_bonus.data()[u] += x.d_bonus.data()[u];
+      }
+      x.d_bonus = d_bonus;
+    };
+    run_parts(want, [](const auto& in, const auto& to) { heed::naive_dplr_backward(in, to); });
+    run_parts(alone, [](const auto& in, const auto& to) { heed::dplr_backward(in, to); });
+    EXPECT_LE(got.error_from(want), 1e-12);
+    EXPECT_EQ(got.error_from(alone), 0);
+  }
+}
+
+TEST(LowRankBackward, NarrowRowsAreWidenedAndRoundedOnce) {
+  using T = heed::bfloat16;
+  for (const low_rank_shape& s : low_rank_kinds(1, 90, 5, 9)) {
+    SCOPED_TRACE(testing::Message() << s.gated << s.low << s.bonus);
+    low_rank_problem<float> x(s);
+    for (auto* t : {&x.q, &x.k, &x.v, &x.gate, &x.a, &x.b, &x.d_out}) round_to<T>(*t);
+    x.run(64);
+    const auto q = narrowed<T>(x.q), k = narrowed<T>(x.k), v = narrowed<T>(x.v),
+               gate = narrowed<T>(x.gate), a = narrowed<T>(x.a), b = narrowed<T>(x.b),
+               d_out = narrowed<T>(x.d_out);
+    const auto wide = x.inputs(64);
+    heed::dplr_backward_inputs<T> in{heed::as_view(q), heed::as_view(k), heed::as_view(v)};
+    numbers<T> dq(q.extents()), dk(k.extents()), dv(v.extents()), dg(k.extents()), da(k.extents()),
+        db(k.extents());
+    heed::tensor<float, 2> d_bonus(x.bonus.extents());
+    heed::dplr_gradients<T> to{heed::as_view(dq), heed::as_view(dk), heed::as_view(dv)};
+    if (s.gated) in.gate = heed::as_view(gate);
+    if (s.gated) to.gate = heed::as_view(dg);
+    if (s.low) in.a = heed::as_view(a);
+    if (s.low) in.b = heed::as_view(b);
+    if (s.low) to.a = heed::as_view(da);
+    if (s.low) to.b = heed::as_view(db);
+    if (s.bonus) to.bonus = heed::as_view(d_bonus);
+    in.bonus = wide.bonus;
+    in.initial_state = wide.initial_state;
+    in.d_out = heed::as_view(d_out);
+    in.d_final_state = wide.d_final_state;
+    in.scale = wide.scale;
+    heed::dplr_backward(in, to);
+    expect_same_bits(dq, narrowed<T>(x.dq));
+    expect_same_bits(dk, narrowed<T>(x.dk));
+    expect_same_bits(dv, narrowed<T>(x.dv));
+    if (s.gated) expect_same_bits(dg, narrowed<T>(x.d_gate));
+    if (s.low) expect_same_bits(da, narrowed<T>(x.da));
+    if (s.low) expect_same_bits(db, narrowed<T>(x.db));
+    if (s.bonus) expect_same_bits(d_bonus, x.d_bonus);
+  }
+}
+
+TEST(LowRankBackward, RefusesWhatDoesNotFit) {
+  low_rank_problem<float> x({1, 2, 4, 3, 5, true, true, false, 2});
+  const auto refused = [&](auto&& change) {
+    auto in = x.inputs(64);
+    auto to = x.gradients();
+    change(in, to);
+    EXPECT_ANY_THROW(heed::dplr_backward(in, to));
+    for (index i = 0; i < x.dk.size(); ++i)
+      ASSERT_EQ(x.dk.data()[i], 0) << "written before checked";
+  };
+  refused([](auto& in, auto&) { in.b = {}; });
+  refused([](auto& in, auto&) { in.a = in.v; });
+  refused([](auto& in, auto&) { in.gate = {}; });  // whose gradient is wanted
+  refused([](auto& in, auto&) { in.k = in.k.slice(1, 0, 1); });
+  refused([](auto& in, auto&) { in.q = in.q.slice(1, 0, 3); });
+  refused([](auto& in, auto&) { in.scale = std::numeric_limits<double>::infinity(); });
+  refused([&](auto&, auto& to) { to.bonus = heed::as_view(x.d_bonus); });
+  refused([](auto&, auto& to) { to.v = to.v.slice(2, 0, 3); });
 }
 
 }  // namespace

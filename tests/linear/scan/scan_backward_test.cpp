@@ -74,7 +74,7 @@ struct sizes {
   [[nodiscard]] index sequences() const {
     return bounds.empty() ? batch : static_cast<index>(bounds.size()) - 1;
   }
-  [[nodiscard]] heed::channel_gradient_options options() const {
+  [[nodiscard]] heed::gradient_options options() const {
     return {.sequence_bounds = std::span<const index>(bounds)};
   }
 };

@@ -324,7 +324,7 @@ class convolution_gradient {
 template <executor E, class T>
 void causal_convolution_backward(E&& exec, const convolution_backward_inputs<T>& in,
                                  const convolution_gradients<T>& to,
-                                 const channel_gradient_options& options = {}) {
+                                 const gradient_options& options = {}) {
   using gradient_type = detail::convolution_gradient<T>;
   const auto e = in.x.extents();
   // Lanes lie where memory is contiguous; a few tokens do not fill a packet.
@@ -340,7 +340,7 @@ void causal_convolution_backward(E&& exec, const convolution_backward_inputs<T>&
 template <class T>
 void causal_convolution_backward(const convolution_backward_inputs<T>& in,
                                  const convolution_gradients<T>& to,
-                                 const channel_gradient_options& options = {}) {
+                                 const gradient_options& options = {}) {
   causal_convolution_backward(default_executor{}, in, to, options);
 }
 

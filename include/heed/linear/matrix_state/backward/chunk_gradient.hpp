@@ -34,62 +34,37 @@ class matrix_gradient : public gradient_chunks<A> {
   using base = gradient_chunks<A>;
 
  protected:
-  using base::in, base::each_chunk, base::load, base::store, base::load_state, base::store_state;
-  using base::in_, base::given_, base::to_, base::scale_, base::by_channel_, base::delta_;
-  using base::load_chunk, base::pair_weights, base::scale_pairs, base::advance, base::write_state;
-  using base::step_, base::keep_, base::rows_, base::d_, base::c_;
+  using base::in, base::load, base::store, base::load_keys, base::load_written, base::run_chunks;
+  using base::in_, base::by_channel_, base::delta_, base::rows_, base::d_, base::c_;
+  using base::pair_weights, base::scale_pairs, base::begin_writes, base::more_writes;
+  using base::write_waiting;
 
  public:
   using base::base;
   using typename base::scratch_type;
 
-  /// One state head of one batch.
+  /// One state head of one sequence.
   void run(index task, scratch_type& s) const noexcept {
     run_chunks(
-        task, s, [&](index b, index h, range t) noexcept { advance(b, h, t, s); },
-        [&](index b, index h, range t) noexcept { reverse(b, h, t, s); });
+        task, s,
+        [&](const chunk_place& at, bool again, bool write) noexcept {
+          base::advance(at, again, write, s);
+        },
+        [&](const chunk_place& at) noexcept { reverse(at, s); });
   }
+  static void allocate_sums(arena&) noexcept {}
+  [[nodiscard]] static index sum_tasks() noexcept { return 0; }
+  static void sum(index) noexcept {}
 
  protected:
-  /// advance(b, h, tokens) leaves the state after them in s.state; reverse(b, h, tokens), with that
-  /// before them there, makes their gradients.
-  template <class Advance, class Reverse>
-  void run_chunks(index task, scratch_type& s, const Advance& forward,
-                  const Reverse& back) const noexcept {
-    const index b = task / in_.k.extent(1), h = task % in_.k.extent(1), size = d_ * c_;
-    const index tokens = in_.k.extent(2);
-    std::fill_n(s.ones, d_, A(1));
-    load_state(in_.initial_state, b, h, s.state, s.state_low);
-    for (index first = 0; first < tokens; first += keep_) {
-      std::copy_n(s.state.data, size, s.kept + first / keep_ * size);
-      if (first + keep_ < tokens) {
-        each_chunk(first, [&](range t) { forward(b, h, t); });
-      }
-    }
-    load_state(given_.final_state, b, h, s.back, s.back_low);
-    for (index first = (ceil_div(tokens, keep_) - 1) * keep_; first >= 0; first -= keep_) {
-      std::copy_n(s.kept + first / keep_ * size, size, s.state.data);
-      base::clear_low(s.state_low);
-      each_chunk(first, [&](range t) {
-        std::copy_n(s.state.data, size, s.inner + (t.begin - first) / step_ * size);
-        if (t.end < (std::min)(tokens, first + keep_)) forward(b, h, t);
-      });
-      const index last = (std::min)(tokens, first + keep_) - first;
-      for (index at = (ceil_div(last, step_) - 1) * step_; at >= 0; at -= step_) {
-        std::copy_n(s.inner + at / step_ * size, size, s.state.data);
-        back(b, h, range{first + at, (std::min)(first + last, first + at + step_)});
-      }
-    }
-    store_state(b, h, s.back);
-  }
-
-  /// The gradients of a chunk; s.state is S, s.back H, which becomes that of S.
-  void reverse(index b, index h, range t, scratch_type& s) const noexcept {
-    const index n = t.size(), d = in_.k.extent(3), c = in_.v.extent(3);
-    const bool gated = to_.gate.data() != nullptr;
-    load_chunk(b, h, t, s);
+  /// The gradients of a chunk; s.turned is S', s.back H, which becomes that of S.
+  void reverse(const chunk_place& at, scratch_type& s) const noexcept {
+    const index n = at.tokens.size(), d = in_.key_channels(), c = in_.value_channels();
+    const bool gated = in_.d_gate.copy != nullptr;
+    load_keys(at, s);
+    load_written(at, s);
+    if (!by_channel_) transpose_rows(in(s.k), round_up(n, simd::lanes<A>), d_, s.kt);
     transpose_rows(in(s.x), round_up(n, simd::lanes<A>), c_, s.xt);
-    transpose_rows(in(s.state), d_, c_, s.turned);
     transpose_rows(in(s.back), d_, c_, s.back_turned);
     product<A>(in(s.x), in(s.back_turned), c, n, d, s.dk);
     s.suffix.apply(s.dk, n, d_);
@@ -99,38 +74,38 @@ class matrix_gradient : public gradient_chunks<A> {
     product<A>(in(s.a), in(s.back), d, n, c, s.dx);
 
     const A* decay = s.whole;  // of H, once
-    const index group = in_.q.extent(1) / in_.k.extent(1);
-    for (index q = h * group; q < (h + 1) * group; ++q) {
-      if (given_.out.data() == nullptr) {
+    begin_writes(s);
+    for (index q = at.head * in_.group(); q < (at.head + 1) * in_.group(); ++q) {
+      if (!in_.d_out.present()) {
         for (index i = 0; i < n; ++i) std::fill_n(s.dq[i], d_, A(0));
       } else {
-        load(in_.q, b, q, t, s.q);
-        load(given_.out, b, q, t, s.e);
-        reverse_stream(s.q, scale_, false, n, decay, gated, s);
+        const matrix_rows<A> left = more_writes(n, decay, s);
+        load(in_.q, at, q, s.q);
+        load(in_.d_out, at, q, s.e);
+        pair_weights(in(s.q), in_.scale, false, n, s.w, s);
+        reverse_stream(s.q, s.w, in_.scale, false, n, gated, left, s);
         add_lower_transposed<A>(in(s.w), in(s.e), n, c, s.dx);
-        decay = s.ones;
       }
-      store(to_.q, b, q, t, s.dq);
+      store(in_.dq, at, q, s.dq);
     }
     if (delta_) {
-      reverse_solve(b, h, t, s);
-      reverse_stream(s.k, A(1), true, n, decay, gated, s);
-      decay = s.ones;
+      const matrix_rows<A> left = more_writes(n, decay, s);
+      reverse_solve(at, s);
+      reverse_stream(s.k, s.m, A(1), true, n, gated, left, s);
       for (index i = 0; i < n; ++i) add_rows(s.dq[i], s.dk[i], d_);
     }
-    if (decay == s.whole) write_state(s.k, s.x, decay, 0, s.back, s.back_low);
-    store(to_.k, b, h, t, s.dk);
-    if (!delta_) store(to_.v, b, h, t, s.dx);
-    if (gated) end_gates(b, h, t, s);
+    write_waiting(decay, s);
+    store(in_.dk, at, at.head, s.dk);
+    if (!delta_) store(in_.dv, at, at.head, s.dx);
+    if (gated) end_gates(at, s);
   }
 
-  /// A stream of rows x with cotangents s.e: s.dq becomes their gradients, s.w their weights; the
-  /// keys' gradients, the gates' and H receive theirs.
-  void reverse_stream(matrix_rows<A> x, A scale, bool strict, index n, const A* decay, bool gated,
-                      scratch_type& s) const noexcept {
-    const index d = in_.k.extent(3), c = in_.v.extent(3);
+  /// A stream of rows x with cotangents s.e, whose pairs have weights w: s.dq becomes their gradients;
+  /// the keys' gradients and the gates' receive theirs, H by way of `left`.
+  void reverse_stream(matrix_rows<A> x, matrix_rows<A> w, A scale, bool strict, index n, bool gated,
+                      matrix_rows<A> left, scratch_type& s) const noexcept {
+    const index d = in_.key_channels(), c = in_.value_channels();
     prefetch_stream none;
-    pair_weights(in(x), scale, strict, n, s.w, s);
     causal_weights<A>(in(s.e), in(s.xt), c, n, s.b, none);
     product<A>(in(s.e), in(s.turned), c, n, d, s.dq);
     s.prefix.apply(s.dq, n, d_);
@@ -143,33 +118,39 @@ class matrix_gradient : public gradient_chunks<A> {
       decayed_pair_gradients<A, channel_chunk>(in(s.b), in(x), in(s.k), in(s.decay), n, d_, s.dq,
                                                s.dk, gated ? s.rect : matrix_rows<A>{});
     } else {
-      if (gated) add_crossing_pairs(n, s);
+      if (gated) add_crossing_pairs(w, n, s);
       scale_pairs(s.b, scale, strict, n, s);
       add_lower<A>(in(s.b), in(s.k), n, d, s.dq);
       add_lower_transposed<A>(in(s.b), in(x), n, d, s.dk);
     }
     for (index i = 0; i < n; ++i) {
-      std::copy_n(x[i], d_, s.a[i]);
-      multiply_by(s.a[i], scale, d_);
+      std::copy_n(x[i], d_, left[i]);
+      multiply_by(left[i], scale, d_);
     }
-    s.prefix.apply(s.a, n, d_);
-    write_state(s.a, s.e, decay, n, s.back, s.back_low);
+    s.prefix.apply(left, n, d_);
   }
 
   /// dv and dbeta from dx, and the cotangents of the keys' stream: s.e = -z.
-  void reverse_solve(index b, index h, range t, scratch_type& s) const noexcept {
-    for (index i = t.size(); i-- > 0;) {
-      A sum = A(0);
-      for (index c = 0; c < in_.v.extent(3); ++c) sum += s.dx[i][c] * s.r[i][c];
-      s.column[i] = sum;
-      std::copy_n(s.dx[i], c_, s.z[i]);
-      multiply_by(s.z[i], s.beta[i], c_);
-      std::copy_n(s.z[i], c_, s.e[i]);
-      multiply_by(s.e[i], A(-1), c_);
-      for (index j = 0; j < i; ++j) add_rows(s.e[i], s.dx[j], c_, s.m[i][j]);
+  void reverse_solve(const chunk_place& at, scratch_type& s) const noexcept {
+    const index n = at.tokens.size();
+    solve_transposed<A>(in(s.m), n, c_, s.dx, s.e,
+                        [&](index i, const simd::packet<A>& y) HEED_INLINE_LAMBDA {
+                          return simd::mul(simd::broadcast(-s.beta[i]), y);
+                        });
+    for (index i = 0; i < n; ++i) {
+      s.column[i] = dot(s.dx[i], s.r[i], c_);
+      multiply_by(s.dx[i], s.beta[i], c_);
     }
-    store(to_.v, b, h, t, s.z);
-    store(to_.beta, b, h, t, {s.column, 1});
+    store(in_.dv, at, at.head, s.dx);
+    store(in_.d_beta, at, at.head, {s.column, 1});
+  }
+  /// Sum of x y, whole packets.
+  [[nodiscard]] static A dot(const A* x, const A* y, index count) noexcept {
+    auto sum = simd::zero<A>();
+    for (index c = 0; c < count; c += simd::lanes<A>) {
+      sum = simd::fmadd(simd::load<A>(x + c), simd::load<A>(y + c), sum);
+    }
+    return simd::sum(sum);
   }
   /// y += by x, whole packets.
   static void add_rows(const A* x, A* y, index count, A by = A(1)) noexcept {
@@ -189,54 +170,75 @@ class matrix_gradient : public gradient_chunks<A> {
       multiply_by(s.carry[i], static_cast<const A*>(s.k[i]), d_);
     }
     std::fill_n(s.rect.data, rows_ * s.rect.stride, A(0));
-    for (index f = 0; f < d_; ++f) {
-      auto sum = simd::zero<A>();
-      for (index c = 0; c < c_; c += simd::lanes<A>) {
-        sum = simd::fmadd(simd::load<A>(s.state[f] + c), simd::load<A>(s.back[f] + c), sum);
+    in_steps<4>(d_ / simd::lanes<A>, [&](auto packets, index p) {
+      const index f = p * simd::lanes<A>;
+      simd::packet<A> sum[std::size_t{decltype(packets)::value}];
+      const auto each = [&](auto&& g) HEED_INLINE_LAMBDA {
+        simd::unroll<decltype(packets)::value>(
+            [&](auto i) HEED_INLINE_LAMBDA { g(sum[i], f + i * simd::lanes<A>); });
+      };
+      each([&](auto& x, index) HEED_INLINE_LAMBDA { x = simd::zero<A>(); });
+      for (index c = 0; c < c_; ++c) {
+        const A* const state = s.turned[c];
+        const A* const back = s.back_turned[c];
+        each([&](auto& x, index i) HEED_INLINE_LAMBDA {
+          x = simd::fmadd(simd::load<A>(state + i), simd::load<A>(back + i), x);
+        });
       }
-      s.through[f] = s.whole[f] * simd::sum(sum);
-    }
+      each([&](auto& x, index i) HEED_INLINE_LAMBDA {
+        simd::store(s.through + i, simd::mul(simd::load<A>(s.whole + i), x));
+      });
+    });
   }
-  /// Pairs i >= t > j by gates of tokens: from s.w and the products e_i.x_j in s.b.
-  void add_crossing_pairs(index n, scratch_type& s) const noexcept {
+  /// Pairs i >= t > j by gates of tokens: from their weights and the products e_i.x_j in s.b.
+  void add_crossing_pairs(matrix_rows<A> w, index n, scratch_type& s) const noexcept {
     std::fill_n(s.column, rows_, A(0));
     for (index i = n; i-- > 1;) {
       A sum = A(0);
       for (index j = 0; j < i; ++j) {
-        s.column[j] += s.w[i][j] * s.b[i][j];
+        s.column[j] += w[i][j] * s.b[i][j];
         sum += s.column[j];
       }
       s.rect.data[i] += sum;
     }
   }
-  void end_gates(index b, index h, range t, scratch_type& s) const noexcept {
-    const index n = t.size(), width = by_channel_ ? d_ : 1;
+  void end_gates(const chunk_place& at, scratch_type& s) const noexcept {
+    const index n = at.tokens.size();
     const matrix_rows<A> to{s.rect.data, by_channel_ ? s.rect.stride : 1};
-    if (!by_channel_) {  // of all channels
+    if (by_channel_) {
+      for (index f = 0; f < d_; f += simd::lanes<A>) {
+        const auto add_to = [&](index i, const simd::packet<A>& x) HEED_INLINE_LAMBDA {
+          simd::store(to[i] + f, simd::add(simd::load<A>(to[i] + f), x));
+        };
+        auto sum = simd::load<A>(s.through + f);
+        for (index i = n; i-- > 0;) {
+          sum = simd::add(sum, simd::load<A>(s.past[i] + f));
+          add_to(i, sum);
+        }
+        sum = simd::zero<A>();
+        for (index i = 0; i < n; ++i) {
+          add_to(i, sum);
+          sum = simd::add(sum, simd::load<A>(s.carry[i] + f));
+        }
+      }
+    } else {
       const auto total = [&](const A* row) {
         A sum = A(0);
-        for (index f = 0; f < in_.k.extent(3); ++f) sum += row[f];
+        for (index f = 0; f < in_.key_channels(); ++f) sum += row[f];
         return sum;
       };
-      for (index i = 0; i < n; ++i) {
-        s.past[i][0] = total(s.past[i]);
-        s.carry[i][0] = total(s.carry[i]);
-      }
-      s.through[0] = total(s.through);
-    }
-    for (index f = 0; f < width; ++f) {
-      A sum = s.through[f];
+      A sum = total(s.through);
       for (index i = n; i-- > 0;) {
-        sum += s.past[i][f];
-        to[i][f] += sum;
+        sum += total(s.past[i]);
+        to[i][0] += sum;
       }
       sum = A(0);
       for (index i = 0; i < n; ++i) {
-        to[i][f] += sum;
-        sum += s.carry[i][f];
+        to[i][0] += sum;
+        sum += total(s.carry[i]);
       }
     }
-    store(to_.gate, b, h, t, to);
+    store(in_.d_gate, at, at.head, to);
   }
 };
 

@@ -4,10 +4,13 @@
 //   product            out = a b
 //   add_lower          out_i += sum_{j <= i} w_ij b_j
 //   add_lower_transposed  out_j += sum_{i >= j} w_ij b_i       w_ij is 0 for j > i
+//   solve_transposed   y_j = y_j + sum_{i > j} m_ij e_i, e_j = f(j, y_j)
 //
 // Columns are padded to whole packets, their contents there of no meaning. Sums run in the order of
 // their index.
 #pragma once
+
+#include <cstddef>
 
 #include "heed/core/target.hpp"
 #include "heed/kernel/chunk/decayed_gemm.hpp"
@@ -61,6 +64,33 @@ HEED_NOINLINE void add_lower_transposed(matrix_rows<const A> w, matrix_rows<cons
     load_sums<A>(sums, {out[j], out.stride}, c);
     sums.add_transposed_product({w[j] + j, w.stride}, {b[j] + c, b.stride}, tokens - j);
     store_sums<A>(sums, {out[j], out.stride}, c);
+  });
+}
+
+/// y_j += sum of m_ij e_i over i > j, and e_j = f(j, y_j packet): from the last row, whole packets.
+template <class A, class F>
+HEED_NOINLINE void solve_transposed(matrix_rows<const A> m, index tokens, index columns,
+                                    matrix_rows<A> y, matrix_rows<A> e, F&& f) noexcept {
+  constexpr index lanes = simd::lanes<A>;
+  in_steps<4>(columns / lanes, [&](auto packets, index p) {
+    const index c = p * lanes;
+    for (index j = tokens; j-- > 0;) {
+      simd::packet<A> sum[std::size_t{decltype(packets)::value}];
+      const auto each = [&](auto&& g) HEED_INLINE_LAMBDA {
+        simd::unroll<decltype(packets)::value>(
+            [&](auto i) HEED_INLINE_LAMBDA { g(sum[i], c + i * lanes); });
+      };
+      each([&](auto& x, index at) HEED_INLINE_LAMBDA { x = simd::load<A>(y[j] + at); });
+      for (index i = tokens; --i > j;) {
+        const auto factor = simd::broadcast(m[i][j]);
+        each([&](auto& x, index at)
+                 HEED_INLINE_LAMBDA { x = simd::fmadd(factor, simd::load<A>(e[i] + at), x); });
+      }
+      each([&](auto& x, index at) HEED_INLINE_LAMBDA {
+        simd::store(y[j] + at, x);
+        simd::store(e[j] + at, f(j, x));
+      });
+    }
   });
 }
 

@@ -20,42 +20,38 @@
 
 #include "heed/core/target.hpp"
 #include "heed/linear/matrix_state/backward/chunk_gradient.hpp"
-#include "heed/linear/matrix_state/backward/naive_low_rank_backward.hpp"
 
 namespace heed::inline HEED_TARGET::detail {
 
 template <class A>
 class low_rank_gradient : public matrix_gradient<A> {
   using base = matrix_gradient<A>;
-  using base::in, base::load, base::store, base::load_decays, base::scale_pairs, base::write_state;
-  using base::in_, base::given_, base::to_, base::scale_, base::by_channel_;
-  using base::rows_, base::d_, base::c_, base::add_rows, base::begin_gates, base::end_gates;
+  using base::add_rows, base::dot, base::begin_gates, base::end_gates;
+  using base::begin_writes, base::more_writes, base::write_waiting, base::find_solved;
+  using base::in, base::load, base::store, base::load_keys, base::scale_pairs, base::write_state;
+  using base::in_, base::by_channel_, base::low_, base::longest_, base::rows_, base::d_, base::c_;
 
  public:
-  low_rank_gradient(const dplr_backward_inputs<A>& all, const dplr_gradients<A>& gradients,
-                    const matrix_state_inputs<A>& inputs, const matrix_state_cotangents<A>& given,
-                    const matrix_state_gradients<A>& to)
-      : base(inputs, given, to, static_cast<A>(all.scale)),
-        all_(all),
-        gradients_(gradients),
-        low_(has_data(all.a)),
-        bonus_(has_data(all.bonus)) {}
+  explicit low_rank_gradient(const gradient_call<A>& call)
+      : base(call), bonus_(has_data(call.bonus)) {}
 
   struct scratch_type : base::scratch_type {
     matrix_rows<A> reads, writes, writes_t, d_writes;  // a; b, also as columns; db
-    matrix_rows<A> v, vt, dv, n, decayed;              // n: pairs of a and k
+    matrix_rows<A> v, vt, dv, decayed;
+    matrix_rows<A> met_keys, n;  // pairs of a and k, of all tokens and of a chunk
     A *bonus, *d_bonus;
   };
   [[nodiscard]] scratch_type allocate(arena& c) const noexcept {
     const auto take = [&c](index rows, index columns) {
-      return matrix_rows<A>{c.allocate<A>(rows * columns), columns};
+      return matrix_rows<A>{c.allocate<A>(rows, columns), columns};
     };
-    scratch_type s{base::allocate(c), {}, {}, {}, {}, {}, {}, {}, {}, {}, nullptr, nullptr};
-    for (matrix_rows<A>* x : {&s.reads, &s.writes, &s.d_writes, &s.decayed}) *x = take(rows_, d_);
+    scratch_type s{base::allocate(c), {}, {}, {}, {}, {}, {}, {}, {}, {}, {}, nullptr, nullptr};
+    for (matrix_rows<A>* x : {&s.reads, &s.d_writes, &s.decayed}) *x = take(rows_, d_);
     s.writes_t = take(d_, rows_);
-    for (matrix_rows<A>* x : {&s.v, &s.dv}) *x = take(rows_, c_);
+    s.v = s.x;
+    s.dv = take(rows_, c_);
     s.vt = take(c_, rows_);
-    s.n = take(rows_, rows_);
+    s.met_keys = take(low_ ? round_up(longest_, rows_) : 0, rows_);
     s.bonus = c.allocate<A>(d_);
     return s;
   }
@@ -66,26 +62,25 @@ class low_rank_gradient : public matrix_gradient<A> {
       s.d_bonus = sums_ + task * d_;
       std::fill_n(s.d_bonus, d_, A(0));
       std::fill_n(s.bonus, d_, A(0));
-      for (index f = 0; f < all_.bonus.extent(1); ++f) {
-        s.bonus[f] = all_.bonus(task % in_.k.extent(1), f);
-      }
+      for (index f = 0; f < in_.key_channels(); ++f) s.bonus[f] = in_.bonus(task % in_.heads(), f);
     }
     base::run_chunks(
-        task, s, [&](index b, index h, range t) noexcept { advance(b, h, t, s); },
-        [&](index b, index h, range t) noexcept { reverse(b, h, t, s); });
+        task, s,
+        [&](const chunk_place& at, bool again, bool write) noexcept {
+          advance(at, again, write, s);
+        },
+        [&](const chunk_place& at) noexcept { reverse(at, s); });
   }
 
-  [[nodiscard]] index sum_tasks() const noexcept {
-    return has_data(gradients_.bonus) ? in_.k.extent(1) : 0;
-  }
+  [[nodiscard]] index sum_tasks() const noexcept { return has_data(in_.d_bonus) ? in_.heads() : 0; }
   /// A head's, over the batch.
   void sum(index h) const noexcept {
-    for (index f = 0; f < all_.bonus.extent(1); ++f) {
+    for (index f = 0; f < in_.key_channels(); ++f) {
       A total = A(0);
-      for (index task = h; task < base::tasks(); task += in_.k.extent(1)) {
+      for (index task = h; task < base::tasks(); task += in_.heads()) {
         total += sums_[task * d_ + f];
       }
-      gradients_.bonus(h, f) = total;
+      in_.d_bonus(h, f) = total;
     }
   }
 
@@ -104,7 +99,7 @@ class low_rank_gradient : public matrix_gradient<A> {
     const std::array<meeting_rows<A>, 1> meet{meeting_rows<A>{in(x), w}};
     prefetch_stream none;
     if (!by_channel_) {
-      causal_weights<A>(in(x), in(kt), in_.k.extent(3), n, w, none);
+      causal_weights<A>(in(x), in(kt), in_.key_channels(), n, w, none);
     } else if (before) {
       decayed_pairs<A, true, 1>(meet, in(k), in(s.decay), d_, n, s.decayed, s.parts);
     } else {
@@ -113,42 +108,61 @@ class low_rank_gradient : public matrix_gradient<A> {
     scale_pairs(w, scale, before, n, s);
   }
 
-  /// Keys, values and decays; a, b, their pairs and x.
-  void load_chunk(index b, index h, range t, scratch_type& s) const noexcept {
-    const index n = t.size();
-    load(in_.k, b, h, t, s.k);
-    load(in_.v, b, h, t, s.v);
-    load_decays(b, h, t, s);
-    if (!by_channel_) transpose_rows(in(s.k), round_up(n, simd::lanes<A>), d_, s.kt);
+  /// Keys, values and decays; b and x, which follow keys and values at once, and a where wanted.
+  void load_chunk(const chunk_place& at, bool reads, bool solved, scratch_type& s) const noexcept {
+    const index n = at.tokens.size();
+    load_keys(at, s);
+    load(in_.v, at, at.head, s.v);
     if (!low_) return;
-    load(all_.a, b, h, t, s.reads);
-    load(all_.b, b, h, t, s.writes);
-    if (!by_channel_) transpose_rows(in(s.writes), round_up(n, simd::lanes<A>), d_, s.writes_t);
+    s.writes = {s.k[n], d_};
+    s.x = {s.v[n], c_};
+    find_solved(at, s);
+    s.n = {s.met_keys[at.row], rows_};
+    load(in_.b, at, at.head, s.writes);
+    if (reads) load(in_.a, at, at.head, s.reads);
+    if (!solved) return;
+    for (index i = 0; i < n; ++i) std::copy_n(s.r[i], c_, s.x[i]);
+  }
+  void turn_keys(index n, scratch_type& s) const noexcept {
+    if (by_channel_) return;
+    transpose_rows(in(s.k), round_up(n, simd::lanes<A>), d_, s.kt);
+    if (low_) transpose_rows(in(s.writes), round_up(n, simd::lanes<A>), d_, s.writes_t);
+  }
+  /// The pairs of a, and x.
+  void solve_reads(const chunk_place& at, scratch_type& s) const noexcept {
+    const index n = at.tokens.size();
+    turn_keys(n, s);
     weights(s.reads, s.writes, s.writes_t, A(1), true, n, s.m, s);
     weights(s.reads, s.k, s.kt, A(1), true, n, s.n, s);
     for (index i = 0; i < n; ++i) std::copy_n(s.reads[i], d_, s.a[i]);
     decay_rows(s.a, n, true, s);
     prefetch_stream none;
     solve_rows<A, true>(
-        in(s.a), in(s.state), in_.k.extent(3), in(s.m), in(s.n), in(s.v), n, c_, s.x, none,
+        in(s.a), in(s.state), in_.key_channels(), in(s.m), in(s.n), in(s.v), n, c_, s.x, none,
         [](index, index, const simd::packet<A>& u) HEED_INLINE_LAMBDA { return u; });
+    for (index i = 0; i < n; ++i) std::copy_n(s.x[i], c_, s.r[i]);
   }
 
-  void advance(index b, index h, range t, scratch_type& s) const noexcept {
-    load_chunk(b, h, t, s);
-    s.suffix.apply(s.k, t.size(), d_);
-    write_state(s.k, s.v, s.whole, t.size(), s.state, s.state_low);
-    if (!low_) return;
-    s.suffix.apply(s.writes, t.size(), d_);
-    write_state(s.writes, s.x, s.ones, t.size(), s.state, s.state_low);
+  void advance(const chunk_place& at, bool again, bool write, scratch_type& s) const noexcept {
+    if (!write && !low_) return;
+    const index n = at.tokens.size();
+    load_chunk(at, !again, again, s);
+    if (low_ && !again) solve_reads(at, s);
+    if (!write) return;
+    s.suffix.apply(s.k, n, d_);
+    if (low_) s.suffix.apply(s.writes, n, d_);
+    // Both pairs at once where they are few.
+    const bool both = low_ && 2 * n <= token_chunk;
+    write_state(s.k, s.v, s.whole, both ? 2 * n : n, s.state, s.state_low);
+    if (low_ && !both) write_state(s.writes, s.x, s.ones, n, s.state, s.state_low);
   }
 
-  /// The gradients of a chunk; s.state is S, s.back H, which becomes that of S.
-  void reverse(index b, index h, range t, scratch_type& s) const noexcept {
-    const index n = t.size();
-    const bool gated = to_.gate.data() != nullptr;
-    load_chunk(b, h, t, s);
-    transpose_rows(in(s.state), d_, c_, s.turned);
+  /// The gradients of a chunk; s.turned is S', s.back H, which becomes that of S.
+  void reverse(const chunk_place& at, scratch_type& s) const noexcept {
+    const index n = at.tokens.size();
+    const bool gated = in_.d_gate.copy != nullptr;
+    load_chunk(at, true, true, s);
+    turn_keys(n, s);
     transpose_rows(in(s.back), d_, c_, s.back_turned);
     begin_pair(s.k, s.v, n, s.vt, s.dk, s.dv, s);
     if (gated) begin_gates(n, s);
@@ -159,36 +173,41 @@ class low_rank_gradient : public matrix_gradient<A> {
       }
     }
     const A* decay = s.whole;  // of H, once
-    if (given_.out.data() == nullptr) {
-      for (index i = 0; i < n; ++i) std::fill_n(s.dq[i], d_, A(0));
-    } else {
-      load(in_.q, b, h, t, s.q);
-      load(given_.out, b, h, t, s.e);
-      add_read_values(s.k, s.kt, s.dv, n, s);
-      if (low_) add_read_values(s.writes, s.writes_t, s.dx, n, s);
-      reverse_reads(s.q, scale_, bonus_, n, decay, gated, s);
-      decay = s.ones;
-      if (bonus_) add_bonus(n, s);
+    begin_writes(s);
+    for (index q = at.head * in_.group(); q < (at.head + 1) * in_.group(); ++q) {
+      if (!in_.d_out.present()) {
+        for (index i = 0; i < n; ++i) std::fill_n(s.dq[i], d_, A(0));
+      } else {
+        const matrix_rows<A> left = more_writes(n, decay, s);
+        load(in_.q, at, q, s.q);
+        load(in_.d_out, at, q, s.e);
+        add_read_values(s.k, s.kt, s.dv, n, s);
+        if (low_) add_read_values(s.writes, s.writes_t, s.dx, n, s);
+        reverse_reads(s.q, in_.scale, bonus_, n, gated, left, s);
+        if (bonus_) add_bonus(n, s);
+      }
+      store(in_.dq, at, q, s.dq);
     }
-    store(to_.q, b, h, t, s.dq);
     if (low_) {
-      solve(n, s);
-      add_lower_transposed<A>(in(s.n), in(s.e), n, in_.v.extent(3), s.dv);
-      reverse_reads(s.reads, A(1), true, n, decay, gated, s);
-      decay = s.ones;
-      store(gradients_.a, b, h, t, s.dq);
-      store(gradients_.b, b, h, t, s.d_writes);
+      const matrix_rows<A> left = more_writes(n, decay, s);
+      // s.e = y, from s.dx.
+      solve_transposed<A>(in(s.m), n, c_, s.dx, s.e,
+                          [](index, const simd::packet<A>& y) HEED_INLINE_LAMBDA { return y; });
+      add_lower_transposed<A>(in(s.n), in(s.e), n, in_.value_channels(), s.dv);
+      reverse_reads(s.reads, A(1), true, n, gated, left, s);
+      store(in_.da, at, at.head, s.dq);
+      store(in_.db, at, at.head, s.d_writes);
     }
-    if (decay == s.whole) write_state(s.k, s.v, decay, 0, s.back, s.back_low);
-    store(to_.k, b, h, t, s.dk);
-    store(to_.v, b, h, t, s.dv);
-    if (gated) end_gates(b, h, t, s);
+    write_waiting(decay, s);
+    store(in_.dk, at, at.head, s.dk);
+    store(in_.dv, at, at.head, s.dv);
+    if (gated) end_gates(at, s);
   }
 
   /// What H gives to a pair, and its values as columns.
   void begin_pair(matrix_rows<A> k, matrix_rows<A> x, index n, matrix_rows<A> xt, matrix_rows<A> dk,
                   matrix_rows<A> dx, scratch_type& s) const noexcept {
-    const index d = in_.k.extent(3), c = in_.v.extent(3);
+    const index d = in_.key_channels(), c = in_.value_channels();
     transpose_rows(in(x), round_up(n, simd::lanes<A>), c_, xt);
     product<A>(in(x), in(s.back_turned), c, n, d, dk);
     s.suffix.apply(dk, n, d_);
@@ -199,15 +218,15 @@ class low_rank_gradient : public matrix_gradient<A> {
   /// What the queries' cotangents s.e give to a pair's values.
   void add_read_values(matrix_rows<A> k, matrix_rows<A> kt, matrix_rows<A> dx, index n,
                        scratch_type& s) const noexcept {
-    weights(s.q, k, kt, scale_, bonus_, n, s.w, s);
-    add_lower_transposed<A>(in(s.w), in(s.e), n, in_.v.extent(3), dx);
+    weights(s.q, k, kt, in_.scale, bonus_, n, s.w, s);
+    add_lower_transposed<A>(in(s.w), in(s.e), n, in_.value_channels(), dx);
   }
 
-  /// Rows x that read with cotangents s.e: s.dq becomes their gradients; the pairs' keys, the gates
-  /// and H receive theirs.
-  void reverse_reads(matrix_rows<A> x, A scale, bool before, index n, const A* decay, bool gated,
-                     scratch_type& s) const noexcept {
-    product<A>(in(s.e), in(s.turned), in_.v.extent(3), n, in_.k.extent(3), s.dq);
+  /// Rows x that read with cotangents s.e: s.dq becomes their gradients; the pairs' keys and the gates
+  /// receive theirs, H by way of `left`.
+  void reverse_reads(matrix_rows<A> x, A scale, bool before, index n, bool gated,
+                     matrix_rows<A> left, scratch_type& s) const noexcept {
+    product<A>(in(s.e), in(s.turned), in_.value_channels(), n, in_.key_channels(), s.dq);
     decay_rows(s.dq, n, before, s);
     for (index i = 0; i < n; ++i) {
       multiply_by(s.dq[i], scale, d_);
@@ -217,17 +236,16 @@ class low_rank_gradient : public matrix_gradient<A> {
     reverse_pairs(x, s.k, s.vt, s.dk, scale, before, n, gated, s);
     if (low_) reverse_pairs(x, s.writes, s.xt, s.d_writes, scale, before, n, gated, s);
     for (index i = 0; i < n; ++i) {
-      std::copy_n(x[i], d_, s.a[i]);
-      multiply_by(s.a[i], scale, d_);
+      std::copy_n(x[i], d_, left[i]);
+      multiply_by(left[i], scale, d_);
     }
-    decay_rows(s.a, n, before, s);
-    write_state(s.a, s.e, decay, n, s.back, s.back_low);
+    decay_rows(left, n, before, s);
   }
   void reverse_pairs(matrix_rows<A> x, matrix_rows<A> k, matrix_rows<A> values_t, matrix_rows<A> dk,
                      A scale, bool before, index n, bool gated, scratch_type& s) const noexcept {
     prefetch_stream none;
-    const index d = in_.k.extent(3);
-    causal_weights<A>(in(s.e), in(values_t), in_.v.extent(3), n, s.b, none);
+    const index d = in_.key_channels();
+    causal_weights<A>(in(s.e), in(values_t), in_.value_channels(), n, s.b, none);
     scale_pairs(s.b, scale, before, n, s);
     const matrix_rows<A> rect = gated ? s.rect : matrix_rows<A>{};
     if (!by_channel_) {
@@ -242,24 +260,13 @@ class low_rank_gradient : public matrix_gradient<A> {
     }
   }
 
-  /// s.e = y, from s.dx.
-  void solve(index n, scratch_type& s) const noexcept {
-    for (index i = n; i-- > 0;) {
-      std::copy_n(s.dx[i], c_, s.e[i]);
-      for (index j = 0; j < i; ++j) add_rows(s.e[i], s.dx[j], c_, s.m[i][j]);
-    }
-  }
-
   /// The current token's pair, which q reads times u: s.dq, s.dk, s.dv and the bonus' gradient.
   void add_bonus(index n, scratch_type& s) const noexcept {
     using packet = simd::packet<A>;
     constexpr index lanes = simd::lanes<A>;
     for (index i = 0; i < n; ++i) {
-      packet met = simd::zero<A>(), read = simd::zero<A>();
-      for (index c = 0; c < c_; c += lanes) {
-        met = simd::fmadd(simd::load<A>(s.v[i] + c), simd::load<A>(s.e[i] + c), met);
-      }
-      const packet w = simd::broadcast(scale_ * simd::sum(met));
+      packet read = simd::zero<A>();
+      const packet w = simd::broadcast(in_.scale * dot(s.v[i], s.e[i], c_));
       for (index f = 0; f < d_; f += lanes) {
         const packet u = simd::load<A>(s.bonus + f);
         const packet q = simd::load<A>(s.q[i] + f), k = simd::load<A>(s.k[i] + f);
@@ -269,13 +276,11 @@ class low_rank_gradient : public matrix_gradient<A> {
         simd::store(s.dk[i] + f, simd::fmadd(uw, q, simd::load<A>(s.dk[i] + f)));
         simd::store(s.d_bonus + f, simd::fmadd(w, qk, simd::load<A>(s.d_bonus + f)));
       }
-      add_rows(s.e[i], s.dv[i], c_, scale_ * simd::sum(read));
+      add_rows(s.e[i], s.dv[i], c_, in_.scale * simd::sum(read));
     }
   }
 
-  const dplr_backward_inputs<A>& all_;
-  const dplr_gradients<A>& gradients_;
-  bool low_, bonus_;
+  bool bonus_;
   A* sums_ = nullptr;  // of the tasks: the bonus'
 };
 

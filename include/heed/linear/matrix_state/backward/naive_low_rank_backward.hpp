@@ -16,8 +16,8 @@
 // RWKV-6 has a bonus and no a, b; RWKV-7 and diagonal_low_rank_attention a and b and no bonus;
 // low_rank_attention no g. RWKV's scale is 1.
 //
-// Tensors of tokens are [batch, heads, tokens, Dk or Dv]; u [heads, Dk], its gradient a sum over
-// batch and tokens; states [batch, heads, Dk, Dv]. Accumulates in A. A decay of 0 (a gate of -inf)
+// Axes: arguments.hpp; of several query heads that read a state, the sums over them; the gradient of u
+// is a sum over batch and tokens. In float or double, accumulated in that. A decay of 0 (a gate of -inf)
 // has gradient 0. Keeps a state every `chunk` tokens and computes those between again:
 // (tokens / chunk + chunk) Dk Dv numbers. Cost about 22 tokens Dk Dv FLOPs a head. Serial. Throws
 // shape_error, option_error, std::bad_alloc, before anything is written.
@@ -25,87 +25,26 @@
 // 2025, arXiv 2503.14456, eq. 17; reverse accumulation.
 #pragma once
 
-#include <array>
 #include <cmath>
 #include <vector>
 
-#include "heed/core/errors.hpp"
 #include "heed/core/target.hpp"
-#include "heed/linear/gradient_views.hpp"
 #include "heed/linear/kept_states.hpp"
+#include "heed/linear/matrix_state/backward/arguments.hpp"
 
 namespace heed::inline HEED_TARGET {
 
-/// What the forward pass read, and what is known of what it wrote. A view without data is absent,
-/// or zeros: gate, a, b, bonus, initial_state, d_out, d_final_state.
-template <class A>
-struct dplr_backward_inputs {
-  view<const A, 4> q;
-  view<const A, 4> k;
-  view<const A, 4> v;
-  view<const A, 4> gate{};
-  view<const A, 4> a{};
-  view<const A, 4> b{};
-  view<const A, 2> bonus{};
-  view<const A, 4> initial_state{};
-  view<const A, 4> d_out{};
-  view<const A, 4> d_final_state{};
-  double scale = 1;
-  index chunk = 64;  ///< tokens from one kept state to the next
-};
-
-/// Where gradients go. One without data is not wanted.
-template <class A>
-struct dplr_gradients {
-  view<A, 4> q{};
-  view<A, 4> k{};
-  view<A, 4> v{};
-  view<A, 4> gate{};
-  view<A, 4> a{};
-  view<A, 4> b{};
-  view<A, 2> bonus{};
-  view<A, 4> initial_state{};
-};
-
 namespace detail {
-
-template <class A>
-void check_dplr_backward(const dplr_backward_inputs<A>& in, const dplr_gradients<A>& to) {
-  const auto k = in.k.extents();
-  const std::array<index, 4> v{k[0], k[1], k[2], in.v.extent(3)};
-  const std::array<index, 4> state{k[0], k[1], k[3], v[3]};
-  const std::array<index, 2> bonus{k[1], k[3]};
-  check_state_chunk(in.chunk);
-  check_extents("q", in.q, k);
-  check_extents("v", in.v, v);
-  check_extents_if_given("gate", in.gate, k);
-  if (has_data(in.a) != has_data(in.b)) {
-    fail<option_error>("a and b are given together or not at all");
-  }
-  check_extents_if_given("a", in.a, k);
-  check_extents_if_given("b", in.b, k);
-  check_extents_if_given("bonus", in.bonus, bonus);
-  check_extents_if_given("initial_state", in.initial_state, state);
-  check_extents_if_given("d_out", in.d_out, v);
-  check_extents_if_given("d_final_state", in.d_final_state, state);
-  check_extents_if_given("dq", to.q, k);
-  check_extents_if_given("dk", to.k, k);
-  check_extents_if_given("dv", to.v, v);
-  check_extents_if_given("d_gate", to.gate, k);
-  check_extents_if_given("da", to.a, k);
-  check_extents_if_given("db", to.b, k);
-  check_extents_if_given("d_bonus", to.bonus, bonus);
-  check_extents_if_given("d_initial_state", to.initial_state, state);
-}
 
 /// One head of one batch entry.
 template <class A>
 class naive_dplr_head {
  public:
-  naive_dplr_head(const dplr_backward_inputs<A>& in, const dplr_gradients<A>& to)
+  naive_dplr_head(const dplr_backward_inputs<A>& in, const dplr_gradients<A>& to, A scale)
       : in_(in),
         to_(to),
-        scale_(static_cast<A>(in.scale)),
+        scale_(scale),
+        group_(in.k.extent(1) > 0 ? in.q.extent(1) / in.k.extent(1) : 0),
         d_(in.k.extent(3)),
         dv_(in.v.extent(3)),
         kept_(in.k.extent(2), in.chunk, d_ * dv_),
@@ -139,8 +78,13 @@ class naive_dplr_head {
   [[nodiscard]] A decay(index t, index f) const noexcept {
     return has_data(in_.gate) ? std::exp(in_.gate(b_, h_, t, f)) : A(1);
   }
-  [[nodiscard]] A d_out(index t, index c) const noexcept {
-    return has_data(in_.d_out) ? in_.d_out(b_, h_, t, c) : A(0);
+  [[nodiscard]] A d_out(index q, index t, index c) const noexcept {
+    return has_data(in_.d_out) ? in_.d_out(b_, q, t, c) : A(0);
+  }
+  /// f(head) for the query heads of a state.
+  template <class F>
+  void each_query(F&& f) const noexcept {
+    for (index q = h_ * group_; q < (h_ + 1) * group_; ++q) f(q);
   }
   /// What a_t reads of the state.
   void read(index t, const A* state) noexcept {
@@ -164,20 +108,20 @@ class naive_dplr_head {
   }
 
   /// gradient += scale q d_out', and dq from the state that was read.
-  void read_back(index t, const A* state) noexcept {
+  void read_back(index q, index t, const A* state) noexcept {
     for (index f = 0; f < d_; ++f) {
       A sum = A(0);
       for (index c = 0; c < dv_; ++c) {
-        sum += state[f * dv_ + c] * d_out(t, c);
-        gradient(f, c) += scale_ * in_.q(b_, h_, t, f) * d_out(t, c);
+        sum += state[f * dv_ + c] * d_out(q, t, c);
+        gradient(f, c) += scale_ * in_.q(b_, q, t, f) * d_out(q, t, c);
       }
-      if (has_data(to_.q)) to_.q(b_, h_, t, f) = scale_ * sum;
+      if (has_data(to_.q)) to_.q(b_, q, t, f) = scale_ * sum;
     }
   }
 
   void backward(index t, const A* before, const A* after) noexcept {
     const bool low_rank = has_data(in_.a);
-    if (!has_data(in_.bonus)) read_back(t, after);
+    if (!has_data(in_.bonus)) each_query([&](index q) { read_back(q, t, after); });
     if (low_rank) read(t, before);
     for (index c = 0; c < dv_; ++c) {
       A written = A(0);
@@ -211,34 +155,35 @@ class naive_dplr_head {
       if (has_data(to_.a)) to_.a(b_, h_, t, f) = da;
       if (has_data(to_.b)) to_.b(b_, h_, t, f) = db;
     }
-    if (has_data(in_.bonus)) {
-      read_back(t, before);
-      bonus_back(t);
-    }
+    if (!has_data(in_.bonus)) return;
+    each_query([&](index q) {
+      read_back(q, t, before);
+      bonus_back(q, t);
+    });
   }
 
-  void bonus_back(index t) noexcept {
+  void bonus_back(index head, index t) noexcept {
     A w = A(0);
-    for (index c = 0; c < dv_; ++c) w += in_.v(b_, h_, t, c) * d_out(t, c);
+    for (index c = 0; c < dv_; ++c) w += in_.v(b_, h_, t, c) * d_out(head, t, c);
     w *= scale_;
     A share = A(0);
     for (index f = 0; f < d_; ++f) {
-      const A q = in_.q(b_, h_, t, f);
+      const A q = in_.q(b_, head, t, f);
       const A k = in_.k(b_, h_, t, f);
       const A u = in_.bonus(h_, f);
       share += scale_ * u * q * k;
-      if (has_data(to_.q)) to_.q(b_, h_, t, f) += u * k * w;
+      if (has_data(to_.q)) to_.q(b_, head, t, f) += u * k * w;
       if (has_data(to_.k)) to_.k(b_, h_, t, f) += u * q * w;
       if (has_data(to_.bonus)) to_.bonus(h_, f) += q * k * w;
     }
     if (!has_data(to_.v)) return;
-    for (index c = 0; c < dv_; ++c) to_.v(b_, h_, t, c) += share * d_out(t, c);
+    for (index c = 0; c < dv_; ++c) to_.v(b_, h_, t, c) += share * d_out(head, t, c);
   }
 
   const dplr_backward_inputs<A>& in_;
   const dplr_gradients<A>& to_;
   A scale_;
-  index d_, dv_;
+  index group_, d_, dv_;
   index b_ = 0, h_ = 0;
   kept_states<A> kept_;
   std::vector<A> gradient_, read_, d_read_;
@@ -250,8 +195,8 @@ class naive_dplr_head {
 template <class A>
 void naive_dplr_backward(const dplr_backward_inputs<A>& in, const dplr_gradients<A>& to) {
   const auto k = in.k.extents();
-  detail::check_dplr_backward(in, to);
-  detail::naive_dplr_head<A> head(in, to);
+  const A scale = detail::check_dplr_backward(in, to, k[0]);
+  detail::naive_dplr_head<A> head(in, to, scale);
   detail::clear_sum(to.bonus);
   for (index b = 0; b < k[0]; ++b) {
     for (index h = 0; h < k[1]; ++h) head.run(b, h);

@@ -205,7 +205,7 @@ template <class A>
 void naive_matrix_state_backward(const matrix_state_inputs<A>& in,
                                  const matrix_state_cotangents<A>& given,
                                  const matrix_state_gradients<A>& to) {
-  const A scale = detail::check_matrix_gradients(in, given, to);
+  const A scale = detail::check_matrix_gradients(in, given, to, in.k.extent(0));
   detail::naive_matrix_state<A> head(in, given, to, scale);
   for (index b = 0; b < in.k.extent(0); ++b) {
     for (index h = 0; h < in.k.extent(1); ++h) head.run(b, h);

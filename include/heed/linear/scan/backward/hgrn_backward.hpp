@@ -172,7 +172,7 @@ class hgrn_gradient {
 /// The gradients `to` of what the forward pass read, from those of what it wrote.
 template <executor E, class T>
 void hgrn_backward(E&& exec, const hgrn_backward_inputs<T>& in, const hgrn_gradients<T>& to,
-                   const channel_gradient_options& options = {}) {
+                   const gradient_options& options = {}) {
   const auto blocks = detail::blocks_of_channels("x", in.x.extents(), options.sequence_bounds, 1,
                                                  detail::hgrn_gradient<T>::width);
   detail::check_hgrn_backward(in, to, blocks.sequences());
@@ -181,7 +181,7 @@ void hgrn_backward(E&& exec, const hgrn_backward_inputs<T>& in, const hgrn_gradi
 }
 template <class T>
 void hgrn_backward(const hgrn_backward_inputs<T>& in, const hgrn_gradients<T>& to,
-                   const channel_gradient_options& options = {}) {
+                   const gradient_options& options = {}) {
   hgrn_backward(default_executor{}, in, to, options);
 }
 

@@ -333,7 +333,7 @@ class rwkv4_gradient {
 /// The gradients `to` of what the forward pass read.
 template <executor E, class T>
 void rwkv4_backward(E&& exec, const rwkv4_backward_inputs<T>& in, const rwkv4_gradients<T>& to,
-                    const channel_gradient_options& options = {}) {
+                    const gradient_options& options = {}) {
   const auto blocks = detail::blocks_of_channels("k", in.k.extents(), options.sequence_bounds, 1,
                                                  detail::rwkv4_gradient<T>::width);
   detail::check_rwkv4_backward(in, to, blocks.sequences());
@@ -342,7 +342,7 @@ void rwkv4_backward(E&& exec, const rwkv4_backward_inputs<T>& in, const rwkv4_gr
 }
 template <class T>
 void rwkv4_backward(const rwkv4_backward_inputs<T>& in, const rwkv4_gradients<T>& to,
-                    const channel_gradient_options& options = {}) {
+                    const gradient_options& options = {}) {
   rwkv4_backward(default_executor{}, in, to, options);
 }
 

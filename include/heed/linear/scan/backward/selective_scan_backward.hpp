@@ -32,7 +32,7 @@ namespace heed::inline HEED_TARGET {
 template <executor E, class T>
 void selective_scan_backward(E&& exec, const selective_scan_backward_inputs<T>& in,
                              const selective_scan_gradients<T>& to,
-                             const channel_gradient_options& options = {}) {
+                             const gradient_options& options = {}) {
   const auto blocks = detail::blocks_of_channels("x", in.x.extents(), options.sequence_bounds,
                                                  (std::max)(in.b.extent(2), index{1}),
                                                  detail::s6_gradient<T>::width);
@@ -43,7 +43,7 @@ void selective_scan_backward(E&& exec, const selective_scan_backward_inputs<T>& 
 template <class T>
 void selective_scan_backward(const selective_scan_backward_inputs<T>& in,
                              const selective_scan_gradients<T>& to,
-                             const channel_gradient_options& options = {}) {
+                             const gradient_options& options = {}) {
   selective_scan_backward(default_executor{}, in, to, options);
 }
 
