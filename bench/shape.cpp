@@ -2,6 +2,7 @@
 // One call of one's own shape: time, rates and scratch of a method, without writing code.
 #include "bench/shape.hpp"
 
+#include <Eigen/Core>
 #include <algorithm>
 #include <charconv>
 #include <chrono>
@@ -31,7 +32,8 @@ constexpr const char* usage =
     "  dvD     value dim, D                   tT    threads, 1\n"
     "  f32, f64, f16, bf16: scalar, f32       causal\n"
     "  --method: attention, naive, decode (the queries are the newest of m cached tokens),\n"
-    "            linear, retention, gated, delta (f32, causal)\n";
+    "            linear, retention, gated, delta (f32, causal), product (Eigen's [n, d] x [d, m]\n"
+    "            into [n, m] of every head: what others reach with a matrix product, f32)\n";
 
 struct bad_shape : std::runtime_error {
   using std::runtime_error::runtime_error;
@@ -100,7 +102,10 @@ struct request {
     }
     const bool softmax = method == "attention" || method == "decode";
     if (!softmax && scalar != "f32") throw bad_shape(method + " is measured in f32 alone");
-    if (!softmax && method != "naive" && keys() != queries) {
+    if (method == "product" && (threads != 1 || causal || value_dim() != dim)) {
+      throw bad_shape("product has one thread, no mask and no value dim");
+    }
+    if (!softmax && method != "naive" && method != "product" && keys() != queries) {
       throw bad_shape(method + " pairs tokens: m " + std::to_string(keys()) + " must be n " +
                       std::to_string(queries));
     }
@@ -202,6 +207,18 @@ int others(const request& r) {
   if (r.method == "naive") {
     return report<float>(r, attention_flops(r), x.scratch, [&] {
       heed::naive_attention_into(pool, x.out, x.q, x.k, x.v, {.scratch = &x.scratch}, mask_of(r));
+    });
+  }
+  if (r.method == "product") {
+    using matrix = Eigen::Matrix<float, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+    using input = Eigen::Map<const matrix>;
+    matrix s(r.queries, r.keys());
+    return report<float>(r, attention_flops(r) / 2, x.scratch, [&] {
+      for (index head = 0; head < r.batch * r.heads; ++head) {
+        const index kv_head = head / (r.heads / r.kv_heads());
+        s.noalias() = input(x.q.data() + head * r.queries * r.dim, r.queries, r.dim) *
+                      input(x.k.data() + kv_head * r.keys() * r.dim, r.keys(), r.dim).transpose();
+      }
     });
   }
   const auto tokens = static_cast<double>(r.batch * r.heads) * static_cast<double>(r.queries);

@@ -9,6 +9,11 @@ Inputs are batch x heads x tokens x channels; ONNX Runtime's operator takes and 
 (heads x channels), in float alone.
 """
 
+import os
+
+# NumPy's product is compared on one thread; read when it is loaded.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
 import argparse
 import itertools
 import re
@@ -83,6 +88,41 @@ def onnxruntime(d, causal, scalar, threads):
     return lambda: flops(d, causal) / fastest_seconds(lambda: session.run(None, inputs)) * 1e-9
 
 
+def products(program, with_torch):
+    """What matrix products reach here: Eigen's of the sizes of a head's scores, and the largest."""
+    def eigen(m, n, k, scalar):
+        if scalar != "f32":
+            return None
+        said = subprocess.run([program, "--shape", f"n{m},m{n},d{k}", "--method", "product"],
+                              check=True, capture_output=True, text=True)
+        return 2 * m * n * k / float(re.search(r"fastest ([0-9.]+)", said.stdout).group(1)) * 1e-6
+
+    def numpy(m, n, k, scalar):
+        if scalar != "f32":
+            return None
+        draw = np.random.default_rng(1).standard_normal
+        a, b = draw((m, k), dtype=np.float32), draw((k, n), dtype=np.float32)
+        out = np.empty((m, n), np.float32)
+        return 2 * m * n * k / fastest_seconds(lambda: np.matmul(a, b, out=out)) * 1e-9
+
+    def pytorch(m, n, k, scalar):
+        import torch
+        torch.set_num_threads(1)
+        kind = {"f32": torch.float32, "bf16": torch.bfloat16}[scalar]
+        a, b = torch.randn(m, k).to(kind), torch.randn(k, n).to(kind)
+        out = torch.empty(m, n, dtype=kind)
+        return 2 * m * n * k / fastest_seconds(lambda: torch.mm(a, b, out=out)) * 1e-9
+
+    columns = {"Eigen": eigen, "NumPy": numpy} | ({"PyTorch": pytorch} if with_torch else {})
+    print("\nMatrix products, one thread: GFLOP/s\n")
+    print("| | " + " | ".join(columns) + " |")
+    print("|---" * (len(columns) + 1) + "|")
+    for scalar, k in itertools.product(("f32", "bf16"), (64, 128, TOKENS)):
+        rates = [call(TOKENS, TOKENS, k, scalar) for call in columns.values()]
+        print(f"| {scalar}, {TOKENS} x {k} by {k} x {TOKENS} | " +
+              " | ".join(f"{r:.1f}" if r else "" for r in rates) + " |", flush=True)
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--heed", required=True)
@@ -101,6 +141,7 @@ def main():
         cells = [f"{max(t[n] for t in turns):.1f}" if rates[n] else "" for n in programs]
         name = f"{scalar}, d {d}{', causal' if causal else ''}, {threads} thread{'s' * (threads > 1)}"
         print(f"| {name} | " + " | ".join(cells) + " |", flush=True)
+    products(given.heed, "torch" in given.peers)
 
 
 if __name__ == "__main__":
