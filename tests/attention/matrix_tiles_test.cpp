@@ -11,6 +11,7 @@
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <random>
 #include <vector>
 
 #include "heed/attention.hpp"
@@ -101,6 +102,54 @@ TEST(MatrixTiles, BytesAreMultipliedAsLoopsDo) {
   bytes_as_loops<8>();
   bytes_as_loops<11>();
   bytes_as_loops<16>();
+}
+
+using paired = heed::simd::emulated_bf16_rows<4>;
+
+// Sums of whole numbers of 2^-39, rounded by their bits.
+TEST(MatrixRows, SumsAreRoundedToOdd) {
+  using heed::simd::detail::add_to_odd;
+  const float ulp = std::numeric_limits<float>::epsilon();
+  const float most = (std::numeric_limits<float>::max)();
+  const float least = (std::numeric_limits<float>::min)();
+  EXPECT_EQ(add_to_odd(1, std::ldexp(ulp, -60)), 1 + ulp);
+  EXPECT_EQ(add_to_odd(1, -std::ldexp(ulp, -60)), 1 - ulp / 2);
+  EXPECT_EQ(add_to_odd(1 + ulp, ulp / 2), 1 + ulp);
+  EXPECT_EQ(add_to_odd(most, 1), most);
+  EXPECT_EQ(add_to_odd(most, most), std::numeric_limits<float>::infinity());
+  EXPECT_EQ(add_to_odd(least, -std::nextafter(least, 1.0F)), 0.0F);
+  EXPECT_FALSE(std::signbit(add_to_odd(1, -1)));
+  std::mt19937 engine(5);
+  for (int i = 0; i < 20000; ++i) {
+    const auto number = [&] {
+      const auto bits = static_cast<std::uint32_t>(engine());
+      return std::bit_cast<float>((bits & 0x807FFFFFU) | ((112 + bits / 8 % 30) << 23U));
+    };
+    const float a = number();
+    const float b = number();
+    const auto whole = [](float x) { return static_cast<std::int64_t>(std::ldexp(double{x}, 39)); };
+    const std::int64_t sum = whole(a) + whole(b);
+    std::int64_t kept = std::abs(sum);
+    int shift = 0;
+    bool inexact = false;
+    for (; kept >= 1 << 24; kept /= 2, ++shift) inexact = inexact || kept % 2 != 0;
+    if (inexact) kept |= 1;
+    const float want = std::ldexp(static_cast<float>(sum < 0 ? -kept : kept), shift - 39);
+    ASSERT_EQ(add_to_odd(a, b), want) << a << " + " << b;
+  }
+}
+
+// Two roundings of less than a unit for each pair of terms.
+TEST(MatrixRows, ThePlainFormIsWithinItsBound) {
+  for (const index numbers : {8, 64, 128}) {
+    const oracle::row_operands o = oracle::random_rows(numbers, 7, 3, false);
+    const std::vector<float> got = product<paired>(o);
+    const oracle::exact_product want(o);
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      const double bound = static_cast<double>(numbers) * std::ldexp(want.sizes[i], -23);
+      EXPECT_LE(std::abs(double{got[i]} - want.sums[i]), bound) << numbers << ' ' << i;
+    }
+  }
 }
 
 struct arguments {

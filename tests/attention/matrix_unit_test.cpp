@@ -1,12 +1,15 @@
 // SPDX-License-Identifier: MIT
-// The processor's matrix unit, where the target and the system have one: its products have the bits of
-// the plain form. With or without it bfloat16 attention is the textbook's: a processor that lacks the
-// unit, or a system that grants none, takes the other way. Each test prints which it was.
+// The processor's matrix unit or instruction, where the target and the system have one: its products
+// have the bits of the plain form. With or without it bfloat16 attention is the textbook's: a
+// processor that lacks the unit, or a system that grants none, takes the other way. Each test prints
+// which it was.
 #undef HEED_COMPILED  // heed::compiled has no tiles
 #define HEED_TILES
 
 #include <gtest/gtest.h>
 
+#include <bit>
+#include <cstdint>
 #include <cstdio>
 
 #include "heed/attention.hpp"
@@ -20,7 +23,7 @@ using heed::bfloat16;
 using heed::index;
 
 bool unit_is_here() {
-  const bool here = heed::simd::has_tile_matrix && heed::simd::tile_unit_granted();
+  const bool here = heed::simd::has_bf16_matrix && heed::simd::tile_unit_granted();
   std::printf("matrix unit: %s\n", here                      ? "the processor's"
                                    : HEED_HAS_TILE_UNIT != 0 ? "compiled, not granted"
                                                              : "none for this target");
@@ -58,6 +61,22 @@ TEST(MatrixUnit, ItsProductsOfBytesAreThoseOfThePlainForm) {
     EXPECT_NE(plain, o.c);
   }
 }
+
+#if HEED_HAS_BF16_ROWS
+TEST(MatrixUnit, ItsPairsOfRowsHaveTheBitsOfThePlainForm) {
+  (void)unit_is_here();
+  for (unsigned seed = 0; seed < 200; ++seed) {
+    const oracle::row_operands o =
+        oracle::random_rows(64, seed, static_cast<int>(seed) % 120, seed % 4 == 3);
+    const auto plain = oracle::product<heed::simd::emulated_bf16_rows<4>>(o);
+    const auto unit = oracle::product<heed::simd::bf16_rows>(o);
+    for (std::size_t i = 0; i < unit.size(); ++i) {
+      ASSERT_EQ(std::bit_cast<std::uint32_t>(unit[i]), std::bit_cast<std::uint32_t>(plain[i]))
+          << seed << ' ' << i;
+    }
+  }
+}
+#endif
 
 TEST(MatrixUnit, AttentionIsTheTextbooksWithOrWithoutIt) {
   (void)unit_is_here();

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Exact attention of every scalar, a cache, threads, rotary embedding, and mdspan where there is
 // one.
+#include <bit>
+#include <cstdint>
 #include <heed/attention.hpp>
 #include <heed/cache.hpp>
 #include <heed/parallel.hpp>
@@ -10,6 +12,7 @@
 #include <mdspan>
 #endif
 
+#include "../support/tile_operands.hpp"
 #include "smoke.hpp"
 
 namespace smoke {
@@ -75,6 +78,39 @@ void rotated() {
   report("rotary embedding", "float", difference(x, want), allowed<float>(4));
 }
 
+/// Sums of pairs of bfloat16 rounded to odd, in plain C++ beside double; and, where the processor has it,
+/// Arm's matrix instruction beside the plain form, bit for bit: numbers of any size, and some that are
+/// none.
+void multiplied() {
+  using plain = heed::simd::emulated_bf16_rows<4>;
+  const oracle::row_operands even = oracle::random_rows(64, 1, 3, false);
+  const auto got = oracle::product<plain>(even);
+  const oracle::exact_product want(even);
+  double error = 0;  // of what 64 roundings to odd may take
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    const double bound = 64 * std::ldexp(want.sizes[i], -23);
+    error = std::fmax(error, std::fabs(double{got[i]} - want.sums[i]) / bound);
+  }
+  report("products of rows, plain form", "bfloat16", error, 1);
+#if HEED_HAS_BF16_ROWS
+  static_assert(heed::kernel::matrix_block<float>::serves<
+                heed::bfloat16, heed::api::tensor_source<heed::bfloat16, heed::bfloat16>>);
+  double differing = 0;
+  for (unsigned seed = 0; seed < 200; ++seed) {
+    const int spread = static_cast<int>(seed) % 120;
+    const auto numbers = static_cast<heed::index>(8 + seed % 8 * 8);
+    const oracle::row_operands o = oracle::random_rows(numbers, seed, spread, seed % 4 == 3);
+    const auto unit = oracle::product<heed::simd::bf16_rows>(o);
+    const auto same = oracle::product<plain>(o);
+    for (std::size_t i = 0; i < same.size(); ++i) {
+      const auto bits = [](float x) { return std::bit_cast<std::uint32_t>(x); };
+      if (bits(unit[i]) != bits(same[i])) ++differing;
+    }
+  }
+  report("matrix instruction: the same bits", "bfloat16", differing, 0);
+#endif
+}
+
 #if defined(__cpp_lib_mdspan)
 void spanned() {
   const auto q = numbers<float, 2>({n, d}, 9);
@@ -97,6 +133,7 @@ void attention_family() {
   cached();
   threaded();
   rotated();
+  multiplied();
 #if defined(__cpp_lib_mdspan)
   spanned();
 #endif

@@ -1,14 +1,17 @@
 // SPDX-License-Identifier: MIT
-// Operands of a matrix unit's tiles, and their product by any form of the unit.
+// Operands of a matrix unit's tiles, and their product by any form of the unit: AMX's tiles, and pairs of
+// rows as Arm's instruction takes them.
 #pragma once
 
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <random>
 #include <vector>
 
 #include "heed/core/types.hpp"
+#include "heed/simd/tile_matrix.hpp"
 
 namespace oracle {
 
@@ -88,5 +91,78 @@ inline operands random_operands(unsigned seed, int spread) {
   for (auto& x : o.c) x = number();
   return o;
 }
+
+/// 16 rows of `numbers` numbers, and as many rows of 12 columns.
+struct row_operands {
+  heed::index numbers;
+  std::vector<float> a = std::vector<float>(static_cast<std::size_t>(16 * numbers));
+  std::vector<float> b = std::vector<float>(static_cast<std::size_t>(12 * numbers));
+};
+
+/// Numbers of bfloat16, up to 2^spread times as large or as small as 1; with `odd` some that are
+/// denormal, zero, infinite or NaN.
+inline row_operands random_rows(heed::index numbers, unsigned seed, int spread, bool odd) {
+  std::mt19937 engine(seed);
+  const auto number = [&] {
+    const auto bits = static_cast<std::uint32_t>(engine());
+    const int exponent = static_cast<int>((bits >> 8U) % static_cast<unsigned>(2 * spread + 1));
+    std::uint32_t x = (bits & 0x807FU) << 16U;
+    x |= static_cast<std::uint32_t>(127 - spread + exponent) << 23U;
+    if (odd && bits >> 27U == 0) x &= 0x807F0000U;
+    if (odd && bits >> 27U == 1) x = (x & 0x80000000U) | ((bits >> 24U & 1U) << 31U);
+    if (odd && bits >> 23U == 1U << 6U) x |= 0x7F800000U;
+    return std::bit_cast<float>(x);
+  };
+  row_operands o{numbers};
+  for (auto& x : o.a) x = number();
+  for (auto& x : o.b) x = number();
+  return o;
+}
+
+/// a b by a form that takes rows in pairs; packets of `Tiles::columns` columns.
+template <class Tiles>
+std::vector<float> product(const row_operands& o) {
+  const auto at = [](heed::index i) { return static_cast<std::size_t>(i); };
+  std::vector<Eigen::bfloat16> a(o.a.size());
+  std::vector<Eigen::bfloat16> b(o.b.size());
+  const auto rounded = [](float x) {
+    const auto bits = static_cast<std::uint16_t>(std::bit_cast<std::uint32_t>(x) >> 16U);
+    return std::bit_cast<Eigen::bfloat16>(bits);
+  };
+  for (heed::index k = 0; k < o.numbers; ++k) {
+    for (heed::index m = 0; m < 16; ++m) {
+      a[at(Tiles::a_at(m, k, o.numbers))] = rounded(o.a[at(m * o.numbers + k)]);
+    }
+    for (heed::index i = 0; i < 12; ++i) {
+      b[at(2 * Tiles::word_at(k / 2, i, 12) + k % 2)] = rounded(o.b[at(k * 12 + i)]);
+    }
+  }
+  std::vector<float> words(b.size() / 2);
+  std::memcpy(words.data(), b.data(), b.size() * sizeof(Eigen::bfloat16));
+  std::vector<float> sums(16 * 12);
+  Tiles tiles;
+  heed::simd::tile_products<2, static_cast<int>(12 / Tiles::columns)>(
+      tiles, a.data(), o.numbers, words.data(), 12, o.numbers / Tiles::depth, sums.data(), 12);
+  return sums;
+}
+
+/// The same in double, and the sum of the terms' sizes.
+struct exact_product {
+  std::vector<double> sums = std::vector<double>(16 * 12);
+  std::vector<double> sizes = std::vector<double>(16 * 12);
+
+  explicit exact_product(const row_operands& o) {
+    const auto n = static_cast<std::size_t>(o.numbers);
+    for (std::size_t m = 0; m < 16; ++m) {
+      for (std::size_t i = 0; i < 12; ++i) {
+        for (std::size_t k = 0; k < n; ++k) {
+          const double term = double{o.a[m * n + k]} * double{o.b[k * 12 + i]};
+          sums[m * 12 + i] += term;
+          sizes[m * 12 + i] += std::abs(term);
+        }
+      }
+    }
+  }
+};
 
 }  // namespace oracle

@@ -123,6 +123,15 @@
 #define HEED_TARGET_BITS _p
 #elif defined(__GFNI__)
 #define HEED_TARGET_BITS _g
+// Scalable vectors of a length that the compiler was told.
+#elif defined(__ARM_FEATURE_SVE_BITS) && __ARM_FEATURE_SVE_BITS == 128
+#define HEED_TARGET_BITS _vl128
+#elif defined(__ARM_FEATURE_SVE_BITS) && __ARM_FEATURE_SVE_BITS == 256
+#define HEED_TARGET_BITS _vl256
+#elif defined(__ARM_FEATURE_SVE_BITS) && __ARM_FEATURE_SVE_BITS == 512
+#define HEED_TARGET_BITS _vl512
+#elif defined(__ARM_FEATURE_SVE_BITS) && __ARM_FEATURE_SVE_BITS > 0
+#define HEED_TARGET_BITS _vlmore
 #else
 #define HEED_TARGET_BITS
 #endif

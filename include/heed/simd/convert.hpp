@@ -54,6 +54,15 @@ HEED_INLINE __m256i e4m3_to_half(__m256i code) noexcept {
   return _mm256_or_si256(half, _mm256_and_si256(carry, _mm256_set1_epi16(0x4000)));
 }
 }  // namespace detail
+#elif defined(EIGEN_VECTORIZE_NEON) && defined(__aarch64__)
+namespace detail {
+/// As above.
+HEED_INLINE uint16x4_t e4m3_to_half(uint16x4_t code) noexcept {
+  const uint16x4_t half = vand_u16(vshl_n_u16(code, 7), vdup_n_u16(0xBF80));
+  const uint16x4_t carry = vadd_u16(half, vdup_n_u16(0x80));
+  return vorr_u16(half, vand_u16(carry, vdup_n_u16(0x4000)));
+}
+}  // namespace detail
 #endif
 
 /// A packet of consecutive stored numbers, widened. Exact.
@@ -120,6 +129,38 @@ HEED_INLINE packet<A> load_widened(const T* p) noexcept {
       code = _mm_srli_epi32(code, 4);
     }
     return _mm_cvtepi32_ps(code);
+#elif defined(EIGEN_VECTORIZE_NEON) && defined(__aarch64__)
+  } else if constexpr (to_float &&
+                       (std::is_same_v<T, Eigen::bfloat16> || std::is_same_v<T, Eigen::half>)) {
+    uint16x4_t bits;
+    std::memcpy(&bits, p, sizeof(bits));
+    if constexpr (std::is_same_v<T, Eigen::bfloat16>) {
+      return vreinterpretq_f32_u32(vshll_n_u16(bits, 16));
+    } else {
+      // Every Armv8 has it; Eigen converts in software unless the target has FEAT_FP16.
+      return vcvt_f32_f16(vreinterpret_f16_u16(bits));
+    }
+  } else if constexpr (to_float && (std::is_same_v<T, float8_e5m2> ||
+                                    std::is_same_v<T, float8_e4m3> || detail::is_code<T>)) {
+    std::uint32_t four = 0;
+    std::memcpy(&four, p, sizeof(four));
+    const uint8x8_t bytes = vcreate_u8(four);
+    if constexpr (std::is_same_v<T, float8_e5m2>) {
+      return vcvt_f32_f16(vreinterpret_f16_u16(vget_low_u16(vshll_n_u8(bytes, 8))));
+    } else if constexpr (std::is_same_v<T, float8_e4m3>) {
+      const int16x4_t code = vget_low_s16(vmovl_s8(vreinterpret_s8_u8(bytes)));
+      return vmulq_n_f32(
+          vcvt_f32_f16(vreinterpret_f16_u16(detail::e4m3_to_half(vreinterpret_u16_s16(code)))),
+          256.0F);
+    } else {
+      uint32x4_t code = vmovl_u16(vget_low_u16(vmovl_u8(bytes)));
+      if constexpr (std::is_same_v<T, low_nibble>) {
+        code = vandq_u32(code, vdupq_n_u32(15));
+      } else if constexpr (std::is_same_v<T, high_nibble>) {
+        code = vshrq_n_u32(code, 4);
+      }
+      return vcvtq_f32_u32(code);
+    }
 #endif
   } else {
     A lane[std::size_t{lanes<A>}];
@@ -151,6 +192,21 @@ HEED_INLINE void narrow_row(const A* src, T* dst, index count) noexcept {
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(dst + c), bits);
       }
     }
+#elif defined(EIGEN_VECTORIZE_NEON) && defined(__aarch64__)
+    if constexpr (std::is_same_v<A, float> && std::is_same_v<T, Eigen::half>) {
+      for (; c + 4 <= count; c += 4) {
+        const float16x4_t rounded = vcvt_f16_f32(load(src + c));
+        std::memcpy(static_cast<void*>(dst + c), &rounded, sizeof(rounded));
+      }
+    }
+#if defined(__ARM_FEATURE_BF16_VECTOR_ARITHMETIC)
+    if constexpr (std::is_same_v<A, float> && std::is_same_v<T, Eigen::bfloat16>) {
+      for (; c + 4 <= count; c += 4) {
+        const bfloat16x4_t rounded = vcvt_bf16_f32(load(src + c));
+        std::memcpy(static_cast<void*>(dst + c), &rounded, sizeof(rounded));
+      }
+    }
+#endif
 #endif
     for (; c < count; ++c) dst[c] = static_cast<T>(src[c]);
   }

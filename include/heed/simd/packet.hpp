@@ -68,6 +68,16 @@ template <class P>
 #endif
   return x;
 }
+/// `at`, an index or a pointer, which g++ takes to depend on x: what is loaded from there stays behind the
+/// arithmetic that makes x. Without it g++ moves loads of the next operands before the multiply-adds
+/// of these, and of 32 registers of Neon keeps sums in memory.
+template <class T, class P>
+HEED_INLINE void order_after([[maybe_unused]] T& at, [[maybe_unused]] const P& x) noexcept {
+#if defined(__aarch64__) && defined(EIGEN_VECTORIZE_NEON) && HEED_HAS_EXTENSIONS && \
+    !defined(__clang__)
+  asm("" : "+r"(at) : "w"(x));
+#endif
+}
 template <class A, class P>
 HEED_INLINE void store(A* p, const P& x) noexcept {
   Eigen::internal::pstoreu<A, P>(p, x);

@@ -5,7 +5,7 @@
 //   tile_matrix tiles;                  configures the thread's unit; the destructor puts back what
 //                                       configuration it had
 //   tiles.zero<C>()                     C = 0
-//   tiles.load<A>(rows, stride)         tile A: up to 16 rows of 64 bytes, `stride` bytes apart
+//   tiles.load<A>(from, stride)         tile A: up to 16 rows of 64 bytes, `stride` bytes apart
 //   tiles.multiply<C, A, B>()           C_mn += sum_k A_m,2k B_k,2n + A_m,2k+1 B_k,2n+1
 //   tiles.multiply_bytes<C, A, B>()     C_mn += sum_k sum_b A_m,4k+b B_k,4n+b,   b = 0 .. 3
 //   tiles.store<C>(to, stride)          the sums of C, rows `stride` bytes apart
@@ -24,6 +24,14 @@
 // Which of the two: HEED_EMULATED_TILES compiles the plain one, for tests on any processor.
 // HEED_TILES compiles the unit's where the target has it (AMX-BF16; for bytes AMX-INT8). It has not
 // yet been run on such a processor, so that neither is compiled unless one of the two is defined.
+// Arm's matrix instructions (tile_matrix_arm.hpp) sum otherwise; `bf16_matrix` is theirs where the
+// target has them.
+//
+// Callers that multiply bfloat16 by either of the two use
+//
+//   tile_products<Rows, Packets>(tiles, a, row, b, group, steps, to, to_stride)
+//
+// and what lays operands out, `row_operands` or Arm's `paired_rows`.
 #pragma once
 
 #include <bit>
@@ -35,6 +43,7 @@
 #include "heed/core/target.hpp"
 #include "heed/core/types.hpp"
 #include "heed/simd/packet.hpp"
+#include "heed/simd/tile_matrix_arm.hpp"
 
 #if defined(HEED_TILES) && !defined(HEED_EMULATED_TILES) && defined(__AMX_BF16__) && \
     defined(EIGEN_VECTORIZE_AVX512) && defined(__linux__)
@@ -52,9 +61,60 @@ inline constexpr index tile_rows = 16;
 inline constexpr index tile_depth = 32;
 inline constexpr index tile_bytes = 64;
 
+/// Operands of tiles of 16 rows: A's rows as they lie, any number of bytes apart; B's words in order of
+/// pairs, then of columns.
+struct row_operands {
+  static constexpr index rows = tile_rows;
+  static constexpr index depth = tile_depth;
+  /// Whether A may be rows that were never packed.
+  static constexpr bool reads_rows = true;
+
+  /// Where number c of row r is in A, whose rows are of `length` numbers.
+  [[nodiscard]] static constexpr index a_at(index r, index c, index length) noexcept {
+    return r * length + c;
+  }
+  /// Where the word of the pair'th two numbers of column i is in B, of `group` columns.
+  [[nodiscard]] static constexpr index word_at(index pair, index i, index group) noexcept {
+    return pair * group + i;
+  }
+
+  /// A of `count` rows of `size` numbers: whole tiles of rows of `length` numbers, zeros behind.
+  static void pack_rows(const Eigen::bfloat16* from, index stride, index count, index size,
+                        index length, Eigen::bfloat16* to) noexcept {
+    for (index r = 0; r < round_up(count, rows); ++r) {
+      for (index c = 0; c < length; ++c) {
+        to[a_at(r, c, length)] = r < count && c < size ? from[r * stride + c] : Eigen::bfloat16{};
+      }
+    }
+  }
+  /// A whose rows are the columns of `count` rows of `size` numbers: whole tiles of rows of `length`
+  /// numbers, zeros behind the count'th at least up to whole tiles.
+  static void pack_columns(const Eigen::bfloat16* from, index stride, index count, index size,
+                           index length, Eigen::bfloat16* to) noexcept {
+    for (index c = 0; c < round_up(size, rows); ++c) {
+      for (index r = 0; r < length; ++r) {
+        to[a_at(c, r, length)] = r < count && c < size ? from[r * stride + c] : Eigen::bfloat16{};
+      }
+    }
+  }
+  /// B of `count` rows of `group` floats, rounded to bfloat16, in their place; the rows of a pair are
+  /// two of them, zeros behind the last up to whole tiles. Columns from `columns` on are left.
+  template <index columns, index group>
+  static void round_rows(float* p, index count) noexcept {
+    for (index r = 0; r < round_up(count, depth); r += 2) {
+      for (index i = 0; i < columns; ++i) {
+        const float even = r < count ? p[r * group + i] : 0.0F;
+        const float odd = r + 1 < count ? p[(r + 1) * group + i] : 0.0F;
+        const Eigen::bfloat16 pair[2] = {Eigen::bfloat16(even), Eigen::bfloat16(odd)};
+        std::memcpy(p + word_at(r / 2, i, group), pair, sizeof pair);
+      }
+    }
+  }
+};
+
 /// The unit in plain C++, of any number of columns up to 16.
 template <index Columns>
-class emulated_tiles {
+class emulated_tiles : public row_operands {
  public:
   static_assert(Columns >= 1 && Columns <= 16);
   static constexpr index columns = Columns;
@@ -65,9 +125,9 @@ class emulated_tiles {
   }
   /// A tile of B has rows of 4 `columns` bytes; one of A reads 64.
   template <int T>
-  void load(const void* rows, index stride, index row_bytes = 64) noexcept {
+  void load(const void* from, index stride, index row_bytes = 64) noexcept {
     for (index r = 0; r < tile_rows; ++r) {
-      std::memcpy(tile_[T][r], static_cast<const char*>(rows) + r * stride,
+      std::memcpy(tile_[T][r], static_cast<const char*>(from) + r * stride,
                   static_cast<std::size_t>(row_bytes));
     }
   }
@@ -80,11 +140,12 @@ class emulated_tiles {
         for (index k = 0; k < tile_depth / 2; ++k) {
           const std::uint32_t a = tile_[A][m][k];
           const std::uint32_t b = tile_[B][k][n];
-          even = flushed(std::fma(lower(a), lower(b), even));
-          odd = flushed(std::fma(upper(a), upper(b), odd));
+          even = detail::flushed(std::fma(detail::lower_of(a), detail::lower_of(b), even));
+          odd = detail::flushed(std::fma(detail::upper_of(a), detail::upper_of(b), odd));
         }
-        const float before = flushed(std::bit_cast<float>(tile_[C][m][n]));
-        tile_[C][m][n] = std::bit_cast<std::uint32_t>(flushed(before + flushed(even + odd)));
+        const float before = detail::flushed(std::bit_cast<float>(tile_[C][m][n]));
+        tile_[C][m][n] =
+            std::bit_cast<std::uint32_t>(detail::flushed(before + detail::flushed(even + odd)));
       }
     }
   }
@@ -111,16 +172,6 @@ class emulated_tiles {
   }
 
  private:
-  [[nodiscard]] static float flushed(float x) noexcept {
-    return std::fabs(x) < (std::numeric_limits<float>::min)() ? std::copysign(0.0F, x) : x;
-  }
-  [[nodiscard]] static float lower(std::uint32_t pair) noexcept {
-    return flushed(std::bit_cast<float>(pair << 16U));
-  }
-  [[nodiscard]] static float upper(std::uint32_t pair) noexcept {
-    return flushed(std::bit_cast<float>(pair & 0xFFFF0000U));
-  }
-
   std::uint32_t tile_[8][16][16] = {};
 };
 
@@ -156,7 +207,7 @@ inline constexpr tile_configuration whole_tiles{};
 /// The unit. By the convention of the platform the contents of tiles are the caller's to save across
 /// a call; their configuration is put back. In assembly, for the compilers' own functions take the
 /// number of a tile from its spelling, and say less of what memory they read.
-class tile_unit {
+class tile_unit : public row_operands {
  public:
   static constexpr index columns = 16;
 
@@ -179,8 +230,8 @@ class tile_unit {
     asm volatile("tilezero %%tmm%c0" : : "i"(C));
   }
   template <int T>
-  HEED_INLINE void load(const void* rows, index stride, index = 64) noexcept {
-    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(rows), "r"(stride), "i"(T) : "memory");
+  HEED_INLINE void load(const void* from, index stride, index = 64) noexcept {
+    asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(from), "r"(stride), "i"(T) : "memory");
   }
   template <int C, int A, int B>
   HEED_INLINE void multiply() noexcept {
@@ -223,5 +274,40 @@ inline constexpr bool has_byte_tiles = false;
 #else
 inline constexpr bool has_byte_tiles = has_tile_matrix;
 #endif
+
+/// What multiplies bfloat16.
+#if HEED_HAS_BF16_ROWS
+using bf16_matrix = bf16_rows;
+inline constexpr bool has_bf16_matrix = true;
+#else
+using bf16_matrix = tile_matrix;
+inline constexpr bool has_bf16_matrix = has_tile_matrix;
+#endif
+
+/// Rows x Packets tiles of sums of `steps` products, from 0, written `to_stride` floats a row: A's rows
+/// are `row` numbers apart, B's rows of words `group`. Six tiles at most.
+template <int Rows, int Packets, class Tiles>
+HEED_INLINE void tile_products(Tiles& tiles, const Eigen::bfloat16* a, index row, const float* b,
+                               index group, index steps, float* to, index to_stride) noexcept {
+  constexpr auto word = static_cast<index>(sizeof(float));
+  constexpr auto number = static_cast<index>(sizeof(Eigen::bfloat16));
+  unroll<Rows * Packets>([&](auto t) HEED_INLINE_LAMBDA { tiles.template zero<t()>(); });
+  for (index k = 0; k < steps; ++k) {
+    unroll<Rows>([&](auto r) HEED_INLINE_LAMBDA {
+      tiles.template load<6>(a + r() * Tiles::rows * row + k * Tiles::depth, row * number);
+      unroll<Packets>([&](auto p) HEED_INLINE_LAMBDA {
+        tiles.template load<7>(b + k * Tiles::depth / 2 * group + p() * Tiles::columns,
+                               group * word, Tiles::columns * word);
+        tiles.template multiply<r() * Packets + p(), 6, 7>();
+      });
+    });
+  }
+  unroll<Rows * Packets>([&](auto t) HEED_INLINE_LAMBDA {
+    constexpr index r = t() / Packets;
+    constexpr index p = t() % Packets;
+    tiles.template store<t()>(to + r * Tiles::rows * to_stride + p * Tiles::columns,
+                              to_stride * word);
+  });
+}
 
 }  // namespace heed::inline HEED_TARGET::simd

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: MIT
 // A block of bfloat16 keys and values multiplied by a matrix unit.
 //
-//   scores   16 keys by `lanes` queries, 32 channels at a time: k read as it lies, q packed in pairs
-//            of channels [head dim / 2][group]
-//   values   16 channels by `lanes` queries, 32 keys at a time: v transposed once a block, for all
-//            query tiles of a task; p rounded to bfloat16 in pairs of keys [keys / 2][group]
+//   scores   2 x `rows` keys by 3 packets of queries, `depth` channels at a time: k read as it lies, or
+//            packed once a block where the unit wants that; q packed in pairs of channels
+//   values   2 x `rows` channels by 3 packets of queries, `depth` keys at a time: v transposed once a
+//            block, for all query tiles of a task; p rounded to bfloat16 in pairs of keys
 //
-// Six tiles hold sums, two the operands: 2 x 16 keys (or channels) by 3 packets of queries, so that a
-// product waits for a load and a third. Rounding p adds at most 2^-8 of its weight, of the size of
-// the rounding of a bfloat16 output; the denominator sums p unrounded. A block's sums over keys are
-// one chain: half of its keys in each of two sums of float (simd/tile_matrix.hpp).
+// `rows` and `depth` are the unit's, and so is the order in which operands lie (simd/tile_matrix.hpp,
+// simd/tile_matrix_arm.hpp). Rounding p adds at most 2^-8 of its weight, of the size of the rounding of
+// a bfloat16 output; the denominator sums p unrounded. A block's sums over keys are one chain of
+// floats, with AMX two, of the even keys and of the odd.
 #pragma once
 
 #include <cstdint>
@@ -29,16 +29,15 @@ class matrix_block {
  public:
   using plan = tile_plan<A>;
   using P = simd::packet<A>;
-  static constexpr index key_step = simd::tile_depth;
-  static constexpr index rows_of_tile = simd::tile_rows;
-
   /// The thread's unit, configured for the calls of a task.
-  using session = simd::tile_matrix;
+  using session = simd::bf16_matrix;
+  static constexpr index key_step = session::depth;
+  static constexpr index rows_of_tile = session::rows;
 
   /// Whether queries of type TQ against this source can be multiplied by tiles at all.
   template <class TQ, class Source>
   static constexpr bool serves =
-      simd::has_tile_matrix && plan::keys % key_step == 0 && std::is_same_v<TQ, bfloat16> &&
+      simd::has_bf16_matrix && plan::keys % key_step == 0 && std::is_same_v<TQ, bfloat16> &&
       std::is_same_v<typename Source::key_scalar, bfloat16> &&
       std::is_same_v<typename Source::value_scalar, bfloat16>;
 
@@ -48,7 +47,7 @@ class matrix_block {
   static bool fits(const Source& source, const tile& where, head_dims d) noexcept {
     if (where.keys.empty() || source.key_channel_stride() != 1 ||
         source.value_channel_stride() != 1 ||
-        round_up(d.head_dim, simd::tile_depth) > 2 * d.head_dim ||
+        round_up(d.head_dim, session::depth) > 2 * d.head_dim ||
         round_up(d.value_dim, rows_of_tile) > 2 * d.value_dim) {
       return false;
     }
@@ -63,11 +62,11 @@ class matrix_block {
   /// Words of channel pairs, zeros behind the last; the scale stays out, for it would round.
   static void pack(rectangle<const bfloat16> q, index rows, index head_dim, A, A* to) noexcept {
     const bfloat16 none{};
-    for (index c = 0; c < round_up(head_dim, simd::tile_depth); c += 2) {
+    for (index c = 0; c < round_up(head_dim, session::depth); c += 2) {
       for (index i = 0; i < plan::group; ++i) {
         const bfloat16 pair[2] = {i < rows && c < head_dim ? *q.at(i, c) : none,
                                   i < rows && c + 1 < head_dim ? *q.at(i, c + 1) : none};
-        std::memcpy(to + c / 2 * plan::group + i, pair, sizeof pair);
+        std::memcpy(to + session::word_at(c / 2, i, plan::group), pair, sizeof pair);
       }
     }
   }
@@ -81,13 +80,17 @@ class matrix_block {
     v_stride_ = v.stride;
     k_ = k.data;
     k_stride_ = k.stride;
-    depth_ = round_up(d.head_dim, simd::tile_depth);
-    if (depth_ != d.head_dim || keys.size() % rows_of_tile != 0) {
+    depth_ = round_up(d.head_dim, session::depth);
+    if (!session::reads_rows || depth_ != d.head_dim || keys.size() % rows_of_tile != 0) {
       // Tiles read whole rows of whole tiles: what is not there is zero.
-      k_ = pad_rows(k.data, k.stride, keys.size(), d.head_dim, copies.k);
+      auto* const packed = reinterpret_cast<bfloat16*>(copies.k);
+      session::pack_rows(k.data, k.stride, keys.size(), d.head_dim, depth_, packed);
+      k_ = packed;
       k_stride_ = depth_;
     }
-    transpose_values(keys.size(), d.value_dim, copies.v);
+    auto* const transposed = reinterpret_cast<bfloat16*>(copies.v);
+    session::pack_columns(v.data, v.stride, keys.size(), d.value_dim, plan::keys, transposed);
+    transposed_ = transposed;
   }
 
   /// n is a multiple of key_step.
@@ -95,21 +98,17 @@ class matrix_block {
     matrix_block part = *this;
     part.k_ += n * k_stride_;
     part.v_ += n * v_stride_;
-    part.transposed_ += n;
+    part.transposed_ += session::a_at(0, n, plan::keys);
     return part;
   }
 
   template <int Packets>
   HEED_NOINLINE void scores(const A* q, index, index keys, A* s, P* maximum) const noexcept {
-    for (index j = 0; j < keys; j += 2 * rows_of_tile) {
-      stream_->issue();
-      A* const to = s + j * plan::group;
-      if (keys - j > rows_of_tile) {
-        score_tiles<2, Packets>(q, k_ + j * k_stride_, to);
-      } else {
-        score_tiles<1, Packets>(q, k_ + j * k_stride_, to);
-      }
-    }
+    const index steps = depth_ / session::depth;
+    in_tiles(keys, [&](auto tiles, index j) HEED_INLINE_LAMBDA {
+      simd::tile_products<tiles(), Packets>(*unit_, k_ + j * k_stride_, k_stride_, q, plan::group,
+                                            steps, s + j * plan::group, plan::group);
+    });
     const P scale = simd::broadcast(scale_);
     for (index j = 0; j < keys; ++j) {
       simd::unroll<Packets>([&](auto p) HEED_INLINE_LAMBDA {
@@ -124,17 +123,21 @@ class matrix_block {
   template <int Packets>
   HEED_NOINLINE void values(A* p, index, index keys, index value_dim, const P* rescale,
                             const running_values<A>& out) const noexcept {
-    round_to_pairs<Packets>(p, keys);
-    const index steps = ceil_div(keys, simd::tile_depth);
-    for (index c = 0; c < value_dim; c += 2 * rows_of_tile) {
-      stream_->issue();
-      const index left = value_dim - c;
-      if (left > rows_of_tile) {
-        value_tiles<2, Packets>(p, c, steps, left, rescale, out.from(c * plan::group));
-      } else {
-        value_tiles<1, Packets>(p, c, steps, left, rescale, out.from(c * plan::group));
+    constexpr index width = Packets * plan::lanes;
+    session::template round_rows<width, plan::group>(p, keys);
+    const index steps = ceil_div(keys, session::depth);
+    in_tiles(value_dim, [&](auto tiles, index c) HEED_INLINE_LAMBDA {
+      constexpr index rows = tiles() * rows_of_tile;
+      alignas(cache_line) A sums[std::size_t{rows * width}];
+      simd::tile_products<tiles(), Packets>(*unit_, transposed_ + c * plan::keys, plan::keys, p,
+                                            plan::group, steps, sums, width);
+      for (index i = 0; i < rows && c + i < value_dim; ++i) {
+        simd::unroll<Packets>([&](auto r) HEED_INLINE_LAMBDA {
+          out.add((c + i) * plan::group + r * plan::lanes, rescale[r],
+                  simd::load(sums + i * width + r * plan::lanes));
+        });
       }
-    }
+    });
   }
 
   [[nodiscard]] A value(index j, index c) const noexcept {
@@ -145,99 +148,25 @@ class matrix_block {
   }
 
  private:
-  static constexpr index word_bytes = 4;
-  static constexpr index group_bytes = plan::group * word_bytes;
-  static constexpr index lane_bytes = plan::lanes * word_bytes;
-
-  /// Whole tiles of rows of `depth_` channels.
-  const bfloat16* pad_rows(const bfloat16* k, index stride, index keys, index head_dim,
-                           A* copy) const noexcept {
-    auto* const to = reinterpret_cast<bfloat16*>(copy);
-    for (index j = 0; j < round_up(keys, rows_of_tile); ++j) {
-      for (index c = 0; c < depth_; ++c) {
-        to[j * depth_ + c] = j < keys && c < head_dim ? k[j * stride + c] : bfloat16{};
+  /// f(integral_constant of tiles, first row) over `count` rows, two tiles of them at a time.
+  template <class F>
+  HEED_INLINE void in_tiles(index count, F&& f) const noexcept {
+    for (index at = 0; at < count; at += 2 * rows_of_tile) {
+      for (index i = 0; i < 2 * rows_of_tile; i += plan::key_step) stream_->issue();
+      if (count - at > rows_of_tile) {
+        f(std::integral_constant<int, 2>{}, at);
+      } else {
+        f(std::integral_constant<int, 1>{}, at);
       }
     }
-    return to;
-  }
-
-  /// [channels of whole tiles][keys of a block]; zeros where there is no key or channel.
-  void transpose_values(index keys, index value_dim, A* copy) noexcept {
-    auto* const to = reinterpret_cast<bfloat16*>(copy);
-    for (index c = 0; c < round_up(value_dim, rows_of_tile); ++c) {
-      for (index j = 0; j < plan::keys; ++j) {
-        to[c * plan::keys + j] = j < keys && c < value_dim ? v_[j * v_stride_ + c] : bfloat16{};
-      }
-    }
-    transposed_ = to;
-  }
-
-  /// Weights of two keys in each word, in place; zeros up to whole tiles of keys.
-  template <int Packets>
-  static void round_to_pairs(A* p, index keys) noexcept {
-    for (index j = 0; j < round_up(keys, simd::tile_depth); j += 2) {
-      for (index i = 0; i < Packets * plan::lanes; ++i) {
-        const A even = j < keys ? p[j * plan::group + i] : A(0);
-        const A odd = j + 1 < keys ? p[(j + 1) * plan::group + i] : A(0);
-        const bfloat16 pair[2] = {bfloat16(even), bfloat16(odd)};
-        std::memcpy(p + j / 2 * plan::group + i, pair, sizeof pair);
-      }
-    }
-  }
-
-  /// Sums of Rows x Packets tiles over `steps` steps: operand rows `row` apart in A, `step` further a
-  /// step; of B one step's words after another.
-  template <int Rows, int Packets>
-  HEED_INLINE void multiply(const bfloat16* a, index row, index step, const A* b,
-                            index steps) const noexcept {
-    session& unit = *unit_;
-    simd::unroll<Rows * Packets>([&](auto t) HEED_INLINE_LAMBDA { unit.template zero<t()>(); });
-    for (index k = 0; k < steps; ++k) {
-      simd::unroll<Rows>([&](auto r) HEED_INLINE_LAMBDA {
-        unit.template load<6>(a + r() * rows_of_tile * row + k * step,
-                              row * static_cast<index>(sizeof(bfloat16)));
-        simd::unroll<Packets>([&](auto p) HEED_INLINE_LAMBDA {
-          unit.template load<7>(b + k * rows_of_tile * plan::group + p() * plan::lanes, group_bytes,
-                                lane_bytes);
-          unit.template multiply<r() * Packets + p(), 6, 7>();
-        });
-      });
-    }
-  }
-
-  template <int Rows, int Packets>
-  HEED_INLINE void score_tiles(const A* q, const bfloat16* k, A* s) const noexcept {
-    multiply<Rows, Packets>(k, k_stride_, simd::tile_depth, q, depth_ / simd::tile_depth);
-    simd::unroll<Rows * Packets>([&](auto t) HEED_INLINE_LAMBDA {
-      constexpr index r = t() / Packets;
-      constexpr index p = t() % Packets;
-      unit_->template store<t()>(s + r * rows_of_tile * plan::group + p * plan::lanes, group_bytes);
-    });
-  }
-
-  /// Up to 2 x 16 channels from c on, `left` of them there.
-  template <int Rows, int Packets>
-  HEED_INLINE void value_tiles(const A* p, index c, index steps, index left, const P* rescale,
-                               const running_values<A>& out) const noexcept {
-    multiply<Rows, Packets>(transposed_ + c * plan::keys, plan::keys, simd::tile_depth, p, steps);
-    alignas(cache_line) A sums[std::size_t{rows_of_tile * plan::lanes}];
-    simd::unroll<Rows * Packets>([&](auto t) HEED_INLINE_LAMBDA {
-      constexpr index r = t() / Packets;
-      constexpr index packet = t() % Packets;
-      unit_->template store<t()>(sums, lane_bytes);
-      for (index i = 0; i < rows_of_tile && r * rows_of_tile + i < left; ++i) {
-        out.add((r * rows_of_tile + i) * plan::group + packet * plan::lanes, rescale[packet],
-                simd::load(sums + i * plan::lanes));
-      }
-    });
   }
 
   const bfloat16* k_ = nullptr;
   const bfloat16* v_ = nullptr;
-  const bfloat16* transposed_ = nullptr;  // [value dim][keys of a block]
+  const bfloat16* transposed_ = nullptr;  // A of channels, each of a block's keys
   index k_stride_ = 0;
   index v_stride_ = 0;
-  index depth_ = 0;  // the head dim in whole tiles
+  index depth_ = 0;  // the head dim in whole steps
   A scale_;
   prefetch_stream* stream_;
   session* unit_;

@@ -40,8 +40,10 @@ HEED_INLINE void score_register_tile(const A* q, const A* k, index k_stride, ind
         [&](auto p) HEED_INLINE_LAMBDA { query[p] = simd::load_once(q + c * group + p * lanes); });
     unroll<Keys>([&](auto j) HEED_INLINE_LAMBDA {
       const P key = simd::broadcast(row[j][c]);
-      unroll<Packets>(
-          [&](auto p) HEED_INLINE_LAMBDA { sum[j][p] = simd::fmadd(key, query[p], sum[j][p]); });
+      unroll<Packets>([&](auto p) HEED_INLINE_LAMBDA {
+        sum[j][p] = simd::fmadd(key, query[p], sum[j][p]);
+        simd::order_after(c, sum[j][p]);
+      });
     });
   }
   unroll<Packets>([&](auto p) HEED_INLINE_LAMBDA {
