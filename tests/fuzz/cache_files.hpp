@@ -204,7 +204,7 @@ inline void read_file(const std::uint8_t* data, std::size_t size) {
   input in(data, size);
   constexpr heed::cache_extents e{
       .batch = 2, .kv_heads = 1, .capacity = 7, .head_dim = 3, .value_dim = 2};
-  switch (in.byte() % 11) {
+  switch (in.byte() % 12) {
     case 0:
       return file_of(in, heed::contiguous_cache<float>(e));
     case 1:
@@ -244,6 +244,10 @@ inline void read_file(const std::uint8_t* data, std::size_t size) {
         step.commit();
       }
       return file_of(in, memory, {1}, 9);
+    }
+    case 10: {
+      heed::paged_kivi8_cache cache({.sequences = 2, .pages = 9, .page_size = 2, .head_dim = 3});
+      return file_of(in, cache, 9);
     }
     default:
       return offloaded_file(in);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Operations on a paged cache, its prefix tree and a slot cache, in any order and with any arguments,
-// against vectors of vectors.
+// Operations on a paged cache, of numbers or of codes by channel, its prefix tree and a slot cache,
+// in any order and with any arguments, against vectors of vectors.
 #pragma once
 
 #include <algorithm>
@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "cache/cache_model.hpp"
+#include "cache/kivi_model.hpp"
 #include "heed/cache.hpp"
 
 namespace fuzz {
@@ -130,6 +131,16 @@ inline void operate(const std::uint8_t* data, std::size_t size) {
   const auto again = heed::load_cache<heed::paged_cache<float>>(file);
   again.validate();
   require_same(cache_model::difference(again, w.in_pages));
+}
+
+/// The same with codes by channel in pages of 1 to 4 tokens, which the first byte says.
+inline void operate_on_kivi(const std::uint8_t* data, std::size_t size) {
+  if (size == 0) return;
+  kivi_model::world<4> w(1 + data[0] % 4);
+  for (std::size_t i = 1; i + 2 < size && i < 300; i += 3) {
+    require_same(w.step(data[i], data[i + 1], data[i + 2]));
+  }
+  require_same(w.restored_difference());
 }
 
 }  // namespace fuzz

@@ -9,8 +9,10 @@
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   if (size == 0) return 0;
-  if (data[0] % 2 == 0) {
+  if (data[0] % 4 == 0) {
     fuzz::operate(data + 1, size - 1);
+  } else if (data[0] % 4 == 2) {
+    fuzz::operate_on_kivi(data + 1, size - 1);
   } else {
     fuzz::read_file(data + 1, size - 1);
   }

@@ -234,13 +234,23 @@ void slot_cache(trial& t) {
 void quantised_cache(trial& t) {
   const attention_shape s = cached_shape(t);
   const auto half_step = [](int codes) { return 1.001 * largest / codes; };
-  switch (t.between("bits", 0, 2)) {
+  switch (t.between("bits", 0, 3)) {
     case 0: {
       heed::int8_cache cache(extents_of(s));
       return fill_and_decode(t, s, cache, half_step(254));
     }
     case 1: {
       heed::int4_cache cache(extents_of(s));
+      return fill_and_decode(t, s, cache, half_step(14));
+    }
+    case 2: {
+      const index page_size = t.between("page size", 1, 40);
+      heed::paged_kivi4_cache cache({.sequences = s.batch,
+                                     .kv_heads = s.kv_heads,
+                                     .pages = s.batch * heed::ceil_div(s.keys, page_size),
+                                     .page_size = page_size,
+                                     .head_dim = s.dim,
+                                     .value_dim = s.value_dim});
       return fill_and_decode(t, s, cache, half_step(14));
     }
     default: {

@@ -92,6 +92,13 @@ TEST(SaveCache, GivesBackTheBits) {
                                 .group = 4});
   fill(pages, 11);
   check_round_trip(pages);
+  // Complete pages, one that two sequences share and one of them has cut, newest rows.
+  heed::paged_kivi4_cache kivi_pages(
+      {.sequences = 2, .kv_heads = 2, .pages = 20, .page_size = 4, .head_dim = 12, .value_dim = 7});
+  kivi_pages.append(0, oracle::random_tensor<float, 3>({2, 11, 12}, 1),
+                    oracle::random_tensor<float, 3>({2, 11, 7}, 2));
+  kivi_pages.fork(0, 1, 6);
+  check_round_trip(kivi_pages);
   const heed::rolling_extents r{
       .batch = 2, .kv_heads = 2, .sinks = 2, .window = 9, .head_dim = 12, .value_dim = 7};
   heed::rolling_cache<float> rolling(r);
@@ -204,6 +211,7 @@ TEST(SaveCache, ExtentsAreComparedWithTheFile) {
   using floats = heed::contiguous_cache<float>;
   using slots = heed::slot_cache<float>;
   using pages = heed::paged_cache<float>;
+  using kivi_pages = heed::paged_kivi8_cache;
   using rolling = heed::rolling_cache<float>;
   using kivi = heed::kivi_cache<8>;
   using latent = heed::latent_cache<float>;
@@ -228,6 +236,12 @@ TEST(SaveCache, ExtentsAreComparedWithTheFile) {
   expect_refusal<pages>({1, 1, 1, 1, 8, 8, 4, 0, 1 << 29, 100, 0}, "page size 536870912");
   expect_refusal<pages>({1, 1, 1, 1, 8, 8, 4, 0, 16, huge, 0}, "tokens a sequence 1099511627776");
   expect_refusal<pages>({1, 1, 9, 1, 8, 8, 4, 0, 16, 64, 0}, "batch 9");
+  expect_refusal<kivi_pages>({0, 0, 1, 1, 8, 8, 4, 0, 257, 64, 0}, "page size 257");
+  expect_refusal<kivi_pages>({0, 0, 1, 1, 8, 8, 4, 0, 16, 64, 4}, "group 4");
+  expect_refusal<kivi_pages>({0, 0, 1, 1, 8, huge, 4, 0, 16, 64, 0}, "value dim 1099511627776");
+  expect_refusal<kivi_pages>({0, 0, 1, huge, 8, 8, 0, 0, 16, 64, 0}, "kv heads 1099511627776");
+  expect_refusal<kivi_pages>({0, 0, 1, 1, 8, 8, 4, 0, 16, 64, 0, 65}, "length 65");
+  expect_refusal<kivi_pages>({0, 0, 1, 1, 8, 8, 4, 0, 16, 64, 0, 3, 4}, "page 4 of 4");
   // ... sinks, tokens seen, pairs and 1, layout.
   expect_refusal<rolling>({1, 1, 1, 1, 8, 8, huge, 0, 4, 0, 0, 0}, "capacity 1099511627776");
   expect_refusal<rolling>({1, 1, 1, 1, 8, 8, 9, 3, 9, 3, 0, 0}, "sinks 9");

@@ -297,6 +297,7 @@ TEST(EveryCache, IsAsItWasWhereMemoryRunsOut) {
   check_without_memory(heed::slot_cache<heed::half>(e));
   check_without_memory(heed::paged_cache<float>(pages));
   check_without_memory(heed::paged_int8_cache(pages));
+  check_without_memory(heed::paged_kivi4_cache(pages));
   check_without_memory(heed::int4_cache(e, 2));
   check_without_memory(
       heed::kivi_cache<8>({.batch = 2, .capacity = 12, .head_dim = 4, .group = 4}));

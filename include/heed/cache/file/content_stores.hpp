@@ -24,15 +24,26 @@ void stored_part(File& f, Store& x, index part, index rows) {
   }
 }
 
+/// The first rows(b) of a store's newest rows of each sequence b (group_store.hpp).
+template <class File, class Store, class Rows>
+void stored_newest(File& f, Store& x, const Rows& rows) {
+  for (index b = 0; b < x.sequences(); ++b) {
+    for (index h = 0; h < x.heads(); ++h) f.numbers(x.newest(b, h), rows(b) * x.channels());
+  }
+}
+
 template <class TK, class TV>
 struct stored_cache<paged_cache<TK, TV>> : stored_rows<paged_cache<TK, TV>> {
   using cache = paged_cache<TK, TV>;
   using base = stored_rows<cache>;
-  using keys = row_store<TK>;
-  using values = row_store<TV>;
-  static constexpr const char* kind = is_code<TK>::bits == 8   ? "paged int8"
-                                      : is_code<TK>::bits == 4 ? "paged int4"
-                                                               : "paged";
+  using keys = typename page_stores<TK>::keys;
+  using values = typename page_stores<TV>::values;
+  static constexpr bool whole_pages = in_whole_pages<TK>;
+  static constexpr const char* kind =
+      whole_pages              ? (is_code<TK>::bits == 8 ? "paged kivi int8" : "paged kivi int4")
+      : is_code<TK>::bits == 8 ? "paged int8"
+      : is_code<TK>::bits == 4 ? "paged int4"
+                               : "paged";
 
   [[nodiscard]] static stored_shape shape_of(const cache& c) {
     stored_shape s = base::shape_of(c);
@@ -45,16 +56,27 @@ struct stored_cache<paged_cache<TK, TV>> : stored_rows<paged_cache<TK, TV>> {
   template <class File, class Shape>
   static void each_extent(File& f, Shape& s) {
     base::each_extent(f, s);
-    f.number("page size", s.page_size, 1, index{1} << 30);
+    f.number("page size", s.page_size, 1, whole_pages ? longest_group : index{1} << 30);
     f.extent("tokens a sequence", s.max_tokens);
-    f.extent("group", s.group);
+    if constexpr (whole_pages) {
+      f.number("group", s.group, 0, 0);
+    } else {
+      f.extent("group", s.group);
+    }
   }
   [[nodiscard]] static index memory(const stored_shape& s) noexcept {
-    const index row = saturating_sum(keys::row_bytes(s.head_dim, s.channel_group()),
-                                     values::row_bytes(s.value_dim, s.channel_group()));
-    const index pages = saturating_sum(bytes_of(s.capacity, s.kv_heads, s.page_size, row),
-                                       saturating_product(s.capacity, 12));
-    return saturating_sum(pages, bytes_of(s.batch, 8 + 4 * ceil_div(s.max_tokens, s.page_size)));
+    const index page =
+        saturating_sum(keys::page_bytes(s.page_size, s.head_dim, s.channel_group()),
+                       values::page_bytes(s.page_size, s.value_dim, s.channel_group()));
+    const index pages =
+        saturating_sum(bytes_of(s.capacity, s.kv_heads, page), saturating_product(s.capacity, 12));
+    index sequence = 8 + 4 * ceil_div(s.max_tokens, s.page_size);
+    if constexpr (whole_pages) {
+      const index newest = keys::newest_bytes(s.page_size, s.head_dim) +
+                           values::newest_bytes(s.page_size, s.value_dim);
+      sequence = saturating_sum(sequence, saturating_product(s.kv_heads, newest));
+    }
+    return saturating_sum(pages, bytes_of(s.batch, sequence));
   }
   [[nodiscard]] static index content(const stored_shape& s) noexcept {
     return saturating_product(s.batch, 8);
@@ -88,13 +110,19 @@ struct stored_cache<paged_cache<TK, TV>> : stored_rows<paged_cache<TK, TV>> {
     // Every page that a sequence has, once, in the order in which tables name them.
     std::vector<bool> seen(static_cast<std::size_t>(c.pages()));
     for (index b = 0; b < s.batch; ++b) {
-      for (const page_id p : c.page_table(b)) {
+      const index held = whole_pages ? c.length(b) / s.page_size : c.pages_of(c.length(b));
+      for (const page_id p : c.page_table(b).first(static_cast<std::size_t>(held))) {
         if (!seen[p]) {
           stored_part(f, c.keys_, static_cast<index>(p), s.page_size);
           stored_part(f, c.values_, static_cast<index>(p), s.page_size);
         }
         seen[p] = true;
       }
+    }
+    if constexpr (whole_pages) {
+      const auto newest = [&](index b) { return c.length(b) % s.page_size; };
+      stored_newest(f, c.keys_, newest);
+      stored_newest(f, c.values_, newest);
     }
   }
 };
@@ -154,7 +182,7 @@ struct stored_cache<kivi_cache<Bits>> : stored_rows<kivi_cache<Bits>> {
   template <class File, class Shape>
   static void each_extent(File& f, Shape& s) {
     base::each_extent(f, s);
-    f.number("group", s.group, 1, cache::longest_group);
+    f.number("group", s.group, 1, longest_group);
   }
   [[nodiscard]] static index memory(const stored_shape& s) noexcept {
     const index groups = ceil_div(s.capacity, s.group);
@@ -172,28 +200,26 @@ struct stored_cache<kivi_cache<Bits>> : stored_rows<kivi_cache<Bits>> {
   template <class File, class C>
   static void each_row(File& f, C& c, const stored_shape& s) {
     const index coded = s.length / s.group * s.group;
-    const auto codes = [&](index) { return coded; };
-    const auto groups = [&](index) { return coded / s.group; };
+    const auto codes = [&](auto& x, index rows_of_one) {
+      base::live_rows(f, x, [&](index) { return coded / rows_of_one; });
+    };
     const auto newest = [&](index) { return s.length - coded; };
-    base::live_rows(f, c.key_codes_, codes);
-    base::live_rows(f, c.key_scales_, groups);
-    base::live_rows(f, c.key_zeros_, groups);
-    base::live_rows(f, c.value_codes_, codes);
-    base::live_rows(f, c.value_scales_, codes);
-    base::live_rows(f, c.value_zeros_, codes);
-    base::live_rows(f, c.new_keys_, newest);
-    base::live_rows(f, c.new_values_, newest);
+    std::remove_const_t<decltype(c.keys_)>::each_coded(c.keys_, codes);
+    std::remove_const_t<decltype(c.values_)>::each_coded(c.values_, codes);
+    stored_newest(f, c.keys_, newest);
+    stored_newest(f, c.values_, newest);
     if constexpr (File::reads) c.length_ = s.length;
   }
 
  private:
   /// Of a whole group in codes, and of the newest in full.
   [[nodiscard]] static index group_bytes(const stored_shape& s) noexcept {
-    return s.group * (code_bytes<Bits>(s.head_dim) + code_bytes<Bits>(s.value_dim) + 8) +
-           8 * s.head_dim;
+    return group_store<Bits, true>::group_bytes(s.group, s.head_dim) +
+           group_store<Bits, false>::group_bytes(s.group, s.value_dim);
   }
   [[nodiscard]] static index full_bytes(const stored_shape& s) noexcept {
-    return 4 * s.group * (s.head_dim + s.value_dim);
+    return group_store<Bits, true>::newest_bytes(s.group, s.head_dim) +
+           group_store<Bits, false>::newest_bytes(s.group, s.value_dim);
   }
 };
 

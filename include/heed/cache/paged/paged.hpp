@@ -8,18 +8,20 @@
 // | values | [pages, kv heads, page size, value dim], scalar TV          |
 //
 // TK and TV are types of numbers, or both quantised_code<8> or <4>: rows of codes with a scale and a
-// zero point each, or each `group` of channels, with the errors of a quantised_cache. Few queries
-// read those in registers, to rounding of the widened rows; many have a block widened once.
+// zero point each, or each `group` of channels, with the errors of a quantised_cache. Or both are
+// kivi_code<8> or <4>: the rows, bit for bit, of a kivi_cache whose groups are the pages, of at most
+// 256 tokens. A sequence keeps the rows of its incomplete last page in full, forks copy those and a
+// truncation widens them. Few queries read codes in registers, to rounding of the widened rows;
+// many have a block widened once.
 //
 // Token j of a sequence is row j % page size of page table[j / page size]. Sequences are numbered
 // 0 .. sequences - 1 and empty at first. A fork shares all pages; the first write to a shared page
-// copies the rows that are kept (copy on write). Memory: (head dim sizeof(TK) + value dim
-// sizeof(TV)) bytes per KV head and token of the pool (codes: as in a quantised_cache), 12 bytes a
-// page, 4 bytes per sequence and page of its table; all of it allocated at construction, nothing
-// later. Appended numbers are rounded to nearest even to the cache's scalars. Every operation either
-// succeeds or changes nothing. Reading from many threads is safe while no one writes. Decode reads
-// pages in place; numbers have the bits of a contiguous cache of the same tokens. Kwon et al. 2023,
-// arXiv 2309.06180.
+// copies the rows that are kept (copy on write). Memory: page_bytes() + 12 bytes a page, 8 bytes a
+// sequence and 4 per page of its table, and of kivi_code 4 page size (head dim + value dim) bytes
+// per sequence and KV head; all of it allocated at construction, nothing later. Appended numbers are
+// rounded to nearest even to the cache's scalars. Every operation either succeeds or changes
+// nothing. Reading from many threads is safe while no one writes. Decode reads pages in place;
+// numbers have the bits of a contiguous cache of the same tokens. Kwon et al. 2023, arXiv 2309.06180.
 #pragma once
 
 #include <algorithm>
@@ -38,23 +40,23 @@
 namespace heed::inline HEED_TARGET {
 
 template <detail::page_scalar TK, detail::page_scalar TV = TK>
-class paged_cache : public detail::page_codes<paged_cache<TK, TV>, TK> {
-  static constexpr bool in_codes = detail::is_code<TK>::value;
-  static_assert(!in_codes || std::is_same_v<TK, TV>,
+class paged_cache : public detail::page_rows<paged_cache<TK, TV>, TK, TV> {
+  static_assert(!(detail::is_code<TK>::value || detail::is_code<TV>::value) ||
+                    std::is_same_v<TK, TV>,
                 "heed: keys and values are both numbers, or codes of as many bits");
 
  public:
   using key_scalar = TK;
   using value_scalar = TV;
 
-  /// Throws shape_error on a negative extent, a page size below 1, without a head_dim and where no
-  /// memory could hold so many pages; std::bad_alloc.
+  /// Throws shape_error on a negative extent, a page size below 1 or, of kivi_code, above 256,
+  /// without a head_dim and where no memory could hold so many pages; std::bad_alloc.
   explicit paged_cache(const paged_extents& e)
       : page_size_(detail::check_paged_extents<TK, TV>(e).page_size),
         pool_(e.sequences, e.pages, e.max_tokens ? ceil_div(*e.max_tokens, page_size_) : e.pages),
         max_tokens_(e.max_tokens.value_or(e.pages * page_size_)),
-        keys_(e.pages, e.kv_heads, e.page_size, e.head_dim, e.group),
-        values_(e.pages, e.kv_heads, e.page_size, e.value_dim.value_or(e.head_dim), e.group),
+        keys_(e, e.head_dim),
+        values_(e, e.value_dim.value_or(e.head_dim)),
         group_(e.group) {}
 
   /// Appends the same number of tokens to every sequence: k [sequences, kv heads, tokens, head
@@ -96,7 +98,7 @@ class paged_cache : public detail::page_codes<paged_cache<TK, TV>, TK> {
   }
 
   /// `to`, which must be empty, shares the first `tokens` tokens of `from`, or all of them. Copies
-  /// nothing. Throws shape_error.
+  /// nothing but, of kivi_code, the rows of an incomplete page. Throws shape_error.
   void fork(index from, index to) { fork(from, to, checked_length(from)); }
   void fork(index from, index to, index tokens) {
     detail::require_truncation(tokens, checked_length(from));
@@ -107,11 +109,12 @@ class paged_cache : public detail::page_codes<paged_cache<TK, TV>, TK> {
       pool_.retain(p);
       pool_.page(to, i) = p;
     }
+    this->keep_newest(from, to, tokens);
     pool_.set_length(to, tokens);
   }
 
-  /// `to`, which must end with a page or be empty, goes on with whole pages that are in use. Throws
-  /// shape_error, capacity_error where a sequence may not have so many.
+  /// `to`, which must end with a page or be empty, goes on with complete pages that are in use.
+  /// Throws shape_error, capacity_error where a sequence may not have so many.
   void adopt(index to, std::span<const page_id> pages) {
     const index length = checked_length(to);
     const auto count = static_cast<index>(pages.size());
@@ -140,6 +143,7 @@ class paged_cache : public detail::page_codes<paged_cache<TK, TV>, TK> {
     for (index i = pages_of(length); i < pages_of(pool_.length(sequence)); ++i) {
       pool_.release(pool_.page(sequence, i));
     }
+    this->keep_newest(sequence, sequence, length);
     pool_.set_length(sequence, length);
   }
   /// Throws shape_error where there is no such sequence.
@@ -149,7 +153,8 @@ class paged_cache : public detail::page_codes<paged_cache<TK, TV>, TK> {
   }
 
   /// A reference to a page that keeps it, its rows and its place until it is dropped; how a prefix
-  /// tree keeps pages that no sequence has. Throws shape_error where the page is free.
+  /// tree keeps pages that no sequence has. Of kivi_code only complete pages have rows. Throws
+  /// shape_error where the page is free.
   void hold(page_id page) {
     require_used(page);
     pool_.hold(page);
@@ -178,9 +183,8 @@ class paged_cache : public detail::page_codes<paged_cache<TK, TV>, TK> {
   [[nodiscard]] index max_tokens() const noexcept { return max_tokens_; }
   /// Bytes of the keys and values of one page, with their scales.
   [[nodiscard]] index page_bytes() const noexcept {
-    return kv_heads() * page_size_ *
-           (detail::row_store<TK>::row_bytes(head_dim(), group_) +
-            detail::row_store<TV>::row_bytes(value_dim(), group_));
+    return kv_heads() * (key_store::page_bytes(page_size_, head_dim(), group_) +
+                         value_store::page_bytes(page_size_, value_dim(), group_));
   }
   /// How many sequences and holds refer to a page; 0 for a free one.
   [[nodiscard]] index references(page_id page) const {
@@ -208,25 +212,15 @@ class paged_cache : public detail::page_codes<paged_cache<TK, TV>, TK> {
   [[nodiscard]] index head_dim() const noexcept { return keys_.channels(); }
   [[nodiscard]] index value_dim() const noexcept { return values_.channels(); }
   [[nodiscard]] index length(index sequence) const noexcept { return pool_.length(sequence); }
-  /// No one reads codes as rows: kernels widen them.
-  [[nodiscard]] row_run<TK> keys(index b, index h, index j) const noexcept {
-    if constexpr (in_codes)
-      return {nullptr, 0, length(b) - j};
-    else
-      return {keys_.row(page_of(b, j), h, j % page_size_), head_dim(), left(b, j)};
-  }
-  [[nodiscard]] row_run<TV> values(index b, index h, index j) const noexcept {
-    if constexpr (in_codes)
-      return {nullptr, 0, length(b) - j};
-    else
-      return {values_.row(page_of(b, j), h, j % page_size_), value_dim(), left(b, j)};
-  }
   [[nodiscard]] static constexpr index key_channel_stride() noexcept { return 1; }
   [[nodiscard]] static constexpr index value_channel_stride() noexcept { return 1; }
 
  private:
   friend struct detail::stored_cache<paged_cache>;
-  friend struct detail::page_codes<paged_cache, TK>;
+  friend struct detail::page_rows<paged_cache, TK, TV>;
+  using key_store = typename detail::page_stores<TK>::keys;
+  using value_store = typename detail::page_stores<TV>::values;
+
   [[nodiscard]] detail::row_geometry geometry() const noexcept {
     return {batch(), kv_heads(), head_dim(), value_dim()};
   }
@@ -310,8 +304,8 @@ class paged_cache : public detail::page_codes<paged_cache<TK, TV>, TK> {
       const index rows = (std::min)(page_size_ - (length + j) % page_size_, count - j);
       for (index h = 0; h < kv_heads(); ++h) {
         const index at = (length + j) % page_size_;
-        keys_.write(page_of(s, length + j), h, at, rows, tokens.key_rows(from, h, j));
-        values_.write(page_of(s, length + j), h, at, rows, tokens.value_rows(from, h, j));
+        keys_.write(page_of(s, length + j), h, at, rows, tokens.key_rows(from, h, j), s);
+        values_.write(page_of(s, length + j), h, at, rows, tokens.value_rows(from, h, j), s);
       }
       j += rows;
     }
@@ -333,8 +327,8 @@ class paged_cache : public detail::page_codes<paged_cache<TK, TV>, TK> {
   index page_size_;
   detail::page_pool pool_;
   index max_tokens_;
-  detail::row_store<TK> keys_;
-  detail::row_store<TV> values_;
+  key_store keys_;
+  value_store values_;
   std::optional<index> group_;
 };
 
@@ -342,8 +336,13 @@ class paged_cache : public detail::page_codes<paged_cache<TK, TV>, TK> {
 using paged_int8_cache = paged_cache<quantised_code<8>>;
 /// Pages of codes of 4 bits.
 using paged_int4_cache = paged_cache<quantised_code<4>>;
+/// Pages of codes of 8 bits, keys with scales a channel.
+using paged_kivi8_cache = paged_cache<kivi_code<8>>;
+/// Pages of codes of 4 bits, keys with scales a channel.
+using paged_kivi4_cache = paged_cache<kivi_code<4>>;
 
 static_assert(key_value_source<paged_cache<float>>);
 static_assert(coded_source<paged_int4_cache>);
+static_assert(coded_source<paged_kivi4_cache>);
 
 }  // namespace heed::inline HEED_TARGET

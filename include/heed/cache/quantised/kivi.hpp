@@ -19,21 +19,19 @@
 // Holds (head dim + value dim) bits / 8 + 8 + 8 head dim / group bytes per batch, KV head and token
 // of capacity, and the newest; allocated at construction, appending allocates nothing. Attention
 // of many queries widens a block of rows once for all query rows of a task, that of few reads the
-// codes and agrees with it to rounding; scores beyond the largest float are NaN. Every operation either succeeds or
-// changes nothing. Reading from many threads is safe while no one writes. Liu et al. 2024, arXiv
-// 2402.02750.
+// codes and agrees with it to rounding; scores beyond the largest float are NaN. Every operation
+// either succeeds or changes nothing. Reading from many threads is safe while no one writes. Liu et
+// al. 2024, arXiv 2402.02750.
 #pragma once
 
 #include <algorithm>
-#include <cstdint>
 #include <optional>
-#include <string>
 
 #include "heed/cache/append_input.hpp"
+#include "heed/cache/quantised/group_store.hpp"
 #include "heed/cache/quantised/quantised.hpp"
 #include "heed/core/target.hpp"
 #include "heed/kernel/kv_source.hpp"
-#include "heed/tensor/tensor.hpp"
 
 namespace heed::inline HEED_TARGET {
 
@@ -55,17 +53,10 @@ class kivi_cache {
   /// Throws shape_error on a negative extent, without a head_dim, or where a group has not 1 to 256
   /// tokens; std::bad_alloc.
   explicit kivi_cache(const kivi_extents& e)
-      : group_(checked_group(e)),
-        capacity_(e.capacity),
-        value_dim_(e.value_dim.value_or(e.head_dim)),
-        key_codes_({e.batch, e.kv_heads, rows(), code_bytes<Bits>(e.head_dim)}),
-        key_scales_({e.batch, e.kv_heads, rows() / group_, e.head_dim}),
-        key_zeros_(key_scales_.extents()),
-        value_codes_({e.batch, e.kv_heads, rows(), code_bytes<Bits>(value_dim_)}),
-        value_scales_({e.batch, e.kv_heads, rows()}),
-        value_zeros_(value_scales_.extents()),
-        new_keys_({e.batch, e.kv_heads, group_, e.head_dim}),
-        new_values_({e.batch, e.kv_heads, group_, value_dim_}) {}
+      : capacity_(checked(e).capacity),
+        keys_(e.batch, e.kv_heads, round_up(e.capacity, e.group), e.head_dim, e.group, e.batch),
+        values_(e.batch, e.kv_heads, round_up(e.capacity, e.group),
+                e.value_dim.value_or(e.head_dim), e.group, e.batch) {}
 
   /// Appends the same number of tokens to every batch: k [batch, kv heads, tokens, head dim], v
   /// likewise with value dim; leading axes of extent 1 may be left out. Throws capacity_error where
@@ -80,14 +71,8 @@ class kivi_cache {
     return detail::append_in_step(*this, k, v, [&](const auto& tokens, index count) {
       for (index b = 0; b < batch(); ++b) {
         for (index h = 0; h < kv_heads(); ++h) {
-          for (index i = 0; i < count;) {
-            const index at = (length_ + i) % group_;
-            const index n = (std::min)(group_ - at, count - i);
-            copy(tokens.key_rows(b, h, i), new_keys_, b, h, at, n);
-            copy(tokens.value_rows(b, h, i), new_values_, b, h, at, n);
-            if (at + n == group_) quantise(b, h, (length_ + i) / group_);
-            i += n;
-          }
+          keys_.write(b, h, length_, count, tokens.key_rows(b, h, 0), b);
+          values_.write(b, h, length_, count, tokens.value_rows(b, h, 0), b);
         }
       }
       length_ += count;
@@ -97,12 +82,12 @@ class kivi_cache {
   /// Forgets all but the first `length` tokens. Throws shape_error where there are fewer.
   void truncate(index length) {
     detail::require_truncation(length, length_, "the cache");
-    const index first = length / group_ * group_;
+    const index first = length / group() * group();
     if (first < in_codes()) {
       for (index b = 0; b < batch(); ++b) {
         for (index h = 0; h < kv_heads(); ++h) {
-          widen_keys(b, h, {first, length}, &new_keys_(b, h, 0, 0));
-          widen_values(b, h, {first, length}, &new_values_(b, h, 0, 0));
+          keys_.widen(b, h, first, length - first, keys_.newest(b, h));
+          values_.widen(b, h, first, length - first, values_.newest(b, h));
         }
       }
     }
@@ -112,15 +97,15 @@ class kivi_cache {
 
   [[nodiscard]] index length() const noexcept { return length_; }
   [[nodiscard]] index capacity() const noexcept { return capacity_; }
-  [[nodiscard]] index group() const noexcept { return group_; }
+  [[nodiscard]] index group() const noexcept { return keys_.group(); }
   /// Tokens that are codes; those behind them are kept in full.
-  [[nodiscard]] index in_codes() const noexcept { return length_ / group_ * group_; }
+  [[nodiscard]] index in_codes() const noexcept { return length_ / group() * group(); }
 
   // What kernels read: see widening_source.
-  [[nodiscard]] index batch() const noexcept { return key_codes_.extent(0); }
-  [[nodiscard]] index kv_heads() const noexcept { return key_codes_.extent(1); }
-  [[nodiscard]] index head_dim() const noexcept { return new_keys_.extent(3); }
-  [[nodiscard]] index value_dim() const noexcept { return value_dim_; }
+  [[nodiscard]] index batch() const noexcept { return keys_.parts(); }
+  [[nodiscard]] index kv_heads() const noexcept { return keys_.heads(); }
+  [[nodiscard]] index head_dim() const noexcept { return keys_.channels(); }
+  [[nodiscard]] index value_dim() const noexcept { return values_.channels(); }
   [[nodiscard]] index length(index) const noexcept { return length_; }
   /// No one reads codes as rows: kernels widen them.
   [[nodiscard]] row_run<key_scalar> keys(index, index, index j) const noexcept {
@@ -132,54 +117,16 @@ class kivi_cache {
   // And what few queries read: see coded_source.
   static constexpr int code_bits = Bits;
   [[nodiscard]] code_run key_codes(index b, index h, index j) const noexcept {
-    if (j >= in_codes()) {
-      return {.full = new_keys_.data() + row(b, h, group_, j % group_) * head_dim(),
-              .count = length_ - j};
-    }
-    const index group = (b * kv_heads() + h) * (rows() / group_) + j / group_;
-    return {.codes = key_codes_.data() + row(b, h, rows(), j) * key_codes_.extent(3),
-            .stride = key_codes_.extent(3),
-            .left = in_codes() - j,
-            .scale = key_scales_.data() + group * head_dim(),
-            .zero = key_zeros_.data() + group * head_dim(),
-            .by_channel = true,
-            .count = group_ - j % group_};
+    return run(keys_, b, h, j);
   }
   [[nodiscard]] code_run value_codes(index b, index h, index j) const noexcept {
-    if (j >= in_codes()) {
-      return {.full = new_values_.data() + row(b, h, group_, j % group_) * value_dim(),
-              .count = length_ - j};
-    }
-    const index r = row(b, h, rows(), j);
-    return {.codes = value_codes_.data() + r * value_codes_.extent(3),
-            .stride = value_codes_.extent(3),
-            .left = in_codes() - j,
-            .scale = value_scales_.data() + r,
-            .zero = value_zeros_.data() + r,
-            .count = in_codes() - j};
+    return run(values_, b, h, j);
   }
   void widen_keys(index b, index h, range tokens, float* to) const noexcept {
-    const index channels = head_dim();
-    for (index j = tokens.begin; j < tokens.end; ++j, to += channels) {
-      if (j >= in_codes()) {
-        std::copy_n(&new_keys_(b, h, j % group_, 0), channels, to);
-        continue;
-      }
-      detail::widen_codes<Bits, true>(&key_codes_(b, h, j, 0), &key_scales_(b, h, j / group_, 0),
-                                      &key_zeros_(b, h, j / group_, 0), channels, to);
-    }
+    widen(keys_, b, h, tokens, to);
   }
   void widen_values(index b, index h, range tokens, float* to) const noexcept {
-    for (index j = tokens.begin; j < tokens.end; ++j, to += value_dim()) {
-      if (j >= in_codes()) {
-        std::copy_n(new_values_.data() + row(b, h, group_, j % group_) * value_dim(), value_dim(),
-                    to);
-      } else {
-        const index r = row(b, h, rows(), j);
-        widen_codes<Bits>(value_codes_.data() + r * value_codes_.extent(3),
-                          {value_scales_.data()[r], value_zeros_.data()[r]}, value_dim(), to);
-      }
-    }
+    widen(values_, b, h, tokens, to);
   }
   [[nodiscard]] static constexpr index key_channel_stride() noexcept { return 1; }
   [[nodiscard]] static constexpr index value_channel_stride() noexcept { return 1; }
@@ -187,61 +134,27 @@ class kivi_cache {
  private:
   friend struct detail::stored_cache<kivi_cache>;
 
-  static constexpr index longest_group = 256;
-
-  [[nodiscard]] static index checked_group(const kivi_extents& e) {
+  [[nodiscard]] static const kivi_extents& checked(const kivi_extents& e) {
     (void)check_cache_extents({e.batch, e.kv_heads, e.capacity, e.head_dim, e.value_dim});
-    if (e.group < 1 || e.group > longest_group) {
-      fail<shape_error>("kivi_cache has groups of " + std::to_string(e.group) +
-                        " tokens, needs 1 to 256");
-    }
-    return e.group;
+    (void)detail::checked_token_group(e.group, "kivi_cache has groups");
+    return e;
   }
-  /// Of codes: whole groups.
-  [[nodiscard]] index rows() const noexcept { return round_up(capacity_, group_); }
-  [[nodiscard]] index row(index b, index h, index rows_of_head, index j) const noexcept {
-    return (b * kv_heads() + h) * rows_of_head + j;
+  template <class Store>
+  [[nodiscard]] code_run run(const Store& store, index b, index h, index j) const noexcept {
+    if (j < in_codes()) return store.run(b, h, j, in_codes() - j);
+    return store.newest_run(b, h, j % group(), length_ - j);
   }
-
-  template <class S>
-  void copy(kernel::rectangle<const S> from, tensor<float, 4>& to, index b, index h, index at,
-            index count) noexcept {
-    const index channels = to.extent(3);
-    kernel::copy_tile<S, float>(from, {to.data() + row(b, h, group_, at) * channels, channels, 1},
-                                count, channels);
-  }
-  /// The newest tokens, which are complete, become the codes of group `g`.
-  void quantise(index b, index h, index g) noexcept {
-    float column[std::size_t{longest_group}];
-    for (index c = 0; c < head_dim(); ++c) {
-      for (index i = 0; i < group_; ++i) column[i] = new_keys_(b, h, i, c);
-      const row_scale s = detail::quantise<Bits>(column, group_, [&](index i, std::uint8_t code) {
-        detail::store_code<Bits>(&key_codes_(b, h, g * group_ + i, 0), head_dim(), c, code);
-      });
-      key_scales_(b, h, g, c) = s.scale;
-      key_zeros_(b, h, g, c) = s.zero;
-    }
-    for (index i = 0; i < group_; ++i) {
-      const index r = row(b, h, rows(), g * group_ + i);
-      const row_scale s =
-          quantise_row<Bits>(new_values_.data() + row(b, h, group_, i) * value_dim(), value_dim(),
-                             value_codes_.data() + r * value_codes_.extent(3));
-      value_scales_.data()[r] = s.scale;
-      value_zeros_.data()[r] = s.zero;
-    }
+  template <class Store>
+  void widen(const Store& store, index b, index h, range tokens, float* to) const noexcept {
+    const index codes = std::clamp(in_codes(), tokens.begin, tokens.end) - tokens.begin;
+    store.widen(b, h, tokens.begin, codes, to);
+    store.copy_newest(b, h, (tokens.begin + codes) % group(), tokens.size() - codes,
+                      to + codes * store.channels());
   }
 
-  index group_;
   index capacity_;
-  index value_dim_;
-  tensor<std::uint8_t, 4> key_codes_;
-  tensor<float, 4> key_scales_;
-  tensor<float, 4> key_zeros_;
-  tensor<std::uint8_t, 4> value_codes_;
-  tensor<float, 3> value_scales_;
-  tensor<float, 3> value_zeros_;
-  tensor<float, 4> new_keys_;  // token j at row j % group
-  tensor<float, 4> new_values_;
+  detail::group_store<Bits, true> keys_;
+  detail::group_store<Bits, false> values_;
   index length_ = 0;
 };
 
