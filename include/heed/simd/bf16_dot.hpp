@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: MIT
-// Dot products of pairs of bfloat16, where the target has them (AVX512-BF16).
+// Dot products of pairs of bfloat16, where the target has them (AVX512-BF16) and they pay.
 //
 //   dot_pairs(acc, a, b)   acc_i + a_2i b_2i + a_2i+1 b_2i+1
 //
 // A word holds two bfloat16, the even one in its lower half. Products are exact in float; sums
 // round to nearest even; denormal inputs and results count as zero.
+//
+// Intel's processors with matrix units (AMX) run them at half the rate of float's multiply-adds, AMD's
+// at twice that rate. For targets with AMX bfloat16 is widened, so that it is not slower than float.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +18,8 @@
 
 namespace heed::inline HEED_TARGET::simd {
 
-#if defined(__AVX512BF16__) && defined(EIGEN_VECTORIZE_AVX512)
+#if defined(__AVX512BF16__) && defined(EIGEN_VECTORIZE_AVX512) && !defined(__AMX_BF16__)
+#define HEED_HAS_BFLOAT16_PAIRS 1
 
 inline constexpr bool has_bfloat16_pairs = true;
 
@@ -51,6 +55,7 @@ HEED_INLINE pairs round_to_pairs(packet<float> even, packet<float> odd) noexcept
 }
 
 #else
+#define HEED_HAS_BFLOAT16_PAIRS 0
 
 inline constexpr bool has_bfloat16_pairs = false;
 

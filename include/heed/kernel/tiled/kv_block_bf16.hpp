@@ -41,7 +41,7 @@ class paired_block {
            source.values(where.batch, where.kv_head, 0).count >= n;
   }
 
-#if defined(__AVX512BF16__) && defined(EIGEN_VECTORIZE_AVX512)
+#if HEED_HAS_BFLOAT16_PAIRS
   using plan = tile_plan<A>;
   using P = simd::packet<A>;
   static constexpr index key_step = 2;
