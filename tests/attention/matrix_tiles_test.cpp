@@ -7,11 +7,14 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "heed/attention.hpp"
@@ -227,6 +230,242 @@ TEST(ParallelMatrixTiles, AnyNumberOfThreadsHasTheSameBits) {
     heed::thread_pool pool(threads);
     EXPECT_TRUE(
         oracle::same_bits(heed::attention(pool, in.q, in.k, in.v, {}, heed::causal()), serial));
+  }
+}
+
+// ------------------------------------------------------------------------------ codes of 8 bits
+
+template <class Cache>
+using source_of = heed::api::kv_source_reference<Cache>;
+using block = heed::kernel::code_block<float>;
+static_assert(block::serves<float, source_of<heed::int8_cache>>);
+static_assert(block::serves<bfloat16, source_of<heed::paged_int8_cache>>);
+static_assert(!block::serves<float, source_of<heed::int4_cache>>);
+static_assert(!block::serves<float, source_of<heed::contiguous_cache<float>>>);
+
+struct rows {
+  heed::tensor<float, 4> k;
+  heed::tensor<float, 4> v;
+};
+template <class Cache>
+rows widened_rows(const Cache& cache) {
+  const index n = cache.length(0);
+  rows wide{heed::tensor<float, 4>({cache.batch(), cache.kv_heads(), n, cache.head_dim()}),
+            heed::tensor<float, 4>({cache.batch(), cache.kv_heads(), n, cache.value_dim()})};
+  for (index b = 0; b < cache.batch(); ++b) {
+    for (index h = 0; h < cache.kv_heads(); ++h) {
+      cache.widen_keys(b, h, {0, n}, &wide.k(b, h, 0, 0));
+      cache.widen_values(b, h, {0, n}, &wide.v(b, h, 0, 0));
+    }
+  }
+  return wide;
+}
+
+rows random_rows(index batch, index kv_heads, index keys, index head_dim, index value_dim) {
+  return {oracle::random_tensor<float, 4>({batch, kv_heads, keys, head_dim}, 5),
+          oracle::random_tensor<float, 4>({batch, kv_heads, keys, value_dim}, 6)};
+}
+heed::int8_cache codes_of(const rows& r) {
+  heed::int8_cache cache({.batch = r.k.extent(0),
+                          .kv_heads = r.k.extent(1),
+                          .capacity = r.k.extent(2),
+                          .head_dim = r.k.extent(3),
+                          .value_dim = r.v.extent(3)});
+  cache.append(r.k, r.v);
+  return cache;
+}
+heed::contiguous_cache<float> floats_of(const rows& r) {
+  heed::contiguous_cache<float> cache({.batch = r.k.extent(0),
+                                       .kv_heads = r.k.extent(1),
+                                       .capacity = r.k.extent(2),
+                                       .head_dim = r.k.extent(3),
+                                       .value_dim = r.v.extent(3)});
+  cache.append(r.k, r.v);
+  return cache;
+}
+
+/// The largest sum of |x| over the channels of a row.
+template <class Tensor>
+double largest_row_sum(const Tensor& t) {
+  const index n = t.extent(t.rank - 1);
+  double most = 0;
+  for (index i = 0; i < t.size(); i += n) {
+    double sum = 0;
+    for (index c = 0; c < n; ++c) sum += std::abs(static_cast<double>(t.data()[i + c]));
+    most = std::max(most, std::isfinite(sum) ? sum : 0);
+  }
+  return most;
+}
+
+/// Prefill over codes beside the textbook in double on the widened rows, to what
+/// kernel/tiled/kv_block_int8.hpp says it errs by: "" or the difference.
+template <class Q, class Cache, class... M>
+std::string check_codes(const Q& q, const Cache& cache, const heed::attention_options& options,
+                        const M&... modifiers) {
+  const rows wide = widened_rows(cache);
+  heed::attention_options whole = options;
+  whole.offset = cache.length(0) - q.extent(2);
+  const auto e = oracle::expected(q, wide.k, wide.v, whole, modifiers...);
+  heed::tensor<float, 4> out(e.output.extents());
+  heed::tensor<float, 3> lse(e.log_sum_exp.extents());
+  heed::decode_into(heed::into(out, lse), q, cache, options, modifiers...);
+
+  const double scale = options.scale.value_or(1 / std::sqrt(static_cast<double>(q.extent(3))));
+  const double units = oracle::largest(q) / 65278 * largest_row_sum(wide.k);
+  // 255 scale is a row's range, at most twice its largest number; scale zero at most that.
+  const double roundings = std::ldexp(largest_row_sum(q) * 3 * oracle::largest(wide.k), -21);
+  const double score = std::abs(scale) * (units + roundings);
+  const oracle::tolerance<float> near(e.sizes);
+  const double value = oracle::largest(wide.v);
+  for (index i = 0; i < out.size(); ++i) {
+    const double want = e.output.data()[i];
+    const double within = near.output(want) + (std::expm1(2 * score) + std::ldexp(1.0, -8)) * value;
+    if (!oracle::agrees(double{out.data()[i]}, want, within)) {
+      return "out " + std::to_string(i) + ": " + std::to_string(out.data()[i]) + ", not " +
+             std::to_string(want) + " within " + std::to_string(within);
+    }
+  }
+  for (index i = 0; i < lse.size(); ++i) {
+    const double want = e.log_sum_exp.data()[i];
+    const double within = near.log_sum_exp(want) + score;
+    if (!oracle::agrees(double{lse.data()[i]}, want, within)) {
+      return "lse " + std::to_string(i) + ": " + std::to_string(lse.data()[i]) + ", not " +
+             std::to_string(want) + " within " + std::to_string(within);
+    }
+  }
+  return "";
+}
+
+// Whole tiles and one more or less in every direction. Where whole tiles find no room (1, 16 and 31
+// channels, 1 of values) and only there, the result has the bits of the widened rows.
+TEST(MatrixTiles, CodesAreAttendedToAsTheirRows) {
+  const auto each = [](index queries, index keys, index head_dim, index value_dim, bool tiles) {
+    const rows r = random_rows(1, 1, keys, head_dim, value_dim);
+    const heed::int8_cache cache = codes_of(r);
+    const auto q = oracle::random_tensor<float, 4>({1, 2, queries, head_dim}, 7);
+    EXPECT_EQ(check_codes(q, cache, {}), "") << keys << ' ' << head_dim << ' ' << value_dim;
+    EXPECT_NE(
+        oracle::same_bits(heed::decode(q, cache), heed::decode(q, floats_of(widened_rows(cache)))),
+        tiles)
+        << keys << ' ' << head_dim << ' ' << value_dim;
+  };
+  for (const index keys : {9, 15, 16, 17, 31, 33, 127, 128, 129, 300}) {
+    each(std::min<index>(keys, 100), keys, 64, 64, true);
+  }
+  for (const index queries : {9, 23, 24, 25, 47, 48, 49, 200}) each(queries, 260, 64, 33, true);
+  for (const index head_dim : {32, 33, 64, 65, 128, 192}) each(30, 150, head_dim, 48, true);
+  for (const index value_dim : {8, 15, 16, 17, 31, 128}) each(30, 150, 128, value_dim, true);
+  for (const index head_dim : {1, 16, 31}) each(30, 150, head_dim, 48, false);
+  each(30, 150, 64, 1, false);
+}
+
+TEST(MatrixTiles, CodesBehindMasksAndModifiers) {
+  const heed::int8_cache cache = codes_of(random_rows(2, 2, 333, 64, 40));
+  const auto q = oracle::random_tensor<float, 4>({2, 6, 111, 64}, 7);
+  EXPECT_EQ(check_codes(q, cache, {.scale = -0.2}, heed::causal()), "");
+  EXPECT_EQ(check_codes(
+                q, cache, {}, heed::window{.left = 40, .right = 3}, heed::softcap(5),
+                [](auto s, heed::position p) {
+                  using S = decltype(s);
+                  return s - S(0.01) * static_cast<S>(static_cast<int>(p.query - p.key));
+                },
+                [](heed::position p) { return (p.key + p.row + p.head) % 5 != 0; }),
+            "");
+}
+
+// Codes in pages have the bits of those in one piece; groups of channels take the other way.
+TEST(MatrixTiles, CodesInPages) {
+  const rows r = random_rows(2, 2, 203, 64, 40);
+  const heed::int8_cache whole = codes_of(r);
+  const auto q = oracle::random_tensor<float, 4>({2, 4, 90, 64}, 7);
+  const auto want = heed::decode(q, whole, {}, heed::causal());
+  const auto pages = [&](index page_size, std::optional<index> group) {
+    heed::paged_int8_cache cache({.sequences = 2,
+                                  .kv_heads = 2,
+                                  .pages = 128,
+                                  .page_size = page_size,
+                                  .head_dim = 64,
+                                  .value_dim = 40,
+                                  .group = group});
+    cache.append(r.k, r.v);
+    return cache;
+  };
+  for (const index page_size : {7, 16, 256}) {
+    EXPECT_TRUE(oracle::same_bits(
+        heed::decode(q, pages(page_size, std::nullopt), {}, heed::causal()), want))
+        << page_size;
+  }
+  const auto grouped = pages(16, 32);
+  EXPECT_TRUE(
+      oracle::same_bits(heed::decode(q, grouped, {}, heed::causal()),
+                        heed::decode(q, floats_of(widened_rows(grouped)), {}, heed::causal())));
+}
+
+// A query that no fixed point holds is what it is with widened keys, its neighbours as ever.
+TEST(MatrixTiles, CodesMeetQueriesOfAnySize) {
+  const heed::int8_cache cache = codes_of(random_rows(1, 1, 150, 64, 40));
+  auto q = oracle::random_tensor<float, 4>({1, 1, 60, 64}, 7);
+  const auto clean = heed::decode(q, cache, {}, heed::causal());
+  constexpr float infinity = std::numeric_limits<float>::infinity();
+  const auto set = [&](index i, float x) {
+    for (index c = 0; c < 64; ++c) q(0, 0, i, c) = x;
+  };
+  q(0, 0, 3, 7) = std::numeric_limits<float>::quiet_NaN();
+  q(0, 0, 20, 63) = infinity;
+  q(0, 0, 21, 0) = -infinity;
+  set(22, infinity);
+  set(30, std::numeric_limits<float>::denorm_min());
+  set(31, 0);
+  for (index c = 0; c < 64; ++c) q(0, 0, 33, c) *= 0x1p-118F;
+  for (index c = 0; c < 64; ++c) q(0, 0, 59, c) *= 1e4F;
+  const auto got = heed::decode(q, cache, {}, heed::causal());
+  const auto want = heed::decode(q, floats_of(widened_rows(cache)), {}, heed::causal());
+  for (index i = 0; i < 60; ++i) {
+    const bool same = i != 3 && (i < 20 || i > 22) && i != 30 && i != 31 && i != 33 && i != 59;
+    for (index c = 0; c < 40; ++c) {
+      const double x = double{got(0, 0, i, c)};
+      if (same) {
+        EXPECT_EQ(x, double{clean(0, 0, i, c)}) << i;
+      } else {
+        EXPECT_TRUE(oracle::agrees(x, double{want(0, 0, i, c)}, 0.03)) << i << ' ' << x;
+      }
+    }
+  }
+}
+
+// Queries so small that their units have no digits, of keys so large that their products matter.
+TEST(MatrixTiles, CodesMeetQueriesWithoutUnits) {
+  rows r = random_rows(1, 1, 150, 64, 40);
+  auto q = oracle::random_tensor<float, 4>({1, 1, 60, 64}, 7);
+  for (index i = 0; i < r.k.size(); ++i) r.k.data()[i] *= 0x1p111F;
+  for (index i = 0; i < q.size(); ++i) q.data()[i] *= 0x1p-111F;
+  EXPECT_EQ(check_codes(q, codes_of(r), {}, heed::causal()), "");
+}
+
+// A NaN that is hidden, of keys or of values, is never seen; one that is not propagates. Values near
+// the largest number have a mean, though sums of weights times their scales have none.
+TEST(MatrixTiles, CodesOfRowsOfAnySize) {
+  rows r = random_rows(1, 1, 150, 64, 40);
+  const auto q = oracle::random_tensor<float, 4>({1, 1, 60, 64}, 7);
+  for (index j = 130; j < 150; ++j) {
+    r.k(0, 0, j, 3) = std::numeric_limits<float>::quiet_NaN();
+    r.v(0, 0, j, 5) = std::numeric_limits<float>::quiet_NaN();
+  }
+  for (index c = 0; c < 40; ++c) r.v(0, 0, 7, c) = 0.5F;  // a constant row
+  EXPECT_EQ(check_codes(q, codes_of(r), {}, heed::causal()), "");
+  for (index i = 0; i < r.v.size(); ++i) r.v.data()[i] *= 5e37F;
+  EXPECT_EQ(check_codes(q, codes_of(r), {}, heed::causal()), "");
+  for (index i = 0; i < r.v.size(); ++i) r.v.data()[i] *= 1e-38F * 1e-30F;
+  EXPECT_EQ(check_codes(q, codes_of(r), {}, heed::causal()), "");
+}
+
+TEST(ParallelMatrixTiles, CodesHaveTheSameBitsForAnyNumberOfThreads) {
+  const heed::int8_cache cache = codes_of(random_rows(2, 2, 300, 64, 64));
+  const auto q = oracle::random_tensor<float, 4>({2, 4, 300, 64}, 7);
+  const auto serial = heed::decode(heed::serial_executor{}, q, cache, {}, heed::causal());
+  for (const int threads : {2, 3}) {
+    heed::thread_pool pool(threads);
+    EXPECT_TRUE(oracle::same_bits(heed::decode(pool, q, cache, {}, heed::causal()), serial));
   }
 }
 

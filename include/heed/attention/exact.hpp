@@ -18,9 +18,10 @@
 // Where q, k and v are all bfloat16 and the target multiplies those in pairs (AVX512-BF16), the
 // weights of many queries are rounded to bfloat16 for the values: up to 2^-8 sum_j w_j |v_j| more,
 // as much as a bfloat16 output rounds; a float output errs by 1e-4 to 1e-3. With q in float, k and
-// v as they are, weights stay float, at half the speed. Key blocks that the masks make empty are
-// skipped, full ones run no mask code. Few queries are split along the keys instead; with
-// `probability(f)` rows run one by one (probabilities.hpp).
+// v as they are, weights stay float, at half the speed. With HEED_TILES defined and a matrix unit,
+// they are rounded where k and v are codes of 8 bits too, whatever q is. Key blocks that the masks
+// make empty are skipped, full ones run no mask code. Few queries are split along the keys instead;
+// with `probability(f)` rows run one by one (probabilities.hpp).
 // The same bits for any number of threads and any batch size. A masked pair contributes nothing
 // whatever k and v hold; an unmasked NaN propagates; a row without a visible key gives 0 and
 // log-sum-exp -inf. A score of -inf has weight 0, as if masked. Cost per head: 4 N M D FLOPs over

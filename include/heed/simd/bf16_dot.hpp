@@ -10,6 +10,7 @@
 // at twice that rate. For targets with AMX bfloat16 is widened, so that it is not slower than float.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <cstring>
 
@@ -60,6 +61,17 @@ HEED_INLINE pairs round_to_pairs(packet<float> even, packet<float> odd) noexcept
 inline constexpr bool has_bfloat16_pairs = false;
 
 #endif
+
+/// The word of two numbers rounded to bfloat16, to nearest even; a NaN stays one. It has no branch, so
+/// that loops of it run in packets.
+HEED_INLINE std::uint32_t round_to_word(float even, float odd) noexcept {
+  const auto rounded = [](float x) HEED_INLINE_LAMBDA {
+    const auto bits = std::bit_cast<std::uint32_t>(x);
+    const bool nan = (bits & 0x7FFFFFFFU) > 0x7F800000U;
+    return nan ? 0x7FC00000U : bits + 0x7FFFU + ((bits >> 16U) & 1U);
+  };
+  return (rounded(even) >> 16U) | (rounded(odd) & 0xFFFF0000U);
+}
 
 /// Words (even[c], odd[c]) of two rows; a null `odd` counts as zeros.
 HEED_INLINE void pair_rows(const Eigen::bfloat16* even, const Eigen::bfloat16* odd,

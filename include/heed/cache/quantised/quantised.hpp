@@ -12,9 +12,11 @@
 // of the group's range. Holds (head dim + value dim) bits / 8 + 8 (groups of a key + of a value) bytes
 // per batch, KV head and token of capacity, allocated at construction; appending allocates nothing.
 // Attention of many queries widens a block of rows once for all the query rows of a task, and then
-// computes in float: the bits of a contiguous cache of the widened rows. Attention of few reads the
-// codes, and has its results to rounding. Every operation either succeeds or changes nothing. Reading
-// from many threads is safe while no one appends.
+// computes in float: the bits of a contiguous cache of the widened rows. With HEED_TILES defined and a
+// matrix unit, codes of 8 bits without groups are multiplied as bytes, and weights are rounded to
+// bfloat16 (kernel/tiled/kv_block_int8.hpp). Attention of few reads the codes, and has its results to
+// rounding. Every operation either succeeds or changes nothing. Reading from many threads is safe
+// while no one appends.
 #pragma once
 
 #include <optional>

@@ -15,6 +15,7 @@
 #include "heed/core/workspace.hpp"
 #include "heed/kernel/tiled/microkernel.hpp"
 #include "heed/kernel/tiled/score_tile.hpp"
+#include "heed/simd/tile_matrix.hpp"
 
 namespace heed::inline HEED_TARGET::kernel {
 
@@ -44,7 +45,10 @@ template <class A>
 struct query_tile {
   using plan = tile_plan<A>;
 
-  A* q = nullptr;     // [head dim][group], as the block of keys wants it
+  /// Numbers of each query beside its channels, which a block of codes multiplied by tiles keeps.
+  static constexpr index more = simd::has_byte_tiles ? 2 : 0;
+
+  A* q = nullptr;     // [head dim + more][group], as the block of keys wants it
   A* out = nullptr;   // [value dim][group]
   A* lost = nullptr;  // [value dim][group], what rounding has taken from `out`
   A* max = nullptr;   // [group]
@@ -54,7 +58,7 @@ struct query_tile {
   A factor = A(1);    // what the weights are multiplied with once their sum is taken
 
   void allocate(arena& c, index head_dim, index value_dim) noexcept {
-    q = c.allocate<A>(head_dim * plan::group);
+    q = c.allocate<A>((head_dim + more) * plan::group);
     out = c.allocate<A>(value_dim * plan::group);
     lost = c.allocate<A>(value_dim * plan::group);
     max = c.allocate<A>(plan::group);

@@ -8,6 +8,7 @@
 #include "heed/core/target.hpp"
 #include "heed/kernel/tiled/kv_block.hpp"
 #include "heed/kernel/tiled/kv_block_bf16.hpp"
+#include "heed/kernel/tiled/kv_block_int8.hpp"
 #include "heed/kernel/tiled/kv_block_tiles.hpp"
 #include "heed/kernel/tiled/query_tile.hpp"
 
@@ -138,7 +139,11 @@ void exact_task(const Program& program, const Source& source, const tile& where,
       attend_groups<Block>(program, source, where, d, q, scale, factor, scratch);
     };
     // The widest unit that the target has and the source's rows fit.
-    if constexpr (matrix_block<A>::template serves<TQ, Source>) {
+    if constexpr (code_block<A>::template serves<TQ, Source>) {
+      if (code_block<A>::fits(source, where, d)) {
+        return with.template operator()<code_block<A>>();
+      }
+    } else if constexpr (matrix_block<A>::template serves<TQ, Source>) {
       if (matrix_block<A>::fits(source, where, d)) {
         return with.template operator()<matrix_block<A>>();
       }
