@@ -3,10 +3,12 @@
 // one.
 #include <bit>
 #include <cstdint>
+#include <cstring>
 #include <heed/attention.hpp>
 #include <heed/cache.hpp>
 #include <heed/parallel.hpp>
 #include <heed/rotary.hpp>
+#include <vector>
 #include <version>
 #if defined(__cpp_lib_mdspan)
 #include <mdspan>
@@ -78,6 +80,51 @@ void rotated() {
   report("rotary embedding", "float", difference(x, want), allowed<float>(4));
 }
 
+/// Every code of a stored scalar: widened in packets as one by one, and what is narrowed comes back.
+template <class T, class Code>
+double wrong_codes() {
+  constexpr heed::index count = heed::index{1} << (8 * sizeof(Code));
+  std::vector<Code> codes(static_cast<std::size_t>(count));
+  for (std::size_t i = 0; i < codes.size(); ++i) codes[i] = static_cast<Code>(i);
+  std::vector<T> stored(codes.size());
+  std::memcpy(static_cast<void*>(stored.data()), codes.data(), codes.size() * sizeof(Code));
+  std::vector<float> wide(codes.size());
+  std::vector<T> back(codes.size());
+  heed::simd::widen_row(stored.data(), wide.data(), count);
+  double wrong = 0;
+  for (std::size_t i = 0; i < codes.size(); ++i) {
+    const auto want = static_cast<float>(stored[i]);
+    if (!(wide[i] == want || (std::isnan(wide[i]) && std::isnan(want)))) ++wrong;
+  }
+  if constexpr (sizeof(T) == 2) {
+    // Numbers between two codes, too.
+    for (std::size_t i = 0; i + 1 < wide.size(); ++i)
+      wide[i] += (wide[i + 1] - wide[i]) / 4 * static_cast<float>(i % 5);
+    heed::simd::narrow_row(wide.data(), back.data(), count);
+    for (std::size_t i = 0; i < codes.size(); ++i) {
+      const auto want = static_cast<float>(static_cast<T>(wide[i]));
+      const auto got = static_cast<float>(back[i]);
+      if (!(got == want || (std::isnan(got) && std::isnan(want)))) ++wrong;
+    }
+  }
+  return wrong;
+}
+
+void converted() {
+  report("codes that convert otherwise", "half", wrong_codes<heed::half, std::uint16_t>(), 0);
+  report("codes that convert otherwise", "bfloat16", wrong_codes<heed::bfloat16, std::uint16_t>(),
+         0);
+  report("codes that convert otherwise", "float8",
+         wrong_codes<heed::float8_e4m3, std::uint8_t>() +
+             wrong_codes<heed::float8_e5m2, std::uint8_t>(),
+         0);
+  report("codes that convert otherwise", "8, 4 bits",
+         wrong_codes<std::uint8_t, std::uint8_t>() +
+             wrong_codes<heed::simd::low_nibble, std::uint8_t>() +
+             wrong_codes<heed::simd::high_nibble, std::uint8_t>(),
+         0);
+}
+
 /// Sums of pairs of bfloat16 rounded to odd, in plain C++ beside double; and, where the processor has it,
 /// Arm's matrix instruction beside the plain form, bit for bit: numbers of any size, and some that are
 /// none.
@@ -133,6 +180,7 @@ void attention_family() {
   cached();
   threaded();
   rotated();
+  converted();
   multiplied();
 #if defined(__cpp_lib_mdspan)
   spanned();
