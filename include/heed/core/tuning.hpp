@@ -27,7 +27,7 @@ struct target {
       static_cast<index>(sizeof(Eigen::internal::packet_traits<float>::type));
   /// Vector registers a kernel may count on. With 32, a kernel keeps 24 packets of sums; with 16,
   /// 12.
-#if defined(EIGEN_VECTORIZE_AVX512) || defined(EIGEN_VECTORIZE_NEON)
+#if defined(EIGEN_VECTORIZE_AVX512) || defined(EIGEN_VECTORIZE_NEON) || defined(EIGEN_VECTORIZE_SVE)
   static constexpr index vector_registers = 32;
 #else
   static constexpr index vector_registers = 16;

@@ -86,6 +86,17 @@ template <class A>
 HEED_INLINE packet<A> broadcast(A x) noexcept {
   return Eigen::internal::pset1<packet<A>>(x);
 }
+/// The number at p in every lane. Of Neon's multiply-adds one operand may be a lane, so that no
+/// instruction copies it; clang would copy it as it loads.
+template <class A>
+HEED_INLINE packet<A> load_broadcast(const A* p) noexcept {
+  A x = *p;
+#if defined(__aarch64__) && defined(EIGEN_VECTORIZE_NEON) && defined(__clang__) && \
+    HEED_HAS_EXTENSIONS
+  asm("" : "+w"(x));
+#endif
+  return broadcast(x);
+}
 template <class A>
 HEED_INLINE packet<A> zero() noexcept {
   return Eigen::internal::pset1<packet<A>>(A(0));

@@ -39,7 +39,7 @@ HEED_INLINE void score_register_tile(const A* q, const A* k, index k_stride, ind
     unroll<Packets>(
         [&](auto p) HEED_INLINE_LAMBDA { query[p] = simd::load_once(q + c * group + p * lanes); });
     unroll<Keys>([&](auto j) HEED_INLINE_LAMBDA {
-      const P key = simd::broadcast(row[j][c]);
+      const P key = simd::load_broadcast(row[j] + c);
       unroll<Packets>([&](auto p) HEED_INLINE_LAMBDA {
         sum[j][p] = simd::fmadd(key, query[p], sum[j][p]);
         simd::order_after(c, sum[j][p]);
@@ -148,7 +148,7 @@ HEED_INLINE void value_register_tile(const A* p, const A* v, index v_stride, ind
           });
           const A* row = v + j * v_stride;
           unroll<Channels>([&](auto c) HEED_INLINE_LAMBDA {
-            const P value = simd::broadcast(row[c]);
+            const P value = simd::load_broadcast(row + c);
             unroll<Packets>([&](auto r) HEED_INLINE_LAMBDA { term(sum[c][r], value, weight[r]); });
           });
         };
