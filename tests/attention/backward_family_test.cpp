@@ -141,10 +141,11 @@ TEST(ForgettingBackward, RefusesWhatDoesNotFitAndTakesNothing) {
 }
 
 TEST(LinformerBackward, AgreesWithDifferences) {
+  // Channels that fill no register, and more than two.
   auto q = oracle::random_tensor<double, 4>({2, 4, 5, 3}, 1);
   auto k = oracle::random_tensor<double, 4>({2, 2, 7, 3}, 2);
-  auto v = oracle::random_tensor<double, 4>({2, 2, 7, 2}, 3);
-  const auto d_out = oracle::random_tensor<double, 4>({2, 4, 5, 2}, 4);
+  auto v = oracle::random_tensor<double, 4>({2, 2, 7, 19}, 3);
+  const auto d_out = oracle::random_tensor<double, 4>({2, 4, 5, 19}, 4);
   const auto check = [&](auto e, auto f) {
     const auto loss = [&] {
       return dot(heed::linformer_attention(q, k, v, e, f, {.scale = 0.8}, heed::softcap(2)), d_out);

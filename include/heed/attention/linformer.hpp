@@ -20,39 +20,78 @@
 #pragma once
 
 #include <algorithm>
+#include <cstddef>
 #include <string>
 #include <type_traits>
 #include <utility>
 
 #include "heed/attention/exact.hpp"
 #include "heed/core/target.hpp"
+#include "heed/kernel/tiled/microkernel.hpp"
+#include "heed/simd/packet.hpp"
 
 namespace heed::inline HEED_TARGET {
 
 namespace detail {
 
-/// to_i = sum_j mix_ij x_j of every batch and head. A task is a head.
+/// A packet of `count` numbers that lie `stride` apart, as doubles; zeros where they are fewer.
+template <class T>
+[[nodiscard]] HEED_INLINE simd::packet<double> widened(const T* x, index stride,
+                                                       index count) noexcept {
+  constexpr index lanes = simd::lanes<double>;
+  double wide[std::size_t{lanes}] = {};
+  if (stride == 1 && count >= lanes) {
+    for (index c = 0; c < lanes; ++c) wide[c] = static_cast<double>(x[c]);
+  } else {
+    for (index c = 0; c < (std::min)(count, lanes); ++c) {
+      wide[c] = static_cast<double>(x[c * stride]);
+    }
+  }
+  return simd::load<double>(wide);
+}
+
+/// to_i = sum_j mix_ij x_j of every batch and head, some rows i and channels at a time in registers. A
+/// task is a head.
 template <class E, class TP, class TX, class T>
 void mix_tokens(E& exec, const view<const TP, 3>& mix, const view<const TX, 4>& x,
                 const view<T, 4>& to) {
+  constexpr index lanes = simd::lanes<double>;
+  constexpr index together = 2 * lanes;
   const index tasks = x.extent(0) * x.extent(1);
   for_each_task(exec, worker_count(exec, tasks), tasks, [&](index, index task) noexcept {
     const index b = task / x.extent(1);
     const index h = task % x.extent(1);
     const index from = mix.extent(0) == 1 ? 0 : h;
-    constexpr index together = 16;  // channels summed at a time
-    for (index i = 0; i < mix.extent(1); ++i) {
-      for (index first = 0; first < x.extent(3); first += together) {
-        const index count = (std::min)(together, x.extent(3) - first);
-        double sum[std::size_t{together}] = {};
-        for (index j = 0; j < x.extent(2); ++j) {
-          const auto weight = static_cast<double>(mix(from, i, j));
-          for (index c = 0; c < count; ++c) {
-            sum[c] += weight * static_cast<double>(x(b, h, j, first + c));
-          }
+    for (index first = 0; x.extent(2) > 0 && first < x.extent(3); first += together) {
+      const index count = x.extent(3) - first;
+      kernel::in_steps<4>(mix.extent(1), [&](auto rows, index i) {
+        simd::packet<double> sum[std::size_t{decltype(rows)::value}][2];
+        simd::unroll<decltype(rows)::value>(
+            [&](auto r) HEED_INLINE_LAMBDA { sum[r][0] = sum[r][1] = simd::zero<double>(); });
+        const TX* row = &x(b, h, 0, first);
+        const TP* weights = &mix(from, i, 0);
+        for (index j = 0; j < x.extent(2); ++j, row += x.stride(2), weights += mix.stride(2)) {
+          const auto low = widened(row, x.stride(3), count);
+          const auto high =
+              count > lanes ? widened(row + lanes * x.stride(3), x.stride(3), count - lanes) : low;
+          simd::unroll<decltype(rows)::value>([&](auto r) HEED_INLINE_LAMBDA {
+            const auto weight = simd::broadcast(static_cast<double>(weights[r * mix.stride(1)]));
+            sum[r][0] = simd::fmadd(weight, low, sum[r][0]);
+            sum[r][1] = simd::fmadd(weight, high, sum[r][1]);
+          });
         }
-        for (index c = 0; c < count; ++c) to(b, h, i, first + c) = static_cast<T>(sum[c]);
-      }
+        simd::unroll<decltype(rows)::value>([&](auto r) HEED_INLINE_LAMBDA {
+          double all[std::size_t{together}];
+          simd::store(all, sum[r][0]);
+          simd::store(all + lanes, sum[r][1]);
+          for (index c = 0; c < (std::min)(count, together); ++c) {
+            to(b, h, i + r, first + c) = static_cast<T>(all[c]);
+          }
+        });
+      });
+    }
+    for (index i = 0; x.extent(2) == 0 && i < mix.extent(1); ++i) {
+      for (index c = 0; c < x.extent(3); ++c) to(b, h, i, c) = T(0);
     }
   });
 }

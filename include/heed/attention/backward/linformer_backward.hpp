@@ -10,17 +10,19 @@
 //                                           d_out, options);
 //
 // Axes, options and modifiers as in linformer.hpp, those of the forward call; the gradient of a
-// projection that all heads share is the sum over batch and heads. The mixtures and the forward pass
-// over them are computed anew. No output and no log-sum-exp are taken: they would save that pass
-// alone, 4 N r D of the FLOPs and 2 to 4 % of the time (measured; 512 and 2,048 tokens, r = 64 and
-// 256, D = 64), for the sums of the projections are the most of it. Sums over tokens, channels and
-// heads are double, rounded once. A NaN in k or v reaches every gradient of its head; a row without a
-// visible mixture has gradient 0. Memory: the mixtures, their gradients and an output. FLOPs a head:
-// 6 r M (D + Dv) and 14 N r D. The same bits for any number of threads. Throws shape_error,
-// option_error, std::bad_alloc, before anything is written.
+// projection that all heads share is the sum over batch and heads. The mixtures and the forward
+// pass over them are computed anew. No output and no log-sum-exp are taken: they would save that
+// pass alone, 4 N r D of the FLOPs and 5 to 8 % of the time (measured; 512 and 2,048 tokens, r =
+// 64 and 256, D = 64), for the sums of the projections are the most of it. Sums over tokens,
+// channels and heads are double, rounded once. A NaN in k or v reaches every gradient of its head;
+// a row without a visible mixture has gradient 0. Memory: the mixtures, their gradients and an
+// output. FLOPs a head: 6 r M (D + Dv) and 14 N r D. The same bits for any number of threads.
+// Throws shape_error, option_error, std::bad_alloc, before anything is written.
 // Wang et al. 2020, arXiv 2006.04768, eq. 7; reverse accumulation.
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
 #include <string>
 #include <utility>
 
@@ -51,27 +53,43 @@ template <writable_tensor Q, writable_tensor K, writable_tensor V, writable_tens
 
 namespace detail {
 
-/// to = d x', over channels, batch and the heads that share a projection. A task is a row of one.
+/// to = d x', over channels, batch and the heads that share a projection. A task is some rows of one.
 template <class A, class E, class TX, class TP>
 void projection_gradient(E& exec, const tensor<A, 4>& d, const view<const TX, 4>& x,
                          const view<TP, 3>& to, bool shared) {
-  const index rows = to.extent(1);
-  const index tasks = to.extent(0) * rows;
+  constexpr index together = 4;
+  constexpr index lanes = simd::lanes<double>;
+  const index groups = ceil_div(to.extent(1), together);
+  const index tasks = to.extent(0) * groups;
   for_each_task(exec, worker_count(exec, tasks), tasks, [&](index, index task) noexcept {
-    const index p = task / rows;
-    const index r = task % rows;
+    const index p = task / groups;
+    const index first = task % groups * together;
     const index end = shared ? x.extent(1) : p + 1;
-    for (index j = 0; j < to.extent(2); ++j) {
-      double sum = 0;
-      for (index b = 0; b < x.extent(0); ++b) {
-        for (index h = p; h < end; ++h) {
-          for (index c = 0; c < x.extent(3); ++c) {
-            sum += static_cast<double>(d(b, h, r, c)) * static_cast<double>(x(b, h, j, c));
+    kernel::in_steps<together>(
+        (std::min)(together, to.extent(1) - first), [&](auto rows, index at) {
+          const index i = first + at;
+          for (index j = 0; j < to.extent(2); ++j) {
+            simd::packet<double> sum[std::size_t{decltype(rows)::value}];
+            const auto each = [&](auto&& f)
+                                  HEED_INLINE_LAMBDA { simd::unroll<decltype(rows)::value>(f); };
+            each([&](auto r) HEED_INLINE_LAMBDA { sum[r] = simd::zero<double>(); });
+            for (index b = 0; x.extent(3) > 0 && b < x.extent(0); ++b) {
+              for (index h = p; h < end; ++h) {
+                const TX* const row = &x(b, h, j, 0);
+                const A* const of = &d(b, h, i, 0);
+                for (index c = 0; c < x.extent(3); c += lanes) {
+                  const index count = x.extent(3) - c;
+                  const auto key = widened(row + c * x.stride(3), x.stride(3), count);
+                  each([&](auto r) HEED_INLINE_LAMBDA {
+                    sum[r] = simd::fmadd(key, widened(of + r * x.extent(3) + c, 1, count), sum[r]);
+                  });
+                }
+              }
+            }
+            each([&](auto r)
+                     HEED_INLINE_LAMBDA { to(p, i + r, j) = static_cast<TP>(simd::sum(sum[r])); });
           }
-        }
-      }
-      to(p, r, j) = static_cast<TP>(sum);
-    }
+        });
   });
 }
 
