@@ -44,6 +44,17 @@ void check_extents_if_given(const char* name, const view<T, R>& x,
   if (has_data(x)) check_extents(name, x, expected);
 }
 
+/// Throws where the gradient of something absent is wanted, or has other extents than it.
+template <class T, class D, int R>
+void check_gradient_of(const char* d_name, const view<D, R>& d, const char* name,
+                       const view<const T, R>& of) {
+  if (!has_data(d)) return;
+  if (!has_data(of) && d.size() != 0) {
+    fail<option_error>(std::string(d_name) + " is wanted, but there is no " + name);
+  }
+  check_extents(d_name, d, of.extents());
+}
+
 /// e^g h, and 0 where the decay is 0, whatever h is.
 template <class A>
 [[nodiscard]] A decayed(A e, A h) noexcept {

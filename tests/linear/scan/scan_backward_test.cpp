@@ -640,6 +640,18 @@ TEST(ScanBackward, EmptyAndRefused) {
   EXPECT_THROW(x.run(), heed::shape_error);
   s6_problem<double> y(sizes{1, 4, 5}, {3, 2});
   EXPECT_THROW(y.run(), heed::shape_error);
+  // The gradient of a gate that is not there.
+  const heed::tensor<float, 3> plain({1, 4, 5}), weights({1, 4, 2});
+  const heed::tensor<float, 2> rates({5, 2});
+  const heed::view<const float, 4> of_group(weights.data(), {1, 4, 1, 2});
+  heed::tensor<float, 3> d_gate({1, 4, 5});
+  heed::selective_scan_gradients<float> to;
+  to.gate = as_view(d_gate);
+  EXPECT_THROW(heed::selective_scan_backward(
+                   heed::selective_scan_backward_inputs<float>{as_view(plain), as_view(plain),
+                                                               as_view(rates), of_group, of_group},
+                   to),
+               heed::option_error);
 }
 
 }  // namespace

@@ -17,8 +17,13 @@
 // Tensors [batch, heads, tokens, channels], float or double, any strides; dk and dv are sums over the
 // heads of a group. From an empty state, options as in the forward call, of which the form, chunks and
 // scratch are not read. Errors of a few eps of the sums' terms; Performer's exponentials as in
-// performer.hpp. The same bits for any number of threads. Throws shape_error, option_error,
-// std::bad_alloc, before anything is written. naive_linear_attention_backward is the oracle.
+// performer.hpp. A NaN may reach every gradient of its head; without keys dq is 0.
+//
+// Cost, F features a head: a forward pass where normalised, and matrix_state_backward of states
+// [F, Dv + 1], or three forward passes where not causal; each map twice, Performer's being 2 F D FLOPs
+// a row. Memory: N (4 F + 3 Dv) numbers a head. The same bits for any number of threads. Throws
+// shape_error, option_error, std::bad_alloc, before anything is written.
+// naive_linear_attention_backward is the oracle.
 // Sources: those of linear_attention.hpp, cosformer.hpp, performer.hpp; reverse accumulation.
 #pragma once
 

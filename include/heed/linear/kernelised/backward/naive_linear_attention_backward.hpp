@@ -11,10 +11,10 @@
 //
 // The same gradients in time linear in tokens: linear_attention_backward.hpp, whose oracle this is.
 //
-// q, dq [batch, heads, N, D]; d_out [batch, heads, N, Dv]; k, v and their gradients
-// [batch, kv heads, M, D or Dv], sums over the heads of a group. Accumulates in A. Cost a head:
-// N M (8 D + 6 Dv) FLOPs; (2 N + 3 M) D numbers of scratch. Serial. Throws shape_error,
-// std::bad_alloc, the former before anything is written.
+// q, dq [batch, heads, N, D]; d_out [batch, heads, N, Dv]; k, v and their gradients [batch, kv
+// heads, M, D or Dv], sums over the heads of a group. Accumulates in A. A NaN propagates as the
+// sums have it; without keys dq is 0. Cost a head: N M (8 D + 6 Dv) FLOPs; (2 N + 3 M) D numbers
+// of scratch. Serial. Throws shape_error, std::bad_alloc, the former before anything is written.
 // Katharopoulos et al. 2020, arXiv 2006.16236, section 3.3.1; reverse accumulation.
 #pragma once
 

@@ -92,17 +92,6 @@ struct dplr_gradients {
 
 namespace detail {
 
-/// Throws where the gradient of something absent is wanted, or has other extents than it.
-template <class T, class D, int R>
-void check_gradient_of(const char* d_name, const view<D, R>& d, const char* name,
-                       const view<const T, R>& of) {
-  if (!has_data(d)) return;
-  if (!has_data(of) && d.size() != 0) {
-    fail<option_error>(std::string(d_name) + " is wanted, but there is no " + name);
-  }
-  check_extents(d_name, d, of.extents());
-}
-
 /// Throws unless q's heads are a multiple of k's, and everything else of q is as k has it.
 template <class T>
 void check_query_heads(const view<const T, 4>& q, const view<const T, 4>& k) {

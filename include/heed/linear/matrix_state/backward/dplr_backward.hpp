@@ -7,20 +7,22 @@
 //
 // Serves rwkv6, rwkv7, low_rank_attention and diagonal_low_rank_attention. Formulas:
 // low_rank_gradient.hpp; axes: arguments.hpp. q has a multiple of k's heads, whose gradients are
-// summed; ragged batches by options.sequence_bounds. Scalars float, double, half, bfloat16 of what has
-// tokens; bonus, states and their gradients are of the accumulator type. Gradients are rounded once, and
-// overlap no input. naive_dplr_backward takes the same arguments in float or double and is the oracle:
-// they agree up to rounding. Gates are at most 0; of 0, -60 and -inf everything stays finite, and a gate
-// of -inf has gradient 0. A NaN may reach all gradients of the tokens of its chunk and before it. A
-// sequence without tokens passes the final state's gradient on.
+// summed; ragged batches by options.sequence_bounds. Scalars float, double, half, bfloat16 of what
+// has tokens; bonus, states and their gradients are of the accumulator type. Gradients are rounded
+// once, and overlap no input. naive_dplr_backward takes the same arguments in float or double and
+// is the oracle: they agree up to rounding. Gates are at most 0; of 0, -60 and -inf everything
+// stays finite, and a gate of -inf has gradient 0. A NaN of d_out may reach all gradients of the
+// tokens of its chunk and before it, one of an input all of its sequence and head. A sequence
+// without tokens passes the final state's gradient on.
 //
-// States are kept every `chunk` tokens (those between, every 16, or 64 without gates, computed again),
-// of each token what it read and its pairs: (tokens / chunk + chunk / 16) Dk Dv + tokens (Dv + 32, or
-// 128) numbers a worker, beside some 20 x 64 (Dk + Dv). FLOPs a head and token, C tokens a chunk:
-// 22 Dk Dv + (C + 1) (12 Dk + 10 Dv); RWKV-6 10 Dk Dv + 2.5 (C + 1) (Dk + Dv); what is computed again
-// once in them. Accumulates in the accumulator type; the bonus' gradient is summed over tokens, then over
-// the batch. Parallel over sequences x state heads; the same bits for any number of threads and any
-// batch. Throws shape_error, option_error, std::bad_alloc, before anything is written.
+// States are kept every `chunk` tokens (those between, every 16, or 64 without gates, computed
+// again), of each token what it read and its pairs: (tokens / chunk + chunk / 16) Dk Dv + tokens
+// (Dv + 32, or 128) numbers a worker, beside some 20 x 64 (Dk + Dv). FLOPs a head and token, C
+// tokens a chunk: 22 Dk Dv + (C + 1) (12 Dk + 10 Dv); RWKV-6 10 Dk Dv + 2.5 (C + 1) (Dk + Dv);
+// what is computed again once in them. Accumulates in the accumulator type; the bonus' gradient is
+// summed over tokens, then over the batch. Parallel over sequences x state heads; the same bits
+// for any number of threads and any batch. Throws shape_error, option_error, std::bad_alloc,
+// before anything is written.
 // Sources of the forward forms: Peng et al. 2024, arXiv 2404.05892, eq. 18 and 19; Peng et al.
 // 2025, arXiv 2503.14456, eq. 17.
 #pragma once

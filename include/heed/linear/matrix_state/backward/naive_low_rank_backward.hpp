@@ -16,11 +16,11 @@
 // RWKV-6 has a bonus and no a, b; RWKV-7 and diagonal_low_rank_attention a and b and no bonus;
 // low_rank_attention no g. RWKV's scale is 1.
 //
-// Axes: arguments.hpp; of several query heads that read a state, the sums over them; the gradient of u
-// is a sum over batch and tokens. In float or double, accumulated in that. A decay of 0 (a gate of -inf)
-// has gradient 0. Keeps a state every `chunk` tokens and computes those between again:
-// (tokens / chunk + chunk) Dk Dv numbers. Cost about 22 tokens Dk Dv FLOPs a head. Serial. Throws
-// shape_error, option_error, std::bad_alloc, before anything is written.
+// Axes: arguments.hpp; of several query heads that read a state, the sums over them; the gradient
+// of u is a sum over batch and tokens. In float or double, accumulated in that. A decay of 0 (a
+// gate of -inf) has gradient 0. Keeps a state every `chunk` tokens and computes those between
+// again: (tokens / chunk + chunk) Dk Dv numbers. Cost about 22 tokens Dk Dv FLOPs a head. Serial.
+// Throws shape_error, option_error, std::bad_alloc, before anything is written.
 // Sources of the forward forms: Peng et al. 2024, arXiv 2404.05892, eq. 18 and 19; Peng et al.
 // 2025, arXiv 2503.14456, eq. 17; reverse accumulation.
 #pragma once

@@ -13,7 +13,8 @@
 // unnormalised linear attention, scalar-gated, gated, retention (g that does not change), delta,
 // gated delta and per-channel gated delta; SSD with v = x dt and g = A dt.
 //
-// Axes: arguments.hpp. Accumulates in A. Gates of -inf have gradient 0. Keeps a state every `chunk`
+// Axes: arguments.hpp. In float or double, accumulated in that. Gates of -inf have gradient 0; a NaN
+// propagates as the sums have it. Keeps a state every `chunk`
 // tokens and computes those between again: (tokens / chunk + chunk) Dk Dv numbers. Cost about 14
 // tokens Dk Dv FLOPs a head, 20 by the delta rule. Serial: the oracle of matrix_state_backward.
 // Throws shape_error, option_error, std::bad_alloc, before anything is written.

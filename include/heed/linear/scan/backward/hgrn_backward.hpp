@@ -10,7 +10,8 @@
 // x, g and their gradients, d_out: [batch, tokens, channels], any strides; states [sequences,
 // channels], in the accumulator type. Scalars float, double, half, bfloat16; sums in the
 // accumulator type, gradients rounded once. No gradient overlaps an input. A gate of -inf has
-// gradient 0; gates of 0 and of -60 are finite, and gates above 0 are computed too.
+// gradient 0; gates of 0 and of -60 are finite, and gates above 0 are computed too. A NaN stays in its
+// channel; a sequence without tokens passes the final state's gradient on.
 //
 // A gradient is off by at most eps times sum_t (6 + |G_t|) (t - j + 1) |d_out_t| exp(G_t), G_t the sum
 // of the gates between, times |h| for a gate. naive_hgrn_backward takes the same arguments and is

@@ -6,9 +6,10 @@
 //
 // x, g and their gradients, d_out: [batch, tokens, channels]; states [batch, channels].
 //
-// In float or double. A decay of 0 (a gate of -inf) has gradient 0. Keeps a state every `chunk`
-// tokens and computes those between again: (tokens / chunk + chunk) numbers a channel.
-// Serial. Throws shape_error, option_error, std::bad_alloc, before anything is written.
+// In float or double. A decay of 0 (a gate of -inf) has gradient 0; a NaN stays in its channel.
+// Cost 7 FLOPs and 3 exp a token and channel. Keeps a state every `chunk` tokens and computes
+// those between again: (tokens / chunk + chunk) numbers a channel. Serial. Throws shape_error,
+// option_error, std::bad_alloc, before anything is written.
 // Source of the forward form: Qin, Yang, Zhong 2023, arXiv 2311.04823; reverse accumulation.
 #pragma once
 

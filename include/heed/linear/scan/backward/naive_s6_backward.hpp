@@ -11,9 +11,11 @@
 // Axes as selective_scan has them; b and c are [batch, tokens, groups, N]. Their gradients are sums
 // over the channels of a group, those of A, D and dt_bias sums over batch and tokens.
 //
-// In float or double. A decay of 0 (dt' A of -inf) has gradient 0. Keeps a state every `chunk`
-// tokens and computes those between again: (tokens / chunk + chunk) states of N numbers a channel.
-// Serial. Throws shape_error, option_error, std::bad_alloc, before anything is written.
+// In float or double. A decay of 0 (dt' A of -inf) has gradient 0; a NaN propagates as the sums
+// have it. A gate's gradient is wanted only where there is a gate. Cost some 25 FLOPs a token,
+// channel and state. Keeps a state every `chunk` tokens and computes those between again: (tokens
+// / chunk + chunk) states of N numbers a channel. Serial. Throws shape_error, option_error,
+// std::bad_alloc, before anything is written.
 // Source of the forward form: Gu, Dao 2023, arXiv 2312.00752; reverse accumulation.
 #pragma once
 
@@ -95,7 +97,7 @@ void check_selective_scan_backward(const selective_scan_backward_inputs<T>& in,
   check_extents_if_given("db", to.b, weights);
   check_extents_if_given("dc", to.c, weights);
   check_extents_if_given("d_skip", to.skip, channels);
-  check_extents_if_given("d_gate", to.gate, e);
+  check_gradient_of("d_gate", to.gate, "gate", in.gate);
   check_extents_if_given("d_dt_bias", to.dt_bias, channels);
   check_extents_if_given("d_initial_state", to.initial_state, state);
 }

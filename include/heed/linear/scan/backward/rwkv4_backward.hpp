@@ -16,7 +16,8 @@
 // Axes: naive_rwkv4_backward, which is the oracle and takes the same arguments; any strides; scalars
 // float, double, half, bfloat16. States as there. Sums in the accumulator type, gradients
 // rounded once; those of decay and bonus are summed chunk by chunk, then over sequences, in the
-// accumulator type. No gradient overlaps an input. A key of -inf has no weight and gradient 0.
+// accumulator type. No gradient overlaps an input. A key of -inf has no weight and gradient 0. A NaN
+// stays in its channel; a sequence without tokens passes the final state's gradient on.
 //
 // Cost a token and channel: 3 exp and 29 FLOPs, and the forward pass (4 exp, a division, 14 FLOPs)
 // once more. States are kept every `chunk` tokens: scratch a worker 3 tokens / chunk + 7 chunk numbers

@@ -5,20 +5,23 @@
 //   in.d_out = d_out;
 //   heed::selective_scan_backward([executor,] in, {dx, d_dt, da, db, dc}, [options]);
 //
-// Formulas and axes: naive_selective_scan_backward, which is the oracle and takes the same arguments;
-// b and c are [batch, tokens, groups, N]. Any strides. Scalars float, double, half, bfloat16 of what has
-// tokens; a, skip, dt_bias, states and their gradients are of the accumulator type. Gradients are
-// rounded once, and overlap no input. A decay of 0 (dt' a of -inf) has gradient 0. A NaN may reach all
-// gradients of the tokens of its chunk and before it, in all channels of its group.
+// Formulas and axes: naive_selective_scan_backward, which is the oracle and takes the same
+// arguments; b and c are [batch, tokens, groups, N]. Any strides. Scalars float, double, half,
+// bfloat16 of what has tokens; a, skip, dt_bias, states and their gradients are of the accumulator
+// type. Gradients are rounded once, and overlap no input. A decay of 0 (dt' a of -inf) has
+// gradient 0. A NaN of d_out may reach all gradients of the tokens of its chunk and before it, one
+// of an input all of its sequence, in all channels of its group. A sequence without tokens passes
+// the final state's gradient on. A gate's gradient is wanted only where there is a gate.
 //
 // Sums over tokens go chunk by chunk, then over sequences; those of b and c over the channels of a
 // block (16 packets), then over the blocks: all in the accumulator type.
 //
 // Cost a token, channel and state: 16 FLOPs, and the state once more (4 and an exp). States are
-// kept every `chunk` tokens: scratch a worker N (tokens / chunk + 5) + 10 chunk numbers for each of
-// 16 packets of channels; of all workers 2 N numbers for each token and block of channels, and
-// N + 2 a channel of every sequence. Parallel over sequences x blocks of channels; the same bits for
-// any number of threads. Throws shape_error, option_error, std::bad_alloc, before anything is written.
+// kept every `chunk` tokens: scratch a worker N (tokens / chunk + 5) + 10 chunk numbers for each
+// of 16 packets of channels; of all workers 2 N numbers for each token and block of channels, and
+// N + 2 a channel of every sequence. Parallel over sequences x blocks of channels; the same bits
+// for any number of threads. Throws shape_error, option_error, std::bad_alloc, before anything is
+// written.
 // Source of the forward form: Gu, Dao 2023, arXiv 2312.00752; reverse accumulation.
 #pragma once
 
