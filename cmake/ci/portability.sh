@@ -75,7 +75,8 @@ run() {
       "$out"
       ;;
     sanitizers)
-      smoke clang++ $native -fsanitize=address,undefined -fno-sanitize-recover=all
+      # shellcheck disable=SC2086 # one word an option
+      smoke clang++ $native $sanitizers
       "$out"
       ;;
     g++-11)

@@ -14,6 +14,14 @@ compile() {
   if command -v ccache >/dev/null; then ccache "$@"; else "$@"; fi
 }
 
+# Address and undefined-behaviour sanitizers of clang that compile in a third of the time: calls of the
+# checks in place of their text, and of undefined behaviour not what two thirds of the time go to,
+# which is what the address sanitizer sees at the access, and alignment, which the one place that makes
+# pointers of other types asserts.
+sanitizers="-fsanitize=address,undefined -fno-sanitize-recover=all \
+-fno-sanitize=alignment,null,object-size,pointer-overflow,function,vptr \
+-mllvm -asan-instrumentation-with-call-threshold=0 -Wno-unused-command-line-argument"
+
 # The system's Eigen.
 eigen_headers() {
   for folder in /usr/include/eigen3 /usr/local/include/eigen3 /opt/homebrew/include/eigen3; do
