@@ -15,10 +15,10 @@ work=$(cd "$work" && pwd)
 . cmake/ci/smoke.sh
 
 # smoke COMPILER OPTION...: the program $out, as many files at a time as there are processors, the
-# longest first.
+# longest first. Where it matters what a compiler takes, not what it makes of it, without optimisation.
 smoke() {
   printf '%s\n' smoke_attention smoke_linear smoke_sparse smoke |
-    EIGEN=${EIGEN:-} STANDARD=${STANDARD:-} xargs -P "$(nproc)" -I FILE sh -c '
+    EIGEN=${EIGEN:-} STANDARD=${STANDARD:-} OPTIMISATION=${OPTIMISATION:-} xargs -P "$(nproc)" -I FILE sh -c '
       . cmake/ci/smoke.sh
       out=$1
       shift
@@ -51,7 +51,7 @@ run() {
   case $1 in
     eigen-5)
       folder=$(eigen_5)
-      EIGEN=$folder smoke g++ $native
+      EIGEN=$folder OPTIMISATION=-O0 smoke g++ $native
       "$out"
       # And through CMake: heed built beside it, installed, found again.
       cmake -S "$folder" -B "$out.eigen" -G Ninja -D BUILD_TESTING=OFF -D EIGEN_BUILD_TESTING=OFF \
@@ -81,18 +81,18 @@ run() {
       ;;
     g++-11)
       sh cmake/get-deps.sh g++-11
-      smoke g++-11 $native
+      OPTIMISATION=-O0 smoke g++-11 $native
       "$out"
       ;;
     clang-libc++)
       # The one standard library here that has std::mdspan.
       sh cmake/get-deps.sh clang-19 libc++-19-dev libc++abi-19-dev
-      STANDARD=c++23 smoke clang++-19 $native -stdlib=libc++
+      STANDARD=c++23 OPTIMISATION=-O0 smoke clang++-19 $native -stdlib=libc++
       "$out" | tee "$out.txt"
       grep -q '^std::mdspan' "$out.txt"
       ;;
     no-exceptions)
-      smoke g++ $native -fno-exceptions -fno-rtti
+      OPTIMISATION=-O0 smoke g++ $native -fno-exceptions -fno-rtti
       "$out"
       ;;
     no-packets)
@@ -103,7 +103,7 @@ run() {
       ;;
     no-extensions)
       # The way of compilers that lack g++'s vectors and attributes, by one that has them.
-      smoke g++ $native -D HEED_NO_EXTENSIONS
+      OPTIMISATION=-O0 smoke g++ $native -D HEED_NO_EXTENSIONS
       "$out"
       ;;
     bits-32)
