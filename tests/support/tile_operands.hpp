@@ -10,8 +10,7 @@
 #include <random>
 #include <vector>
 
-#include "heed/core/types.hpp"
-#include "heed/simd/tile_matrix.hpp"
+#include "heed/attention.hpp"  // a front header, for the single header has no other: its kernels use tiles
 
 namespace oracle {
 
