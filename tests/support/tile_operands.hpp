@@ -10,7 +10,7 @@
 #include <random>
 #include <vector>
 
-#include "heed/attention.hpp"  // a front header, for the single header has no other: its kernels use tiles
+#include "heed/attention.hpp"  // its kernels use tiles, and the single header has no tile_matrix.hpp
 
 namespace oracle {
 
